@@ -1,0 +1,188 @@
+"""The token broker: one live token for each audience, asked for once, refreshed ahead."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import itertools
+import random
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+
+from beam_entra.clock import Clock
+from beam_entra.errors import BeamEntraError, IdentityUnavailable
+from beam_entra.identity.sources import CredentialSource
+from beam_entra.identity.token import AccessToken
+
+__all__ = ["RetryPolicy", "TokenBroker"]
+
+_REFRESH_SHARE = 0.2
+_JITTER_SHARE = 0.05
+_UNUSABLE_SHARE = 0.05
+_UNUSABLE_AT_MOST = timedelta(seconds=30)
+_REST_AFTER_FAILURE = timedelta(seconds=30)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RetryPolicy:
+    """How often to ask a token endpoint that does not answer.
+
+    Attributes:
+        attempts: Requests in one flight, at most.
+        first_delay_s: Pause after the first failure; doubles each time, with full jitter.
+        longest_delay_s: Cap of such a pause. A pause that the service asks for with Retry-After is kept to the second.
+        patience_s: All pauses of one flight together. A longer Retry-After ends the flight at once.
+    """
+
+    attempts: int = 5
+    first_delay_s: float = 0.5
+    longest_delay_s: float = 15.0
+    patience_s: float = 120.0
+
+
+@dataclass(slots=True)
+class _Slot:
+    """One audience: its token, and the one flight that may be under way."""
+
+    changed: threading.Condition = field(default_factory=threading.Condition)
+    token: AccessToken | None = None
+    refresh_at: datetime | None = None
+    flying: bool = False
+    flights: int = 0
+    failure: BeamEntraError | None = None
+    not_before: datetime | None = None
+
+
+class TokenBroker:
+    """Gives out live tokens. Thread-safe; at most one request for an audience is under way at any time.
+
+    A token is refreshed ahead of its end: at `refresh_on` if Entra gave one, else when a fifth of its life is left, with
+    jitter so that a fleet of workers does not ask at once. The refresh runs in the background while callers go on with
+    the token that is still good; only when none is left do callers wait, all for the same request.
+
+    Args:
+        source: Where tokens come from.
+        clock: For every decision about time.
+        acquired: Told of each token before anybody gets it, with the number of attempts it took: the audit.
+        pause: Waits for so many seconds between attempts; returns True when the broker was closed meanwhile.
+        policy: How often to ask.
+    """
+
+    def __init__(
+        self,
+        source: CredentialSource,
+        *,
+        clock: Clock,
+        acquired: Callable[[AccessToken, int], None] = lambda token, attempts: None,
+        pause: Callable[[float], bool] | None = None,
+        policy: RetryPolicy = RetryPolicy(),
+    ) -> None:
+        self._source = source
+        self._clock = clock
+        self._acquired = acquired
+        self._closed = threading.Event()
+        self._pause = pause or self._closed.wait
+        self._policy = policy
+        self._slots: dict[str, _Slot] = {}
+        self._slots_lock = threading.Lock()
+
+    def get(self, audience: str) -> AccessToken:
+        """A token for `audience` that is good now.
+
+        Raises:
+            IdentityRejected: Entra says no.
+            IdentityUnavailable: No answer, after all attempts, and no token is left.
+        """
+        slot = self._slot(audience)
+        with slot.changed:
+            while True:
+                now = self._clock()
+                token = slot.token
+                if token is not None and now < _usable_until(token):
+                    if self._due(slot, now):
+                        slot.flying = True
+                        refresh = threading.Thread(target=self._refresh, args=(audience, slot), daemon=True)
+                        refresh.name = "beam-entra-token-refresh"
+                        refresh.start()
+                    return token
+                if not slot.flying:
+                    slot.flying = True
+                    break
+                flight = slot.flights
+                slot.changed.wait_for(lambda: slot.flights != flight)  # noqa: B023 - waits right here
+                if slot.failure is not None:
+                    raise slot.failure
+        return self._fly(audience, slot)
+
+    def close(self) -> None:
+        """Forget every token and end pauses. Requests under way end by themselves; their tokens are dropped."""
+        self._closed.set()
+        with self._slots_lock:
+            self._slots.clear()
+
+    def _slot(self, audience: str) -> _Slot:
+        with self._slots_lock:
+            if self._closed.is_set():
+                raise IdentityUnavailable("the session is closed: its tokens are gone")
+            return self._slots.setdefault(audience, _Slot())
+
+    def _due(self, slot: _Slot, now: datetime) -> bool:
+        rested = slot.not_before is None or now >= slot.not_before
+        return not slot.flying and rested and slot.refresh_at is not None and now >= slot.refresh_at
+
+    def _refresh(self, audience: str, slot: _Slot) -> None:
+        """The background flight. Its failure is kept for those who will be left without a token."""
+        with contextlib.suppress(BeamEntraError):
+            self._fly(audience, slot)
+
+    def _fly(self, audience: str, slot: _Slot) -> AccessToken:
+        """Acquire, publish, wake the waiters."""
+        token: AccessToken | None = None
+        failure: BeamEntraError | None = None
+        try:
+            fresh, attempts = self._acquire(audience)
+            self._acquired(fresh, attempts)
+            token = fresh
+            return fresh
+        except BeamEntraError as error:
+            failure = error
+            raise
+        finally:
+            with slot.changed:
+                slot.flying = False
+                slot.flights += 1
+                slot.failure = failure
+                if token is None:
+                    slot.not_before = self._clock() + _REST_AFTER_FAILURE
+                else:
+                    slot.token, slot.refresh_at, slot.not_before = token, _refresh_at(token), None
+                slot.changed.notify_all()
+
+    def _acquire(self, audience: str) -> tuple[AccessToken, int]:
+        policy, waited_s = self._policy, 0.0
+        for attempt in itertools.count(1):
+            try:
+                return self._source.acquire(audience), attempt
+            except IdentityUnavailable as error:
+                failure = IdentityUnavailable(error.message, dataclasses.replace(error.diagnosis, attempts=attempt))
+            backoff_s = min(policy.first_delay_s * 2 ** (attempt - 1), policy.longest_delay_s)
+            asked_s = failure.diagnosis.retry_after_s
+            wait_s = random.uniform(0, backoff_s) + (asked_s or 0)  # noqa: S311 - jitter, not a secret
+            waited_s += wait_s
+            if attempt == policy.attempts or waited_s > policy.patience_s or self._pause(wait_s):
+                raise failure
+        raise AssertionError("unreachable")
+
+
+def _usable_until(token: AccessToken) -> datetime:
+    """A little before its end, so that it does not end on the way."""
+    life = token.expires - token.acquired
+    return token.expires - min(life * _UNUSABLE_SHARE, _UNUSABLE_AT_MOST)
+
+
+def _refresh_at(token: AccessToken) -> datetime:
+    life = token.expires - token.acquired
+    planned = token.refresh_on or token.expires - life * _REFRESH_SHARE
+    return planned - life * random.uniform(0, _JITTER_SHARE)  # noqa: S311 - jitter, not a secret

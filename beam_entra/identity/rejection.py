@@ -1,0 +1,116 @@
+"""What Entra's errors mean and how to mend them.
+
+See: https://learn.microsoft.com/entra/identity-platform/reference-error-codes
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from azure.core.exceptions import ClientAuthenticationError, ServiceRequestError, ServiceResponseError
+from azure.core.pipeline import PipelineResponse
+from azure.identity import CredentialUnavailableError
+
+from beam_entra.errors import Diagnosis, IdentityError, IdentityRejected, IdentityUnavailable
+
+__all__ = ["LastAnswer", "translate"]
+
+_FIXES = {
+    90002: "check [identity] tenant: this tenant does not exist at this authority",
+    700016: "check [identity] client and tenant: the application is not in this tenant",
+    7000112: "an administrator has disabled the application; ask them, or use another client",
+    7000215: "check the client secret that [identity] refers to: use the secret's value, not its id",
+    7000222: "the client secret has expired: make a new one and update what [identity] refers to",
+    700213: "compare the application's federated credential with the assertion: issuer, subject and audience must be "
+    "equal to the letter",
+    70021: "add a federated credential to the application for this assertion's issuer, subject and audience",
+    700211: "add a federated credential to the application for this assertion's issuer",
+    700212: "the assertion's audience must be the one of the federated credential: api://AzureADTokenExchange",
+    700024: "the assertion is outside its time of validity: see that whatever writes the assertion file renews it, and "
+    "that the worker's clock is right",
+    700027: "the assertion's signature does not verify: see that its issuer publishes the key that signs it",
+    50027: "the assertion is no valid JSON Web Token: see what writes the assertion file",
+    500011: "the resource does not exist in this tenant: check [grants] token",
+    53003: "a Conditional Access policy blocks this sign-in: ask the tenant's administrator",
+}
+
+_CODE = re.compile(r"AADSTS(\d+)")
+_TRACE = re.compile(r"Trace ID: ([0-9a-fA-F-]{36})")
+_CLIENT_ERROR, _TOO_MANY_REQUESTS, _SERVER_ERROR = 400, 429, 500
+
+
+class LastAnswer:
+    """The last HTTP answer of one attempt. azure-identity and MSAL word errors differently and drop the status.
+
+    Give its `hear` to a credential as `raw_response_hook`.
+    """
+
+    def __init__(self) -> None:
+        self.status: int | None = None
+        self.headers: Mapping[str, str] = {}
+        self.error_text = ""
+
+    def hear(self, response: PipelineResponse[Any, Any]) -> None:
+        """Note the answer; of the body only an error's, which holds no secret."""
+        self.status = response.http_response.status_code
+        self.headers = response.http_response.headers
+        self.error_text = ""
+        if self.status is not None and self.status >= _CLIENT_ERROR:
+            try:
+                self.error_text = str(json.loads(response.http_response.text()).get("error_description", ""))
+            except (ValueError, AttributeError):
+                self.error_text = ""
+
+
+def translate(error: Exception, answer: LastAnswer, *, tried: str, identity: str) -> IdentityError:
+    """Say in our words why no token came, with Entra's code, trace id and the likely fix.
+
+    An answer that says no is `IdentityRejected`; everything that may be better in a moment (no connection, 429, 5xx, an
+    answer that is not Entra's) is `IdentityUnavailable`.
+    """
+    if answer.status is None and isinstance(error, (CredentialUnavailableError, ClientAuthenticationError)):
+        if not isinstance(error.__cause__, (ServiceRequestError, ServiceResponseError)):
+            return _no_credential(error, tried=tried, identity=identity)
+    code, trace = _CODE.search(answer.error_text), _TRACE.search(answer.error_text)
+    facts: dict[str, Any] = {
+        "tried": tried,
+        "identity": identity,
+        "status": answer.status,
+        "code": code.group(0) if code else "",
+        "request_id": trace.group(1) if trace else answer.headers.get("x-ms-request-id", ""),
+        "attempts": 1,
+    }
+    status = answer.status or 0
+    if _CLIENT_ERROR <= status < _SERVER_ERROR and status != _TOO_MANY_REQUESTS:
+        hint = _FIXES.get(int(code.group(1)) if code else 0, "look up the code in Entra's sign-in log by the trace id")
+        reason = _without_ids(answer.error_text) or f"it answered HTTP {status}"
+        return IdentityRejected(f"Entra refused the job's identity: {reason}", Diagnosis(hint=hint, **facts))
+    problem = "it did not answer" if not status else f"it answered HTTP {status}"
+    if _CLIENT_ERROR > status > 0:
+        problem += " with something that is no token"
+    return IdentityUnavailable(
+        f"the token endpoint gave no token: {problem}",
+        Diagnosis(
+            hint="see that the authority is healthy and that the worker reaches it and trusts its certificate",
+            retry_after_s=_seconds(answer.headers.get("Retry-After")),
+            **facts,
+        ),
+    )
+
+
+def _no_credential(error: ClientAuthenticationError, *, tried: str, identity: str) -> IdentityRejected:
+    return IdentityRejected(
+        f"the credential is not available here: {str(error.message).splitlines()[0]}",
+        Diagnosis(tried=tried, identity=identity, hint="sign in with `az login`, or choose another credential"),
+    )
+
+
+def _without_ids(text: str) -> str:
+    return text.strip().split(" Trace ID:")[0].splitlines()[0].strip() if text.strip() else ""
+
+
+def _seconds(header: str | None) -> float | None:
+    return float(header) if header and header.isdigit() else None
