@@ -1,0 +1,111 @@
+"""What Storage's answers mean: its status and code become one of our errors, here and nowhere else.
+
+See: https://learn.microsoft.com/rest/api/storageservices/blob-service-error-codes
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from beam_entra.errors import (
+    AccessDenied,
+    BeamEntraError,
+    BlobChanged,
+    BlobExists,
+    BlobNotFound,
+    Diagnosis,
+    StorageError,
+    Throttled,
+)
+
+__all__ = ["RETRIED_STATUSES", "Answer", "refusal", "retry_after_s"]
+
+RETRIED_STATUSES = frozenset({408, 429, 500, 502, 503, 504})
+_UNAUTHORISED, _FORBIDDEN, _NOT_FOUND, _PRECONDITION, _TOO_MANY, _BUSY = 401, 403, 404, 412, 429, 503
+_CODE_IN_BODY = re.compile(rb"<Code>([A-Za-z0-9]{1,80})</Code>")
+
+_DENIED_HINTS = {
+    "AuthorizationPermissionMismatch": "give the identity the role that is missing: Storage Blob Delegator on the "
+    "account to issue SAS, and Storage Blob Data Reader or Contributor on the container for the access itself",
+    "AuthorizationFailure": "see that the account's firewall lets this worker in, and that the account is the one meant",
+    "AuthenticationFailed": "see that the worker's clock is right and the credential has not been revoked",
+    "KeyBasedAuthenticationNotPermitted": "the account refuses SAS of this kind; ask its owner",
+    "PublicAccessNotPermitted": "the request carried no credential that this account accepts",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """The head of one answer from Storage.
+
+    Attributes:
+        request_id: `x-ms-request-id`: the key to Storage's own log.
+        client_request_id: The `x-ms-client-request-id` that was sent with it.
+    """
+
+    status: int
+    headers: Mapping[str, str]
+    client_request_id: str
+    body: bytes = b""
+
+    @property
+    def request_id(self) -> str:
+        return self.headers.get("x-ms-request-id", "")
+
+    @property
+    def etag(self) -> str:
+        return self.headers.get("etag", "")
+
+    @property
+    def code(self) -> str:
+        """Storage's error code, from the header, or from the body where a proxy dropped the header."""
+        in_body = _CODE_IN_BODY.search(self.body)
+        return self.headers.get("x-ms-error-code", "") or (in_body.group(1).decode() if in_body else "")
+
+
+def refusal(answer: Answer, *, tried: str, attempts: int) -> BeamEntraError:
+    """The error that this answer is."""
+    code, status = answer.code, answer.status
+
+    def made(kind: type[BeamEntraError], message: str, hint: str = "") -> BeamEntraError:
+        return kind(
+            message,
+            Diagnosis(
+                tried=tried,
+                status=status,
+                code=code,
+                request_id=answer.request_id,
+                client_request_id=answer.client_request_id,
+                attempts=attempts,
+                retry_after_s=retry_after_s(answer.headers),
+                hint=hint,
+            ),
+        )
+
+    if code in ("BlobAlreadyExists", "UnauthorizedBlobOverwrite"):
+        return made(BlobExists, "the blob exists already", "write to another prefix, or remove the old blob first")
+    if status in (_UNAUTHORISED, _FORBIDDEN):
+        hint = _DENIED_HINTS.get(code, "look the request id up in the account's storage log")
+        return made(AccessDenied, "Storage refused the access although the manifest allows it", hint)
+    if code == "ContainerNotFound":
+        return made(BlobNotFound, "the container does not exist", "check the container's name, or create it first")
+    if status == _NOT_FOUND:
+        return made(BlobNotFound, "the blob does not exist", "check the path")
+    if status == _PRECONDITION:
+        return made(
+            BlobChanged, "the blob is no longer the one that was matched", "read a path that nobody writes to meanwhile"
+        )
+    if status in (_TOO_MANY, _BUSY):
+        return made(Throttled, "Storage is throttling this account", "run fewer workers, or ask for a higher limit")
+    return made(StorageError, "Storage could not do it", "look the request id up in the account's storage log")
+
+
+def retry_after_s(headers: Mapping[str, str]) -> float | None:
+    """How long the service asks us to wait, in seconds."""
+    milliseconds = headers.get("x-ms-retry-after-ms") or headers.get("retry-after-ms")
+    if milliseconds and milliseconds.isdigit():
+        return int(milliseconds) / 1000
+    seconds = headers.get("retry-after")
+    return float(seconds) if seconds and seconds.isdigit() else None

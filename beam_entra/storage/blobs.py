@@ -1,0 +1,107 @@
+"""What a blob is to the rest of the package, and how Storage's XML says it."""
+
+from __future__ import annotations
+
+import base64
+import uuid
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime
+from email.utils import parsedate_to_datetime
+from urllib.parse import unquote
+from xml.etree import ElementTree
+from xml.sax.saxutils import escape
+
+from beam_entra.errors import ConfigError, Diagnosis, StorageError
+from beam_entra.paths import BlobPath
+
+__all__ = ["BlobProperties", "ListPage", "block_list_xml", "new_block_id", "parse_list_page"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlobProperties:
+    """One version of one blob, as Storage described it.
+
+    Attributes:
+        size_bytes: Length of the content.
+        etag: Names this version, quotes included; a read pins it with `If-Match`.
+        last_modified: Aware instant, to the second.
+    """
+
+    path: BlobPath
+    size_bytes: int
+    etag: str
+    last_modified: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ListPage:
+    """One answer of List Blobs: at most 5,000 blobs, and the marker of the next page."""
+
+    blobs: tuple[BlobProperties, ...]
+    next_marker: str
+
+
+def parse_list_page(document: bytes, *, container: BlobPath) -> ListPage:
+    """Read the answer of List Blobs. Directories are left out: of a hierarchical account, and names that end in `/`.
+
+    Raises:
+        StorageError: The answer is no such document.
+        ConfigError: A blob's name is one that `BlobPath` refuses.
+    """
+    try:
+        root = ElementTree.fromstring(document)  # noqa: S314 - from Storage over TLS; expat refuses entity bombs
+        blobs = [
+            _properties(entry, container)
+            for entry in root.iterfind("Blobs/Blob")
+            if entry.findtext("Properties/ResourceType") != "directory" and not _name(entry).endswith("/")
+        ]
+    except (ElementTree.ParseError, KeyError, TypeError) as error:
+        raise StorageError(f"Storage's list of {container} cannot be read: {error}") from None
+    return ListPage(blobs=tuple(blobs), next_marker=root.findtext("NextMarker") or "")
+
+
+def _name(entry: ElementTree.Element) -> str:
+    name = entry.find("Name")
+    if name is None or name.text is None:
+        raise KeyError("a blob without a name")
+    return unquote(name.text) if name.get("Encoded") == "true" else name.text
+
+
+def _properties(entry: ElementTree.Element, container: BlobPath) -> BlobProperties:
+    def text(field: str) -> str:
+        value = entry.findtext(f"Properties/{field}")
+        if value is None:
+            raise KeyError(f"a blob without {field}")
+        return value
+
+    etag = text("Etag")
+    name = _name(entry)
+    try:
+        path = container.child(name)
+    except ConfigError as error:
+        raise ConfigError(
+            f"{container} holds a blob whose name cannot be addressed safely: {error.message}",
+            Diagnosis(tried=f"list {container}", hint="rename the blob, or narrow the pattern so that it is not listed"),
+        ) from None
+    return BlobProperties(
+        path=path,
+        size_bytes=int(text("Content-Length")),
+        etag=etag if etag.startswith('"') else f'"{etag}"',
+        last_modified=parsedate_to_datetime(text("Last-Modified")),
+    )
+
+
+def new_block_id() -> str:
+    """A block id that nobody else has. All ids of a blob must have one length; these have 24 characters."""
+    return base64.b64encode(uuid.uuid4().bytes).decode("ascii")
+
+
+def block_list_xml(kind: str, block_ids: Iterable[str]) -> bytes:
+    """The body of Put Block List.
+
+    Args:
+        kind: `Uncommitted`, or `Committed` to name blocks that the blob has already.
+    """
+    entries = "".join(f"<{kind}>{escape(block)}</{kind}>" for block in block_ids)
+    return f'<?xml version="1.0" encoding="utf-8"?><BlockList>{entries}</BlockList>'.encode("ascii")

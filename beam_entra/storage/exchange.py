@@ -1,0 +1,180 @@
+"""One request to Storage and its answer: authorised anew on each attempt, retried as Storage asks."""
+
+from __future__ import annotations
+
+import itertools
+import random
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import urllib3
+from urllib3.exceptions import HTTPError, SSLError
+
+from beam_entra.errors import BeamEntraError, Diagnosis, StorageError
+from beam_entra.secret import Secret
+from beam_entra.storage.answers import RETRIED_STATUSES, Answer, refusal, retry_after_s
+
+__all__ = ["Authorization", "Authorise", "Call", "Exchange", "RetryPolicy"]
+
+SERVICE_VERSION = "2025-07-05"
+_FIRST_ERROR = 400
+_TIMEOUT = urllib3.Timeout(connect=5, read=60)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Authorization:
+    """What lets one request in: a SAS in its query, or an access token in its header."""
+
+    sas: Secret | None = None
+    bearer: Secret | None = None
+
+
+Authorise = Callable[[], Authorization]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call:
+    """One request.
+
+    Attributes:
+        tried: For errors: the operation as a phrase after "tried to".
+        url: Without any credential.
+        authorise: Called for each attempt, so that a retry after a pause does not carry an old SAS.
+        client_request_id: Sent as `x-ms-client-request-id` with each attempt.
+    """
+
+    method: str
+    url: str
+    tried: str
+    authorise: Authorise
+    client_request_id: str
+    headers: Mapping[str, str] = field(default_factory=dict)
+    body: bytes = b""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RetryPolicy:
+    """How often to try a request that Storage did not answer or asked to send later.
+
+    Attributes:
+        attempts: At most, the first one included.
+        first_delay_s: Pause after the first failure; doubles each time, with full jitter.
+        longest_delay_s: Cap of a pause. A longer one that Storage asks for is kept.
+    """
+
+    attempts: int = 6
+    first_delay_s: float = 0.2
+    longest_delay_s: float = 10.0
+
+
+class Exchange:
+    """Sends calls over one connection pool."""
+
+    def __init__(
+        self,
+        pool: Callable[[str], urllib3.PoolManager],
+        *,
+        pause: Callable[[float], object] = time.sleep,
+        policy: RetryPolicy = RetryPolicy(),
+    ) -> None:
+        self._pool = pool
+        self._pause = pause
+        self.policy = policy
+
+    def send(self, call: Call, *, ca_file: str) -> tuple[Answer, urllib3.BaseHTTPResponse, int]:
+        """Send until there is an answer that is no error. Its body is still to be read.
+
+        Returns:
+            The answer's head, the response to read the body from, and the number of attempts.
+
+        Raises:
+            BeamEntraError: As `answers.refusal` says, or `StorageError` when nothing answered.
+        """
+        for attempt in itertools.count(1):
+            asked_s: float | None = None
+            try:
+                response = self._once(call, ca_file)
+                answer = _head(call, response)
+                if answer.status < _FIRST_ERROR:
+                    return answer, response, attempt
+                answer = Answer(
+                    status=answer.status,
+                    headers=answer.headers,
+                    client_request_id=call.client_request_id,
+                    body=response.read(),
+                )
+                failure = refusal(answer, tried=call.tried, attempts=attempt)
+                again = answer.status in RETRIED_STATUSES
+                asked_s = retry_after_s(answer.headers)
+            except HTTPError as error:
+                failure = unreachable(call, error, attempt)
+                again = not isinstance(error, SSLError)
+            if not again or attempt >= self.policy.attempts:
+                break
+            self.rest(attempt, asked_s)
+        raise failure  # outside the except block: urllib3's error names the URL, and with it the SAS
+
+    def receive(self, call: Call, *, ca_file: str) -> Answer:
+        """Send, and read the whole body; for requests that may be sent twice."""
+        for attempt in itertools.count(1):
+            answer, response, _ = self.send(call, ca_file=ca_file)
+            try:
+                body = response.read()
+            except HTTPError as error:
+                failure = unreachable(call, error, attempt)
+            else:
+                return Answer(
+                    status=answer.status, headers=answer.headers, client_request_id=call.client_request_id, body=body
+                )
+            if attempt >= self.policy.attempts:
+                break
+            self.rest(attempt, None)
+        raise failure
+
+    def rest(self, attempt: int, asked_s: float | None) -> None:
+        """Pause after the failed attempt of this number."""
+        policy = self.policy
+        backoff_s = min(policy.first_delay_s * 2 ** (attempt - 1), policy.longest_delay_s)
+        self._pause((asked_s or 0) + random.uniform(0, backoff_s))  # noqa: S311 - jitter, not a secret
+
+    def _once(self, call: Call, ca_file: str) -> urllib3.BaseHTTPResponse:
+        authorization = call.authorise()
+        headers = {
+            "x-ms-version": SERVICE_VERSION,
+            "x-ms-client-request-id": call.client_request_id,
+            "Content-Length": str(len(call.body)),
+            **call.headers,
+        }
+        url = call.url
+        if authorization.sas is not None:
+            url += ("&" if "?" in url else "?") + authorization.sas.reveal()
+        if authorization.bearer is not None:
+            headers["Authorization"] = f"Bearer {authorization.bearer.reveal()}"
+        return self._pool(ca_file).urlopen(
+            call.method,
+            url,
+            body=call.body,
+            headers=headers,
+            preload_content=False,
+            decode_content=False,
+            redirect=False,
+            retries=False,
+            timeout=_TIMEOUT,
+        )
+
+
+def _head(call: Call, response: urllib3.BaseHTTPResponse) -> Answer:
+    return Answer(status=response.status, headers=response.headers, client_request_id=call.client_request_id)
+
+
+def unreachable(call: Call, error: HTTPError, attempts: int) -> BeamEntraError:
+    """The error for a request without an answer; says nothing of the URL."""
+    if isinstance(error, SSLError):
+        problem, hint = "its certificate is not trusted", "name the CA's file as ca_file of the account"
+    else:
+        problem, hint = type(error).__name__, "see that the account's endpoint can be reached from this worker"
+    return StorageError(
+        f"Storage did not answer: {problem}",
+        Diagnosis(tried=call.tried, client_request_id=call.client_request_id, attempts=attempts, hint=hint),
+    )

@@ -1,0 +1,62 @@
+"""Audit segments as append blobs, written with permission to create and append and nothing else."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable
+
+from beam_entra.errors import AuditUnavailable, BeamEntraError, StorageError
+from beam_entra.paths import BlobPath
+from beam_entra.storage.exchange import Authorization
+from beam_entra.storage.service import BlobService
+
+__all__ = ["AppendBlobSegments"]
+
+
+class AppendBlobSegments:
+    """A `SegmentStore` in one folder of one container.
+
+    Args:
+        folder: The job's folder below the audit path.
+        authorise: A live authorization to create and append one blob.
+    """
+
+    def __init__(
+        self, service: BlobService, folder: BlobPath, authorise: Callable[[BlobPath], Authorization]
+    ) -> None:
+        self._service = service
+        self._folder = folder
+        self._authorise = authorise
+
+    def create(self, name: str) -> None:
+        """Create the segment.
+
+        A conflict is taken for our own earlier attempt, whose answer was lost: the name is new and random. Were it
+        somebody else's blob after all, the first append would find it not empty and fail.
+        """
+        path = self._folder.child(name)
+        try:
+            self._service.create_append_blob(path, lambda: self._authorise(path), str(uuid.uuid4()))
+        except BeamEntraError as error:
+            if isinstance(error, StorageError) and error.diagnosis.code in ("BlobAlreadyExists", "ConditionNotMet"):
+                return
+            raise _unavailable(error) from None
+
+    def append(self, name: str, offset: int, data: bytes) -> None:
+        """Append at `offset`.
+
+        If the position is taken after an attempt without an answer, that attempt had done it: nobody else appends to
+        this segment. On a first attempt it means that somebody does, and that is an error.
+        """
+        path = self._folder.child(name)
+        try:
+            self._service.append_block(path, offset, data, lambda: self._authorise(path), str(uuid.uuid4()))
+        except BeamEntraError as error:
+            known = error.diagnosis
+            if known.code == "AppendPositionConditionNotMet" and known.attempts > 1:
+                return
+            raise _unavailable(error) from None
+
+
+def _unavailable(error: BeamEntraError) -> AuditUnavailable:
+    return AuditUnavailable(f"the audit trail cannot be written: {error.message}", error.diagnosis)

@@ -1,0 +1,331 @@
+"""The Blob service's operations that a job needs, each authorised from outside.
+
+Nothing here decides what may be done: a caller hands in how to authorise, and gets the answer's head back for the audit.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
+from urllib.parse import quote, urlencode
+from xml.etree import ElementTree
+
+from urllib3.exceptions import HTTPError
+
+from beam_entra.access.manifest import AccountSettings
+from beam_entra.clock import Clock, utc_now
+from beam_entra.errors import BeamEntraError, BlobChanged, BlobExists, Diagnosis, StorageError
+from beam_entra.identity.token import AccessToken
+from beam_entra.paths import BlobPath
+from beam_entra.secret import Secret
+from beam_entra.storage.answers import Answer
+from beam_entra.storage.blobs import BlobProperties, ListPage, block_list_xml, parse_list_page
+from beam_entra.storage.exchange import Authorization, Authorise, Call, Exchange, unreachable
+from beam_entra.storage.sas import DelegationKey
+from beam_entra.storage.transport import connection_pool
+
+__all__ = ["BlobService", "Commit"]
+
+_KEY_START_TOLERANCE = timedelta(minutes=5)
+_READ_BYTES = 1 << 20
+_RESUMES_WITHOUT_PROGRESS = 5
+_COMMIT_METADATA = "x-ms-meta-beam_entra_commit"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Commit:
+    """A blob that is committed.
+
+    Attributes:
+        confirmed: An earlier attempt had committed these very blocks; this one found them.
+    """
+
+    answer: Answer
+    confirmed: bool
+
+
+class BlobService:
+    """Blob storage as the job sees it: several accounts, one shared transport.
+
+    Args:
+        account: Settings of an account by its name.
+        exchange: Sends the requests; by default over the process's pool.
+        clock: For the start of delegation keys.
+    """
+
+    def __init__(
+        self, account: Callable[[str], AccountSettings], *, exchange: Exchange | None = None, clock: Clock = utc_now
+    ) -> None:
+        self._account = account
+        self._exchange = exchange or Exchange(connection_pool)
+        self._clock = clock
+
+    # Reading
+
+    def properties(self, path: BlobPath, authorise: Authorise, client_request_id: str) -> tuple[BlobProperties, Answer]:
+        """HEAD: size and ETag of one blob."""
+        call = self._call("HEAD", path, "read the properties of", authorise, client_request_id)
+        answer = self._receive(call, path)
+        return (
+            BlobProperties(
+                path=path,
+                size_bytes=int(answer.headers["content-length"]),
+                etag=answer.etag,
+                last_modified=parsedate_to_datetime(answer.headers["last-modified"]),
+            ),
+            answer,
+        )
+
+    def list_pages(
+        self, prefix: BlobPath, name_prefix: str, authorise: Authorise, next_request_id: Callable[[], str]
+    ) -> Iterator[tuple[ListPage, Answer]]:
+        """List Blobs below `prefix` whose names begin with `name_prefix`, page by page."""
+        container = BlobPath(account=prefix.account, container=prefix.container, name="")
+        marker = ""
+        while True:
+            query = {"restype": "container", "comp": "list", "prefix": name_prefix}
+            if marker:
+                query["marker"] = marker
+            call = self._call("GET", container, "list", authorise, next_request_id(), query=query, shown=prefix)
+            answer = self._receive(call, container)
+            page = parse_list_page(answer.body, container=container)
+            yield page, answer
+            marker = page.next_marker
+            if not marker:
+                return
+
+    def read_range(
+        self,
+        blob: BlobProperties,
+        start: int,
+        stop: int,
+        authorise: Authorise,
+        next_request_id: Callable[[], str],
+        answered: Callable[[Answer, int, int], None],
+    ) -> bytearray:
+        """Bytes [start, stop) of this version of the blob. A body that breaks off is resumed at the byte.
+
+        Args:
+            answered: Told of each answer and its range as soon as its head is here, while the body is on the way.
+
+        Raises:
+            BlobChanged: The blob is no longer this version.
+        """
+        content = bytearray()
+        fruitless = 0
+        while len(content) < stop - start:
+            begin, before = start + len(content), len(content)
+            call = self._call(
+                "GET",
+                blob.path,
+                "read",
+                authorise,
+                next_request_id(),
+                headers={"x-ms-range": f"bytes={begin}-{stop - 1}", "If-Match": blob.etag},
+            )
+            answer, response, attempts = self._exchange.send(call, ca_file=self._account(blob.path.account).ca_file)
+            failure: BeamEntraError | None = None
+            try:
+                with closing(response):
+                    _check_range(answer, blob, begin, stop, call)
+                    answered(answer, begin, stop)
+                    while len(content) < stop - start and (chunk := response.read(_READ_BYTES)):
+                        content += chunk
+                    response.drain_conn()
+            except HTTPError as error:
+                failure = unreachable(call, error, attempts)
+            fruitless = 0 if len(content) > before else fruitless + 1
+            if fruitless > _RESUMES_WITHOUT_PROGRESS:
+                raise failure or StorageError("Storage sends no bytes of this range", Diagnosis(tried=call.tried))
+            if failure is not None:
+                self._exchange.rest(1 + fruitless, None)
+        if len(content) != stop - start:
+            raise StorageError(f"Storage sent {len(content)} bytes for a range of {stop - start}")
+        return content
+
+    # Writing
+
+    def put_block(
+        self, path: BlobPath, block_id: str, data: bytes, authorise: Authorise, client_request_id: str
+    ) -> Answer:
+        """Stage one block. Nobody sees it before a commit names it; sending it twice does no harm."""
+        query = {"comp": "block", "blockid": block_id}
+        return self._receive(
+            self._call("PUT", path, "stage a block of", authorise, client_request_id, query=query, body=data), path
+        )
+
+    def commit(
+        self,
+        path: BlobPath,
+        block_ids: list[str],
+        authorise: Authorise,
+        client_request_id: str,
+        *,
+        commit_id: str,
+        content_type: str,
+        overwrite: bool,
+    ) -> Commit:
+        """Make the blob of these blocks, once.
+
+        1. Put Block List of the staged blocks; without `overwrite` only if no blob is there.
+        2. If a blob is there, or the blocks are no longer staged, an earlier attempt may have done it and its answer
+           been lost. Put Block List of the same ids as *committed* blocks succeeds only if the blob is made of them;
+           ids are unique, so then it is ours, and nothing changes but its ETag. It needs no permission to read.
+
+        Raises:
+            BlobExists: The blob is somebody else's. It was not touched.
+        """
+        if not block_ids:
+            raise ValueError("a commit names at least one block: an empty list would match any blob")
+        headers = {_COMMIT_METADATA: commit_id, "x-ms-blob-content-type": content_type}
+        only_new = {} if overwrite else {"If-None-Match": "*"}
+
+        def put(kind: str, condition: Mapping[str, str], verb: str) -> Answer:
+            call = self._call(
+                "PUT",
+                path,
+                verb,
+                authorise,
+                client_request_id,
+                query={"comp": "blocklist"},
+                headers={**headers, **condition},
+                body=block_list_xml(kind, block_ids),
+            )
+            return self._receive(call, path)
+
+        try:
+            return Commit(answer=put("Uncommitted", only_new, "commit"), confirmed=False)
+        except StorageError as error:
+            if not _may_be_done(error):
+                raise
+            refused = error
+        try:
+            return Commit(answer=put("Committed", {"If-Match": "*"}, "confirm the commit of"), confirmed=True)
+        except StorageError as error:
+            if error.diagnosis.code != "InvalidBlockList" and not isinstance(error, BlobChanged):
+                raise
+        if isinstance(refused, BlobChanged):
+            refused = BlobExists("the blob exists already", refused.diagnosis)
+        raise refused
+
+    def create_append_blob(self, path: BlobPath, authorise: Authorise, client_request_id: str) -> Answer:
+        """Create an empty append blob; never empties one that exists."""
+        headers = {"x-ms-blob-type": "AppendBlob", "If-None-Match": "*", "x-ms-blob-content-type": "application/jsonl"}
+        return self._receive(
+            self._call("PUT", path, "create", authorise, client_request_id, headers=headers), path
+        )
+
+    def append_block(
+        self, path: BlobPath, offset: int, data: bytes, authorise: Authorise, client_request_id: str
+    ) -> Answer:
+        """Append at exactly this offset, or not at all."""
+        headers = {"x-ms-blob-condition-appendpos": str(offset)}
+        query = {"comp": "appendblock"}
+        return self._receive(
+            self._call("PUT", path, "append to", authorise, client_request_id, query=query, headers=headers, body=data),
+            path,
+        )
+
+    # Delegation
+
+    def delegation_key(
+        self, account: str, token: AccessToken, *, expires: datetime, client_request_id: str
+    ) -> tuple[DelegationKey, Answer]:
+        """Ask for a user delegation key under an access token.
+
+        Raises:
+            AccessDenied: The identity lacks generateUserDelegationKey (role Storage Blob Delegator).
+        """
+        settings = self._account(account)
+        start = self._clock() - _KEY_START_TOLERANCE
+        body = (
+            '<?xml version="1.0" encoding="utf-8"?><KeyInfo>'
+            f"<Start>{_instant(start)}</Start><Expiry>{_instant(expires)}</Expiry></KeyInfo>"
+        ).encode("ascii")
+        call = Call(
+            method="POST",
+            url=f"{settings.endpoint}/?restype=service&comp=userdelegationkey",
+            tried=f"get a user delegation key of account {account}",
+            authorise=lambda: Authorization(bearer=token.secret),
+            client_request_id=client_request_id,
+            headers={"Content-Type": "application/xml"},
+            body=body,
+        )
+        answer = self._exchange.receive(call, ca_file=settings.ca_file)
+        return _parse_key(answer, account, token), answer
+
+    def _call(
+        self,
+        method: str,
+        path: BlobPath,
+        verb: str,
+        authorise: Authorise,
+        client_request_id: str,
+        *,
+        query: Mapping[str, str] | None = None,
+        headers: Mapping[str, str] | None = None,
+        body: bytes = b"",
+        shown: BlobPath | None = None,
+    ) -> Call:
+        endpoint = self._account(path.account).endpoint
+        name = f"/{quote(path.name, safe='/~')}" if path.name else ""
+        return Call(
+            method=method,
+            url=f"{endpoint}/{path.container}{name}" + (f"?{urlencode(query, quote_via=quote)}" if query else ""),
+            tried=f"{verb} {shown or path}",
+            authorise=authorise,
+            client_request_id=client_request_id,
+            headers=headers or {},
+            body=body,
+        )
+
+    def _receive(self, call: Call, path: BlobPath) -> Answer:
+        return self._exchange.receive(call, ca_file=self._account(path.account).ca_file)
+
+
+def _may_be_done(error: StorageError) -> bool:
+    return isinstance(error, (BlobExists, BlobChanged)) or error.diagnosis.code == "InvalidBlockList"
+
+
+def _check_range(answer: Answer, blob: BlobProperties, start: int, stop: int, call: Call) -> None:
+    """The bytes are those of the version and range that were asked for; a cache or proxy may think otherwise."""
+    wanted = f"bytes {start}-{stop - 1}/{blob.size_bytes}"
+    whole = answer.status == 200 and start == 0 and stop == blob.size_bytes  # noqa: PLR2004 - HTTP's OK
+    if answer.etag != blob.etag or not (whole or answer.headers.get("content-range") == wanted):
+        raise BlobChanged(
+            "Storage answered with another version or range of the blob",
+            Diagnosis(tried=call.tried, status=answer.status, request_id=answer.request_id),
+        )
+
+
+def _instant(instant: datetime) -> str:
+    return instant.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _parse_key(answer: Answer, account: str, token: AccessToken) -> DelegationKey:
+    try:
+        root = ElementTree.fromstring(answer.body)  # noqa: S314 - from Storage over TLS; expat refuses entity bombs
+        fields = {child.tag: child.text or "" for child in root}
+        return DelegationKey(
+            key_id=f"key-{uuid.uuid4().hex[:12]}",
+            token_id=token.token_id,
+            account=account,
+            expires=datetime.fromisoformat(fields["SignedExpiry"]),
+            value=Secret(fields["Value"], what="user delegation key"),
+            signed_oid=fields["SignedOid"],
+            signed_tid=fields["SignedTid"],
+            signed_start=fields["SignedStart"],
+            signed_expiry=fields["SignedExpiry"],
+            signed_service=fields["SignedService"],
+            signed_version=fields["SignedVersion"],
+        )
+    except (ElementTree.ParseError, KeyError, ValueError):
+        problem = StorageError(
+            f"account {account} answered with something that is no user delegation key",
+            Diagnosis(request_id=answer.request_id, hint="check the account's endpoint"),
+        )
+    raise problem
