@@ -54,6 +54,10 @@ class Answer:
     def request_id(self) -> str:
         return self.headers.get("x-ms-request-id", "")
 
+    def ids(self) -> dict[str, str]:
+        """Both ids, for the audit. `absent` where the service gave none, as Azurite does with delegation keys."""
+        return {"request_id": self.request_id or "absent", "client_request_id": self.client_request_id}
+
     @property
     def etag(self) -> str:
         return self.headers.get("etag", "")

@@ -1,0 +1,28 @@
+"""What Beam sees: options, the scoped pipeline, reading, writing, formats, and the base for connectors."""
+
+from __future__ import annotations
+
+from beam_entra.io.dofn import METRICS_NAMESPACE, Scoped, ScopedDoFn, scope_of
+from beam_entra.io.formats import Csv, Format, JsonLines, Lines
+from beam_entra.io.options import EntraOptions
+from beam_entra.io.pipeline import JobReport, ScopedPipeline
+from beam_entra.io.read import BadRecord, ReadAllFromBlob, ReadFromBlob
+from beam_entra.io.write import WriteToBlob
+
+__all__ = [
+    "METRICS_NAMESPACE",
+    "BadRecord",
+    "Csv",
+    "EntraOptions",
+    "Format",
+    "JobReport",
+    "JsonLines",
+    "Lines",
+    "ReadAllFromBlob",
+    "ReadFromBlob",
+    "Scoped",
+    "ScopedDoFn",
+    "ScopedPipeline",
+    "WriteToBlob",
+    "scope_of",
+]

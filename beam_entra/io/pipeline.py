@@ -1,0 +1,216 @@
+"""`ScopedPipeline`: a pipeline whose job has a scope when it is built, and a sealed audit trail when it has ended."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime
+from types import TracebackType
+from typing import Any
+
+import apache_beam as beam
+from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
+from apache_beam.runners.runner import PipelineResult, PipelineState
+
+from beam_entra.access import AccessManifest
+from beam_entra.audit.seal import Seal
+from beam_entra.clock import utc_now
+from beam_entra.errors import (
+    AuditUnavailable,
+    BeamEntraError,
+    ConfigError,
+    Diagnosis,
+    IdentityRejected,
+    IdentityUnavailable,
+    find_rendered_error,
+)
+from beam_entra.io.dofn import METRICS_NAMESPACE
+from beam_entra.io.options import EntraOptions
+from beam_entra.session import JobScope, Session, close_session, open_session, seal_job
+
+__all__ = ["JobReport", "ScopedPipeline"]
+
+_LOGGER = logging.getLogger(__name__)
+_NO_SEAL_POSSIBLE = (IdentityRejected, IdentityUnavailable, AuditUnavailable)
+_ENDED_WELL = (PipelineState.DONE, PipelineState.UPDATED)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobReport:
+    """How a job ended.
+
+    Attributes:
+        job: Its id.
+        outcome: `ok`, `failed` or `interrupted`.
+        audit: Where the trail is, canonical.
+        seal: The seal that closes it. Keep its digest somewhere that the job cannot write to.
+        records: Audit records by kind, in all segments.
+        metrics: Beam's committed counters of the namespace `beam_entra`, by name; empty where the runner has none.
+        wall_s: Seconds from launch to end, sealing left out.
+    """
+
+    job: str
+    outcome: str
+    audit: str
+    seal: Seal
+    records: Mapping[str, int]
+    metrics: Mapping[str, int]
+    wall_s: float
+
+
+class ScopedPipeline(beam.Pipeline):  # type: ignore[misc]  # Beam's Pipeline is not fully typed
+    """A `beam.Pipeline` that runs as the job of an access manifest. Use it with `with`:
+
+        with ScopedPipeline(options=EntraOptions()) as p:
+            p | ReadFromBlob(...) | ...
+
+    1. When made, it loads the manifest and makes the job scope; nothing is sent.
+    2. While it is built, each source and sink is held against the grants.
+    3. At the end of the block it proves that the job gets a token and can write its audit, and only then runs.
+    4. When the job has ended, however it ended, it seals the audit trail. `report` then says how it went.
+
+    A worker's error is raised as the error it was, where the runner carries its text.
+
+    Args:
+        runner: As for `beam.Pipeline`.
+        options: Pipeline options; `EntraOptions` or any others parsed from a command line with its flags.
+        argv: Flags, in place of options.
+        access_manifest: In place of the flag `--access_manifest`.
+
+    Raises:
+        ConfigError: The manifest does not hold together.
+    """
+
+    def __init__(
+        self,
+        runner: Any = None,
+        options: PipelineOptions | None = None,
+        argv: Sequence[str] | None = None,
+        *,
+        access_manifest: AccessManifest | None = None,
+    ) -> None:
+        chosen = options if options is not None else EntraOptions(list(argv or []))
+        entra = chosen.view_as(EntraOptions)
+        manifest = access_manifest or entra.load_manifest()
+        self.scope = JobScope.launch(manifest, now=utc_now())
+        entra.entra_job_scope = self.scope.to_json()
+        self.report: JobReport | None = None
+        self._started = time.monotonic()
+        super().__init__(runner=runner, options=chosen)
+        self._wait = not chosen.view_as(StandardOptions).no_wait_until_finish
+
+    @property
+    def session(self) -> Session:
+        """The launcher's own session."""
+        return open_session(self.scope)
+
+    def run(self, test_runner_api: Any = "AUTO") -> PipelineResult:
+        """Run the job. The `with` statement does this, waits and seals; whoever calls it alone calls `seal` at the end.
+
+        Raises:
+            IdentityError: The job gets no token. Nothing has run.
+            AuditUnavailable: Its audit cannot be written. Nothing has run.
+        """
+        with self.session.bundle("launch"):
+            pass
+        return super().run(test_runner_api)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        failure = error
+        try:
+            super().__exit__(kind, error, trace)
+            if failure is None and self._wait:
+                failure = _failed_state(self.result)
+        except BaseException as raised:  # noqa: BLE001 - raised below, after the trail is sealed
+            failure = raised
+        told = _as_ours(failure)
+        if not self._wait and told is None:
+            _LOGGER.warning("the job runs on; its audit trail is not sealed: call seal() when it has ended")
+            return
+        self._end(told)
+        if told is not None and told is not error:
+            raise told from (None if told is failure else failure)
+
+    def seal(self, outcome: str = "ok", error: str | None = None) -> JobReport:
+        """Seal the audit trail of a job that has ended, and close the launcher's session.
+
+        Raises:
+            TrailBroken: The trail does not verify.
+            AuditUnavailable: It cannot be read, or the seal not be written.
+        """
+        wall_s = time.monotonic() - self._started
+        session = self.session
+        if session.clock() >= self.scope.deadline:
+            session = Session(self.scope.to_seal(session.clock()), clock=session.clock)
+        try:
+            sealed = seal_job(session, outcome=outcome, error=error)
+        finally:
+            with suppress(AuditUnavailable):
+                session.close()
+            with suppress(AuditUnavailable):
+                close_session(self.scope.job)
+        self.report = JobReport(
+            job=self.scope.job,
+            outcome=outcome,
+            audit=str(self.scope.folder),
+            seal=sealed,
+            records=sealed.record.counts,
+            metrics=_metrics(self.result),
+            wall_s=wall_s,
+        )
+        return self.report
+
+    def _end(self, failure: BaseException | None) -> None:
+        if failure is None:
+            self.seal()
+            return
+        if not self.session.started or isinstance(failure, _NO_SEAL_POSSIBLE):
+            if self.session.started:
+                failure.add_note(f"the audit trail {self.scope.folder} is not sealed")
+            with suppress(AuditUnavailable):
+                close_session(self.scope.job)
+            return
+        interrupted = isinstance(failure, (KeyboardInterrupt, SystemExit))
+        message = failure.message if isinstance(failure, BeamEntraError) else type(failure).__name__
+        try:
+            self.seal("interrupted" if interrupted else "failed", message)
+        except BeamEntraError as unsealed:
+            failure.add_note(f"and the audit trail {self.scope.folder} could not be sealed: {unsealed.message}")
+
+    @property
+    def ends(self) -> datetime:
+        """The job's deadline."""
+        return self.scope.deadline
+
+
+def _failed_state(result: Any) -> BaseException | None:
+    state = getattr(result, "state", None)
+    if state is None or state in _ENDED_WELL:
+        return None
+    return RuntimeError(f"the runner reports the job as {state}")
+
+
+def _as_ours(failure: BaseException | None) -> BaseException | None:
+    """The error that a worker raised, found in what the runner made of it."""
+    if failure is None or isinstance(failure, BeamEntraError) or not isinstance(failure, Exception):
+        return failure
+    return find_rendered_error(str(failure)) or failure
+
+
+def _metrics(result: Any) -> dict[str, int]:
+    if result is None:
+        return {}
+    try:
+        counters = result.metrics().query(beam.metrics.MetricsFilter().with_namespace(METRICS_NAMESPACE))["counters"]
+    except (NotImplementedError, AttributeError):
+        return {}
+    totals: dict[str, int] = {}
+    for counter in counters:
+        value = counter.committed if counter.committed is not None else counter.attempted
+        totals[counter.key.metric.name] = totals.get(counter.key.metric.name, 0) + (value or 0)
+    return totals

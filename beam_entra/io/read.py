@@ -1,0 +1,354 @@
+"""Reading: pattern -> match (size, ETag) -> grant check -> bundle SAS -> ranged GET, ahead -> blocks -> records."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import apache_beam as beam
+from apache_beam.io.restriction_trackers import OffsetRange, OffsetRestrictionTracker, UnsplittableRestrictionTracker
+from apache_beam.metrics import Metrics
+from apache_beam.metrics.metric import Lineage
+from apache_beam.transforms.core import RestrictionProvider
+
+from beam_entra.access import Permission, downscope
+from beam_entra.errors import BlobNotFound, ConfigError, Diagnosis, FormatError, NotGranted
+from beam_entra.io.blocks import Block, fetch_ahead, gunzip, split_blocks, stream_blocks
+from beam_entra.io.dofn import METRICS_NAMESPACE, Scoped, ScopedDoFn, scope_of
+from beam_entra.io.formats import Format, Lines, strip_line_end
+from beam_entra.paths import BlobPath, BlobPattern
+from beam_entra.session import BundleSession, open_session
+from beam_entra.storage import BlobProperties
+
+__all__ = ["BadRecord", "Compression", "ReadAllFromBlob", "ReadFromBlob"]
+
+Compression = Literal["auto", "gzip", "none"]
+
+_BLOCK_BYTES = 4 << 20
+_SPLIT_BYTES = 64 << 20
+_MAX_RECORD_BYTES = 64 << 20
+_AHEAD = 2
+_FETCH_THREADS = 32
+_SHOWN_CHARACTERS = 300
+GOOD, BAD = "good", "bad"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BadRecord:
+    """A record that could not be decoded.
+
+    Attributes:
+        path: The blob, canonical.
+        offset: Where the record begins, in bytes; in the decompressed stream if the blob is compressed.
+        reason: What the decoder said.
+        record: The bytes, without the line end.
+    """
+
+    path: str
+    offset: int
+    reason: str
+    record: bytes
+
+    def as_dict(self) -> dict[str, str | int]:
+        """For a dead-letter file: bytes that are no UTF-8 appear as `\\xNN`."""
+        text = self.record.decode("utf-8", "backslashreplace")
+        return {"source": self.path, "offset": self.offset, "reason": self.reason, "record": text}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReadSettings:
+    """How to read; see `ReadFromBlob`."""
+
+    format: Format
+    compression: Compression
+    block_bytes: int
+    max_record_bytes: int
+    allow_empty: bool
+
+    def compressed(self, path: BlobPath) -> bool:
+        return self.compression == "gzip" or (self.compression == "auto" and path.name.endswith(".gz"))
+
+    def splittable(self, path: BlobPath) -> bool:
+        return self.format.splittable and not self.compressed(path)
+
+
+class ReadAllFromBlob(beam.PTransform):  # type: ignore[misc]  # Beam's PTransform is untyped
+    """Reads the records of every blob that the input's patterns match.
+
+    Args:
+        format: How records lie in the blobs.
+        compression: `auto` decompresses names that end in `.gz`.
+        block_bytes: How much is fetched in one request and handed on at once; two blocks are fetched ahead.
+        max_record_bytes: A longer record is an error, not a way to fill the memory.
+        allow_empty: A pattern that matches nothing is no error.
+    """
+
+    def __init__(
+        self,
+        format: Format | None = None,
+        *,
+        compression: Compression = "auto",
+        block_bytes: int = _BLOCK_BYTES,
+        max_record_bytes: int = _MAX_RECORD_BYTES,
+        allow_empty: bool = False,
+    ) -> None:
+        super().__init__()
+        if compression not in ("auto", "gzip", "none"):
+            raise ConfigError(
+                f"there is no compression {compression!r}", Diagnosis(hint="use 'auto', 'gzip' or 'none'")
+            )
+        if block_bytes < 1 or max_record_bytes < 1:
+            raise ConfigError("block_bytes and max_record_bytes are at least 1")
+        self._settings = ReadSettings(
+            format=format or Lines(),
+            compression=compression,
+            block_bytes=block_bytes,
+            max_record_bytes=max_record_bytes,
+            allow_empty=allow_empty,
+        )
+        self._keep_bad = False
+
+    def with_exception_handling(self) -> ReadAllFromBlob:
+        """Give two outputs, the good elements and a `BadRecord` for each one that could not be decoded."""
+        self._keep_bad = True
+        return self
+
+    def expand(self, patterns: beam.PCollection[str]) -> Any:
+        blocks = (
+            patterns
+            | "Match" >> Scoped(_Match(self._settings))
+            | "Spread" >> beam.Reshuffle()
+            | "Read" >> Scoped(_ReadBlocks(self._settings))
+        )
+        decode = beam.ParDo(_Decode(self._settings.format, keep_bad=self._keep_bad))
+        if not self._keep_bad:
+            return blocks | "Decode" >> decode
+        outputs = blocks | "Decode" >> decode.with_outputs(BAD, main=GOOD)
+        return outputs[GOOD], outputs[BAD]
+
+
+class ReadFromBlob(ReadAllFromBlob):
+    """Reads the records of every blob that `pattern` matches, as the job.
+
+        orders, bad = p | ReadFromBlob(options.input, JsonLines()).with_exception_handling()
+
+    Whether the job may is checked when the pipeline is built, and again, for each blob, when it runs.
+
+    Args:
+        pattern: `abfss://container@account.dfs.core.windows.net/orders/*.jsonl`, or another spelling of it.
+        format: How records lie in the blobs; the other arguments are those of `ReadAllFromBlob`.
+
+    Raises:
+        ConfigError: The pattern is none.
+        NotGranted: No grant covers it. Raised when the transform is applied; nothing was sent to the path.
+    """
+
+    def __init__(self, pattern: str, format: Format | None = None, **settings: Any) -> None:
+        super().__init__(format, **settings)
+        self._pattern = BlobPattern.parse(pattern)
+
+    def expand(self, pbegin: beam.pvalue.PBegin) -> Any:
+        check_at_launch(pbegin.pipeline, *_access_of(self._pattern))
+        return super().expand(pbegin | "Pattern" >> beam.Create([str(self._pattern)]))
+
+    def display_data(self) -> dict[str, Any]:
+        return {"pattern": str(self._pattern), "format": type(self._settings.format).__name__}
+
+
+def check_at_launch(pipeline: beam.Pipeline, path: BlobPath, permission: Permission) -> None:
+    """Refuse, and record the refusal, before a job starts that would be refused on its workers.
+
+    Raises:
+        NotGranted: No grant covers the path.
+    """
+    scope = scope_of(pipeline)
+    session = open_session(scope)
+    try:
+        downscope(scope.manifest, path, permission, now=session.clock(), deadline=scope.deadline)
+    except NotGranted as error:
+        with session.bundle("launch") as bundle:
+            bundle.deny(error, str(path), permission.value, "manifest")
+        raise
+
+
+def _access_of(pattern: BlobPattern) -> tuple[BlobPath, Permission]:
+    return pattern.prefix, Permission.READ if pattern.glob is None else Permission.LIST
+
+
+class _Match(ScopedDoFn):
+    """Pattern to blobs. One that matches nothing is an error unless allowed."""
+
+    def __init__(self, settings: ReadSettings) -> None:
+        self._settings = settings
+
+    def process(self, pattern: str) -> Iterator[BlobProperties]:
+        found = 0
+        for blob in match(self.bundle(), BlobPattern.parse(pattern)):
+            found += 1
+            Lineage.sources().add("abs", blob.path.account, blob.path.container, blob.path.name)
+            yield blob
+        Metrics.counter(METRICS_NAMESPACE, "blobs_matched").inc(found)
+        if not found and not self._settings.allow_empty:
+            raise BlobNotFound(
+                f"no blob matches {pattern}",
+                Diagnosis(tried=f"match {pattern}", hint="check the pattern, or say allow_empty=True if that may be so"),
+            )
+
+
+def match(bundle: BundleSession, pattern: BlobPattern) -> Iterator[BlobProperties]:
+    """The blobs that a pattern matches, as they are now: their ETags are what a read will insist on."""
+    if pattern.glob is None:
+        yield bundle.properties(pattern.prefix)
+        return
+    for blob in bundle.list_blobs(pattern.prefix, pattern.list_prefix):
+        if pattern.matches(blob.path.name):
+            yield blob
+
+
+class _Whole(OffsetRange):  # type: ignore[misc]  # Beam's class is untyped
+    """The restriction of a blob that is read as a whole: one claim, no split."""
+
+    def __init__(self) -> None:
+        super().__init__(0, 1)
+
+
+class _Claims:
+    """A restriction tracker as `split_blocks` sees it."""
+
+    def __init__(self, tracker: Any) -> None:
+        self._tracker = tracker
+        self._refused = False
+
+    def try_claim(self, position: int) -> bool:
+        claimed: bool = self._tracker.try_claim(position)
+        self._refused = not claimed
+        return claimed
+
+    def finish(self) -> None:
+        """Claim the end of the range: what lies behind the last claimed record is done, since no record begins there."""
+        if not self._refused:
+            self._tracker.try_claim(self.stop())
+
+    def stop(self) -> int:
+        stop: int = self._tracker.current_restriction().stop
+        return stop
+
+
+@functools.lru_cache(maxsize=1)
+def _fetchers() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(_FETCH_THREADS, thread_name_prefix="beam-entra-fetch")
+
+
+class _ReadBlocks(ScopedDoFn, RestrictionProvider):  # type: ignore[misc]  # Beam's class is untyped
+    """Blobs to blocks of whole records, in byte ranges where the format can be split."""
+
+    def __init__(self, settings: ReadSettings) -> None:
+        self._settings = settings
+        self._blobs = Metrics.counter(METRICS_NAMESPACE, "blobs_read")
+
+    def initial_restriction(self, blob: BlobProperties) -> OffsetRange:
+        return OffsetRange(0, blob.size_bytes) if self._settings.splittable(blob.path) else _Whole()
+
+    def create_tracker(self, restriction: OffsetRange) -> Any:
+        tracker = OffsetRestrictionTracker(restriction)
+        return UnsplittableRestrictionTracker(tracker) if isinstance(restriction, _Whole) else tracker
+
+    def split(self, blob: BlobProperties, restriction: OffsetRange) -> Iterator[OffsetRange]:
+        if isinstance(restriction, _Whole):
+            yield restriction
+        else:
+            yield from restriction.split(_SPLIT_BYTES, _SPLIT_BYTES // 2)
+
+    def restriction_size(self, blob: BlobProperties, restriction: OffsetRange) -> int:
+        size: int = blob.size_bytes if isinstance(restriction, _Whole) else restriction.size()
+        return size
+
+    def process(self, blob: BlobProperties, tracker: Any = beam.DoFn.RestrictionParam()) -> Iterator[Block]:
+        restriction = tracker.current_restriction()
+        if restriction.start == 0:
+            self._blobs.inc()
+        if isinstance(restriction, _Whole):
+            if tracker.try_claim(0):
+                yield from self._whole(blob)
+            return
+        claims = _Claims(tracker)
+        yield from split_blocks(
+            str(blob.path),
+            self._chunks(blob),
+            restriction.start,
+            restriction.stop,
+            blob.size_bytes,
+            claims,
+            max_record_bytes=self._settings.max_record_bytes,
+        )
+        claims.finish()
+
+    def _chunks(self, blob: BlobProperties) -> Callable[[int, int], Iterator[bytes | bytearray]]:
+        bundle, settings = self.bundle(), self._settings
+
+        def chunks(start: int, stop: int) -> Iterator[bytes | bytearray]:
+            return fetch_ahead(
+                lambda begin, end: bundle.read(blob, begin, end),
+                start,
+                stop,
+                chunk_bytes=settings.block_bytes,
+                executor=_fetchers(),
+                depth=_AHEAD,
+            )
+
+        return chunks
+
+    def _whole(self, blob: BlobProperties) -> Iterator[Block]:
+        path, settings = str(blob.path), self._settings
+        pieces: Iterator[bytes | bytearray] = self._chunks(blob)(0, blob.size_bytes)
+        if settings.compressed(blob.path):
+            pieces = gunzip(path, pieces, piece_bytes=settings.block_bytes)
+        return stream_blocks(path, pieces, settings.format, max_record_bytes=settings.max_record_bytes)
+
+
+class _Decode(beam.DoFn):  # type: ignore[misc]  # Beam's DoFn is untyped
+    """Blocks to elements; fused behind the read."""
+
+    def __init__(self, format: Format, *, keep_bad: bool) -> None:
+        self._format = format
+        self._keep_bad = keep_bad
+        self._good = Metrics.counter(METRICS_NAMESPACE, "records_read")
+        self._bad = Metrics.counter(METRICS_NAMESPACE, "records_bad")
+
+    def process(self, block: Block) -> Iterator[Any]:
+        bad: list[BadRecord] = []
+        good = yield from decode(block, self._format, bad)
+        self._good.inc(good)
+        if not bad:
+            return
+        self._bad.inc(len(bad))
+        if not self._keep_bad:
+            first = bad[0]
+            raise FormatError(
+                f"the record at byte {first.offset} of {first.path} cannot be decoded: {first.reason}",
+                Diagnosis(hint="mend the blob, or keep such records apart: ReadFromBlob(...).with_exception_handling()"),
+            )
+        for record in bad:
+            yield beam.pvalue.TaggedOutput(BAD, record)
+
+
+def decode(block: Block, format: Format, bad: list[BadRecord]) -> Generator[Any, None, int]:
+    """The elements of a block; what cannot be decoded is added to `bad`. Returns the number of good ones."""
+    good, offset = 0, block.offset
+    header = block.header
+    for line in format.records(block.data):
+        record = strip_line_end(line)
+        if not format.skips(record):
+            try:
+                element = format.decode(record, header)
+            except Exception as error:  # noqa: BLE001 - whatever a decoder raises, the record is a bad one
+                reason = f"{type(error).__name__}: {error}".splitlines()[0][:_SHOWN_CHARACTERS]
+                bad.append(BadRecord(path=block.path, offset=offset, reason=reason, record=record))
+            else:
+                good += 1
+                yield element
+        offset += len(line)
+    return good

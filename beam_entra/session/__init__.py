@@ -1,0 +1,22 @@
+"""Where identity, access, audit and storage meet: JobScope -> Session -> BundleSession."""
+
+from __future__ import annotations
+
+from beam_entra.session.bundle import BundleSession, CommittedBlob
+from beam_entra.session.registry import adopt_session, close_session, open_session
+from beam_entra.session.scope import JobScope
+from beam_entra.session.sealing import StorageTrail, open_trail, seal_job
+from beam_entra.session.session import Session
+
+__all__ = [
+    "BundleSession",
+    "CommittedBlob",
+    "JobScope",
+    "Session",
+    "StorageTrail",
+    "adopt_session",
+    "close_session",
+    "open_session",
+    "open_trail",
+    "seal_job",
+]

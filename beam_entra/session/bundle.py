@@ -1,0 +1,346 @@
+"""A bundle session: the unit in which tokens are refreshed, SAS issued and accesses audited.
+
+Each access takes the same steps:
+
+1. The deadline has not passed and a grant covers the path; else the refusal is recorded and nothing is sent.
+2. A SAS for exactly this path and permission: the bundle's own while it lives, else a new one, recorded.
+3. The request. When its answer's head is here, the access is recorded, and the record becomes durable while the body is
+   still on its way.
+4. Only when the record is durable does the caller get anything.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Literal
+
+from beam_entra.access.downscope import Permission, SasSpec, downscope, downscope_audit
+from beam_entra.audit import Receipt
+from beam_entra.audit.record import BundleClosed, BundleOpened, CommitIntended, Committed, Denied, Listed, Read, Staged
+from beam_entra.errors import (
+    AccessDenied,
+    AuditError,
+    BeamEntraError,
+    Diagnosis,
+    IdentityExpired,
+    IdentityRejected,
+    NotGranted,
+)
+from beam_entra.identity import STORAGE_AUDIENCE, AccessToken
+from beam_entra.paths import BlobPath
+from beam_entra.storage import Authorization, BlobProperties, Sas
+from beam_entra.storage.answers import Answer
+
+if TYPE_CHECKING:
+    from beam_entra.session.session import Session
+
+__all__ = ["BundleSession", "CommittedBlob"]
+
+Outcome = Literal["ok", "failed", "abandoned"]
+_REFUSED_BY = {NotGranted: "manifest", IdentityExpired: "deadline", AccessDenied: "storage", IdentityRejected: "entra"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CommittedBlob:
+    """A blob that this job wrote.
+
+    Attributes:
+        path: Canonical path.
+        etag: Names the version that was committed.
+        size_bytes: Length.
+        rows: Records in it.
+        confirmed: An earlier attempt had committed it, and this one found it.
+    """
+
+    path: str
+    etag: str
+    size_bytes: int
+    rows: int
+    confirmed: bool = False
+
+
+class BundleSession:
+    """Made by `Session.bundle`. Thread-safe, so that a bundle can fetch ahead. Close it, or use it with `with`."""
+
+    def __init__(self, session: Session, step: str, *, audience: str) -> None:
+        self.session = session
+        self.id = str(uuid.uuid4())
+        self._sas: dict[tuple[BlobPath, Permission], Sas] = {}
+        self._lock = threading.RLock()
+        self._request_numbers = itertools.count()
+        self._last: Receipt | None = None
+        self._closed = False
+        tried = f"open a bundle of {step}"
+        with self._noting_refusals(audience, "token"):
+            session.check_deadline(tried)
+            self.token = self._checked_token(audience, tried)
+        self._record(BundleOpened, step=step, token=self.token.token_id)
+
+    def __enter__(self) -> BundleSession:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self.close("ok" if kind is None else "failed")
+
+    # What connectors use
+
+    def access_token(self, audience: str) -> AccessToken:
+        """A live token for another service that the manifest names under `[grants] token`.
+
+        Raises:
+            NotGranted: It does not name it. Nothing was sent.
+            IdentityError: No token.
+        """
+        tried = f"acquire a token for {audience}"
+        with self._noting_refusals(audience, "token"):
+            self.session.check_deadline(tried)
+            return self._checked_token(audience, tried)
+
+    # Storage
+
+    def properties(self, path: BlobPath) -> BlobProperties:
+        """Size and ETag of one blob that the job may read."""
+        access = _Access(self, path, Permission.READ)
+        with self._noting_refusals(str(path), "read"):
+            found, answer = self.session.service.properties(path, access, self._next_request_id())
+        self._record_read(access, found, answer, 0, 0).wait()
+        return found
+
+    def list_blobs(self, prefix: BlobPath, name_prefix: str) -> Iterator[BlobProperties]:
+        """The blobs below a prefix that the job may read, whose names begin with `name_prefix`."""
+        access = _Access(self, prefix, Permission.LIST)
+        with self._noting_refusals(str(prefix), "list"):
+            access.sas()  # a denial comes before the first request
+            pages = self.session.service.list_pages(prefix, name_prefix, access, self._next_request_id)
+        while True:
+            with self._noting_refusals(str(prefix), "list"):
+                page, answer = next(pages, (None, None))
+            if page is None or answer is None:
+                return
+            for blob in page.blobs:
+                if not prefix.covers(blob.path):
+                    raise AccessDenied(
+                        f"Storage listed {blob.path}, which is not below {prefix}",
+                        Diagnosis(request_id=answer.request_id, hint="check the account's endpoint"),
+                    )
+            self._record(
+                Listed,
+                sas=access.sas_id,
+                path=str(prefix),
+                blobs=len(page.blobs),
+                **answer.ids(),
+            ).wait()
+            yield from page.blobs
+
+    def read(self, blob: BlobProperties, start: int, stop: int) -> bytearray:
+        """Bytes [start, stop) of this version of a blob that the job may read.
+
+        Raises:
+            BlobChanged: The blob is no longer this version.
+        """
+        access = _Access(self, blob.path, Permission.READ)
+        receipts: list[Receipt] = []
+
+        def answered(answer: Answer, begin: int, end: int) -> None:
+            receipts.append(self._record_read(access, blob, answer, begin, end))
+
+        with self._noting_refusals(str(blob.path), "read"):
+            access.sas()
+            content = self.session.service.read_range(blob, start, stop, access, self._next_request_id, answered)
+        for receipt in receipts:
+            receipt.wait()
+        self.session.count("bytes_read", len(content))
+        return content
+
+    def stage(self, path: BlobPath, block_id: str, data: bytes) -> None:
+        """Stage a block of a blob that the job may write. Call `settle` before telling anybody that it is staged."""
+        access = _Access(self, path, Permission.WRITE)
+        with self._noting_refusals(str(path), "write"):
+            answer = self.session.service.put_block(path, block_id, data, access, self._next_request_id())
+        self._record(
+            Staged,
+            sas=access.sas_id,
+            path=str(path),
+            block=block_id,
+            size=len(data),
+            **answer.ids(),
+        )
+        self.session.count("bytes_staged", len(data))
+        self.session.count("blocks_staged")
+
+    def commit(
+        self,
+        path: BlobPath,
+        block_ids: list[str],
+        *,
+        commit_id: str,
+        size_bytes: int,
+        rows: int,
+        content_type: str,
+        overwrite: bool = False,
+    ) -> CommittedBlob:
+        """Make a blob of staged blocks, once; a retry with the same blocks finds it done.
+
+        Raises:
+            BlobExists: A blob of other blocks is there. It was not touched.
+        """
+        access = _Access(self, path, Permission.WRITE)
+        with self._noting_refusals(str(path), "write"):
+            access.sas()
+            intent = {"path": str(path), "commit": commit_id, "size": size_bytes, "rows": rows}
+            self._record(CommitIntended, sas=access.sas_id, blocks=len(block_ids), **intent).wait()
+            done = self.session.service.commit(
+                path,
+                block_ids,
+                access,
+                self._next_request_id(),
+                commit_id=commit_id,
+                content_type=content_type,
+                overwrite=overwrite,
+            )
+        answer = done.answer
+        self._record(
+            Committed,
+            sas=access.sas_id,
+            etag=answer.etag,
+            confirmed=done.confirmed,
+            **answer.ids(),
+            **intent,
+        ).wait()
+        self.session.count("blobs_committed")
+        return CommittedBlob(
+            path=str(path), etag=answer.etag, size_bytes=size_bytes, rows=rows, confirmed=done.confirmed
+        )
+
+    def settle(self) -> None:
+        """Return when every record of this bundle so far is durable."""
+        last = self._last
+        if last is not None:
+            last.wait()
+
+    def close(self, outcome: Outcome = "ok") -> None:
+        """Record the end and make everything durable; forget the SAS. Closing again does nothing.
+
+        Raises:
+            AuditUnavailable: Some record is not durable, so the bundle must fail.
+        """
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            self._sas.clear()
+        self._record(BundleClosed, outcome=outcome)
+        self.settle()
+
+    # The steps
+
+    def deny(self, error: BeamEntraError, path: str, permission: str, by: str) -> None:
+        """Record a refusal. That it cannot be recorded does not undo it: it is added to the error instead."""
+        known = error.diagnosis
+        try:
+            self._record(
+                Denied,
+                path=path,
+                permission=permission,
+                reason=error.message,
+                by=by,
+                request_id=known.request_id or None,
+                client_request_id=known.client_request_id or None,
+            ).wait()
+        except AuditError as unrecorded:
+            error.add_note(f"and the refusal could not be recorded: {unrecorded.message}")
+        self.session.count("denials")
+
+    def sas(self, path: BlobPath, permission: Permission) -> Sas:
+        """The bundle's SAS for this access: the one at hand while it lives, else a new one."""
+        with self._lock:
+            sas = self._sas.get((path, permission))
+            if sas is None or not self.session.live(sas):
+                renewed = sas is not None
+                sas = self.session.issue(
+                    lambda key_expires: self._downscope(path, permission, key_expires),
+                    path=path,
+                    permission=permission,
+                    bundle=self.id,
+                )
+                self._sas[path, permission] = sas
+                if renewed:
+                    self.session.count("sas_refreshed")
+            return sas
+
+    def _downscope(self, path: BlobPath, permission: Permission, key_expires: datetime | None) -> SasSpec:
+        scope = self.session.scope
+        rule = downscope_audit if permission is not Permission.WRITE and self.session.audit_folder.covers(path) else downscope
+        return rule(
+            scope.manifest,
+            path,
+            permission,
+            now=self.session.check_deadline(f"{permission.value} {path}"),
+            deadline=scope.deadline,
+            key_expires=key_expires,
+        )
+
+    def _checked_token(self, audience: str, tried: str) -> AccessToken:
+        manifest = self.session.scope.manifest
+        if audience != STORAGE_AUDIENCE and audience not in manifest.audiences:
+            raise NotGranted(
+                f"no grant lets {manifest.pipeline} have a token for {audience}",
+                Diagnosis(
+                    tried=tried,
+                    identity=self.session.scope.identity,
+                    hint=f'add "{audience}" to token in [grants] of the access manifest, if the job is to have it',
+                ),
+            )
+        return self.session.broker.get(audience)
+
+    @contextmanager
+    def _noting_refusals(self, path: str, permission: str) -> Iterator[None]:
+        try:
+            yield
+        except (NotGranted, IdentityExpired, AccessDenied, IdentityRejected) as error:
+            told = error.explained(identity=self.session.scope.identity)
+            self.deny(told, path, permission, _REFUSED_BY[type(error)])
+            raise told from None
+
+    def _record_read(
+        self, access: _Access, blob: BlobProperties, answer: Answer, start: int, end: int
+    ) -> Receipt:
+        return self._record(
+            Read,
+            sas=access.sas_id,
+            path=str(blob.path),
+            etag=blob.etag,
+            start=start,
+            end=end,
+            **answer.ids(),
+        )
+
+    def _record(self, model: Any, **facts: Any) -> Receipt:
+        receipt = self.session.record(model, bundle=self.id, **facts)
+        self._last = receipt
+        return receipt
+
+    def _next_request_id(self) -> str:
+        return f"{self.id}-{next(self._request_numbers)}"
+
+
+class _Access:
+    """One path and permission of one bundle; called for each attempt to authorise it."""
+
+    def __init__(self, bundle: BundleSession, path: BlobPath, permission: Permission) -> None:
+        self._bundle, self._path, self._permission = bundle, path, permission
+        self.sas_id = ""
+
+    def sas(self) -> Sas:
+        sas = self._bundle.sas(self._path, self._permission)
+        self.sas_id = sas.sas_id
+        return sas
+
+    def __call__(self) -> Authorization:
+        return Authorization(sas=self.sas().query)

@@ -1,0 +1,53 @@
+"""The sessions of this process: one for each job."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+
+from beam_entra.clock import Clock, utc_now
+from beam_entra.errors import AuditUnavailable
+from beam_entra.session.scope import JobScope
+from beam_entra.session.session import Session
+
+__all__ = ["adopt_session", "close_session", "open_session"]
+
+_SESSIONS: dict[str, Session] = {}
+_LOCK = threading.Lock()
+
+
+def open_session(scope: JobScope, *, clock: Clock = utc_now) -> Session:
+    """This process's session of a job; made at the first call. A forked child makes its own."""
+    with _LOCK:
+        session = _SESSIONS.get(scope.job)
+        if session is None or session.pid != os.getpid():
+            _forget_ended()
+            session = _SESSIONS[scope.job] = Session(scope, clock=clock)
+        return session
+
+
+def adopt_session(session: Session) -> None:
+    """Make `session` the one that this process's DoFns use for its job; for tests with a clock or source of their own."""
+    with _LOCK:
+        _SESSIONS[session.scope.job] = session
+
+
+def close_session(job: str) -> None:
+    """Close this process's session of a job, if there is one.
+
+    Raises:
+        AuditUnavailable: Some record is not durable.
+    """
+    with _LOCK:
+        session = _SESSIONS.pop(job, None)
+    if session is not None and session.pid == os.getpid():
+        session.close()
+
+
+def _forget_ended() -> None:
+    """A worker process that serves many jobs drops those whose time is over. Their records are durable long since."""
+    ended = [job for job, session in _SESSIONS.items() if session.clock() >= session.scope.deadline]
+    for job in ended:
+        with contextlib.suppress(AuditUnavailable):
+            _SESSIONS.pop(job).close()

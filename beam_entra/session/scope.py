@@ -1,0 +1,93 @@
+"""The job scope: what a launch decides, and workers carry with them. It holds no secret."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from beam_entra.access.manifest import AccessManifest
+from beam_entra.errors import ConfigError, Diagnosis
+from beam_entra.identity import check_credential
+from beam_entra.paths import BlobPath
+
+__all__ = ["JobScope"]
+
+_TIME_TO_SEAL = timedelta(minutes=15)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobScope:
+    """The frozen, picklable recipe that every worker process opens its session from.
+
+    Attributes:
+        job: The job's id: pipeline, time of launch, and six random hex digits.
+        manifest: Who the job is and what it may touch, endpoints included.
+        launched: When it was launched.
+        deadline: When every right of the job ends.
+    """
+
+    job: str
+    manifest: AccessManifest
+    launched: datetime
+    deadline: datetime
+
+    @classmethod
+    def launch(cls, manifest: AccessManifest, *, now: datetime) -> JobScope:
+        """Make the scope of a new job.
+
+        Raises:
+            ConfigError: The manifest names a credential that does not exist, or without a setting it needs.
+        """
+        check_credential(manifest.identity)
+        job = f"{manifest.pipeline}-{now.astimezone(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
+        return cls(job=job, manifest=manifest, launched=now, deadline=now + manifest.lifetime.job)
+
+    @property
+    def folder(self) -> BlobPath:
+        """Where the job's audit trail lies: a folder of its own below the manifest's audit path."""
+        return self.manifest.audit.child(f"{self.job}/")
+
+    @property
+    def identity(self) -> str:
+        """As whom the job acts, for people."""
+        who = self.manifest.identity
+        return f"{self.manifest.pipeline} ({self.manifest.environment}), client {who.client}, tenant {who.tenant}"
+
+    def to_seal(self, now: datetime) -> JobScope:
+        """The same job with enough time to seal its trail, for when its own time is over."""
+        return replace(self, deadline=max(self.deadline, now + _TIME_TO_SEAL))
+
+    def to_json(self) -> str:
+        """For pipeline options, which are text."""
+        return json.dumps(
+            {
+                "job": self.job,
+                "manifest": self.manifest.to_dict(),
+                "launched": self.launched.isoformat(),
+                "deadline": self.deadline.isoformat(),
+            }
+        )
+
+    @classmethod
+    def from_json(cls, text: str) -> JobScope:
+        """Back from `to_json`.
+
+        Raises:
+            ConfigError: The text is no job scope.
+        """
+        try:
+            fields: dict[str, Any] = json.loads(text)
+            return cls(
+                job=fields["job"],
+                manifest=AccessManifest.from_dict(fields["manifest"]),
+                launched=datetime.fromisoformat(fields["launched"]),
+                deadline=datetime.fromisoformat(fields["deadline"]),
+            )
+        except (ValueError, KeyError, TypeError) as error:
+            raise ConfigError(
+                f"the pipeline options hold no job scope that this version can read ({type(error).__name__})",
+                Diagnosis(hint="launch with the version of beam_entra that the workers have"),
+            ) from None

@@ -1,0 +1,163 @@
+"""The launcher's last act: read the job's segments, verify them, write the seal. And reading a trail afterwards."""
+
+from __future__ import annotations
+
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+from os import PathLike
+from typing import Any, cast
+
+from beam_entra.access import AccessManifest, Endpoints, Permission
+from beam_entra.audit import Receipt
+from beam_entra.audit.record import SEAL_NAME, Record
+from beam_entra.audit.seal import Seal, seal
+from beam_entra.clock import Clock, utc_now
+from beam_entra.errors import BlobNotFound, ConfigError, Diagnosis
+from beam_entra.paths import BlobPath
+from beam_entra.session.bundle import BundleSession
+from beam_entra.session.scope import JobScope
+from beam_entra.session.session import Session
+from beam_entra.storage import AppendBlobSegments, Authorization, BlobProperties, Sas
+from beam_entra.storage.exchange import Authorise
+
+__all__ = ["StorageTrail", "open_trail", "seal_job"]
+
+_READERS = 8
+
+
+class StorageTrail:
+    """A `TrailReader` over a folder below the audit path, through a bundle session."""
+
+    def __init__(self, bundle: BundleSession, folder: BlobPath) -> None:
+        self._bundle = bundle
+        self._folder = folder
+        self._found: dict[str, BlobProperties] = {}
+
+    def names(self) -> list[str]:
+        """Every file below the folder, relative to it, sorted; none when there is no such container or folder."""
+        try:
+            blobs = list(self._bundle.list_blobs(self._folder, self._folder.name))
+        except BlobNotFound:
+            blobs = []
+        self._found = {blob.path.name.removeprefix(self._folder.name): blob for blob in blobs}
+        return sorted(self._found)
+
+    def read(self, name: str) -> bytes:
+        """All bytes of one of them, in the version that `names` saw."""
+        if name not in self._found:
+            self.names()
+        blob = self._found.get(name)
+        if blob is None:
+            raise BlobNotFound(f"{self._folder} holds no {name}", Diagnosis(tried=f"read {self._folder}{name}"))
+        return bytes(self._bundle.read(blob, 0, blob.size_bytes))
+
+
+class _Closing:
+    """The job's folder while it is being sealed: what was read in time, and the own segment, read after its end."""
+
+    def __init__(self, session: Session, bundle: BundleSession, folder: BlobPath) -> None:
+        self._service = session.service
+        self._folder = folder
+        trail = StorageTrail(bundle, folder)
+        own = [name for name in trail.names() if session.process in name]
+        others = [name for name in trail.names() if session.process not in name]
+        with ThreadPoolExecutor(_READERS, thread_name_prefix="beam-entra-seal") as pool:
+            self._contents = dict(zip(others, pool.map(trail.read, others), strict=True))
+        self._own = {name: bundle.sas(folder.child(name), Permission.READ) for name in own}
+        self._listing = bundle.sas(folder, Permission.LIST)
+
+    def names(self) -> list[str]:
+        """Every file below the folder, relative to it, sorted."""
+        pages = self._service.list_pages(self._folder, self._folder.name, _with(self._listing), _request_id)
+        return sorted(blob.path.name.removeprefix(self._folder.name) for page, _ in pages for blob in page.blobs)
+
+    def read(self, name: str) -> bytes:
+        """All bytes of one of them."""
+        if name not in self._own:
+            return self._contents[name]
+        authorise = _with(self._own[name])
+        blob, _ = self._service.properties(self._folder.child(name), authorise, _request_id())
+        content = self._service.read_range(
+            blob, 0, blob.size_bytes, authorise, _request_id, lambda answer, start, stop: None
+        )
+        return bytes(content)
+
+
+def seal_job(session: Session, *, outcome: str, error: str | None) -> Seal:
+    """Verify the job's segments and seal them. Ends the session's own segment on the way.
+
+    1. Read the other processes' segments; this is recorded in the session's own.
+    2. Issue, and record, the SAS for what comes after the own segment's end: reading it, listing, writing the seal.
+    3. End the own segment. From here on nothing is recorded: the seal is the record.
+    4. Read the own segment, verify all, write the seal.
+
+    Call it when no worker of the job can write any more.
+
+    Raises:
+        TrailBroken: The segments do not verify. No seal was written.
+        AuditUnavailable: The trail cannot be read or written.
+    """
+    folder = session.scope.folder
+    with session.bundle("seal the audit trail") as bundle:
+        bundle.settle()  # the own segment is there from here on
+        reader = _Closing(session, bundle, folder)
+        seal_authorization = session.authorise_append(folder.child(SEAL_NAME))
+    session.end_trail()
+    store = AppendBlobSegments(session.service, folder, lambda path: seal_authorization)
+    return seal(reader, store, job=session.scope.job, outcome=outcome, error=error, clock=session.clock)
+
+
+class _AuditorSession(Session):
+    """Reads a trail, and nothing else. It leaves no trail of its own; the account's log has its requests."""
+
+    @property
+    def audit_folder(self) -> BlobPath:
+        return self.scope.manifest.audit
+
+    def record(self, model: type[Record], *, bundle: str | None = None, **facts: Any) -> Receipt:
+        return _NOTHING_TO_WAIT_FOR
+
+
+class _NoReceipt:
+    durable = True
+
+    def wait(self, timeout: float | None = None) -> None:
+        """Nothing was recorded."""
+
+
+_NOTHING_TO_WAIT_FOR = cast("Receipt", _NoReceipt())
+
+
+def open_trail(
+    path: str, access_manifest: str | PathLike[str], endpoints: str | PathLike[str] | None, *, clock: Clock = utc_now
+) -> StorageTrail:
+    """Open a trail in storage for reading, as the manifest's identity.
+
+    Args:
+        path: A job's folder, or one above it, at or below the manifest's audit path.
+        access_manifest: The manifest's file.
+        endpoints: File of the endpoints overlay, if the services are not at their public addresses.
+
+    Raises:
+        ConfigError: The path is not there.
+        IdentityError: No token.
+    """
+    manifest = AccessManifest.load(access_manifest)
+    if endpoints:
+        manifest = manifest.at(Endpoints.load(endpoints))
+    folder = BlobPath.parse(path if path.endswith("/") else f"{path}/")
+    if not manifest.audit.covers(folder):
+        raise ConfigError(
+            f"{folder} is not below the manifest's audit path {manifest.audit}",
+            Diagnosis(hint="name a trail of this pipeline, or give the manifest of the pipeline that wrote it"),
+        )
+    session = _AuditorSession(JobScope.launch(manifest, now=clock()), clock=clock)
+    return StorageTrail(session.bundle("read an audit trail"), folder)
+
+
+def _with(sas: Sas) -> Authorise:
+    return lambda: Authorization(sas=sas.query)
+
+
+def _request_id() -> str:
+    return str(uuid.uuid4())

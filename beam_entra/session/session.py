@@ -1,0 +1,292 @@
+"""A session: what one worker process opens from a job scope. Live credentials, their caches, the audit segment."""
+
+from __future__ import annotations
+
+import os
+import platform
+import threading
+import time
+import uuid
+from collections import Counter
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from typing import Any, NoReturn, TypeVar
+
+from beam_entra.access.downscope import Permission, SasSpec, downscope
+from beam_entra.audit import Receipt, SegmentFacts, SegmentWriter
+from beam_entra.audit.record import KeyAcquired, Record, SasIssued, TokenAcquired
+from beam_entra.clock import Clock, utc_now
+from beam_entra.errors import AuditUnavailable, Diagnosis, IdentityExpired
+from beam_entra.identity import STORAGE_AUDIENCE, AccessToken, CredentialSource, EntraSource, TokenBroker
+from beam_entra.paths import BlobPath
+from beam_entra.session.bundle import BundleSession
+from beam_entra.session.scope import JobScope
+from beam_entra.storage import AppendBlobSegments, Authorization, BlobService, DelegationKey, Exchange, Sas, mint
+from beam_entra.storage.transport import connection_pool
+
+__all__ = ["Session"]
+
+_LONGEST_KEY = timedelta(days=7) - timedelta(minutes=10)  # Storage's limit is 7 days, counted from a start in the past
+_RENEWED_AT = 0.75  # of a SAS's life
+
+T = TypeVar("T")
+
+
+class Session:
+    """One job in one process. Thread-safe; refuses to be pickled, since it holds live credentials.
+
+    Args:
+        scope: The job.
+        clock: For every decision about time.
+        source: Where tokens come from; by default what the manifest says.
+        pause: Waits so many seconds between attempts.
+    """
+
+    def __init__(
+        self,
+        scope: JobScope,
+        *,
+        clock: Clock = utc_now,
+        source: CredentialSource | None = None,
+        pause: Callable[[float], object] = time.sleep,
+    ) -> None:
+        self.scope = scope
+        self.clock = clock
+        self.pid = os.getpid()
+        self.service = BlobService(
+            scope.manifest.accounts.__getitem__, exchange=Exchange(connection_pool, pause=pause), clock=clock
+        )
+        self.broker = TokenBroker(
+            source or EntraSource(scope.manifest.identity, clock=clock), clock=clock, acquired=self._token_acquired
+        )
+        self._keys: dict[str, DelegationKey] = {}
+        self._key_lock = threading.Lock()
+        self._audit_sas: dict[BlobPath, Sas] = {}
+        self._audit_sas_lock = threading.Lock()
+        self.process = str(uuid.uuid4())
+        self._trail = SegmentWriter(
+            AppendBlobSegments(self.service, scope.folder, self.authorise_append),
+            _facts(scope, self.pid),
+            clock,
+            process=self.process,
+        )
+        self._last_receipt: Receipt | None = None
+        self._counts: Counter[str] = Counter()
+        self._counts_lock = threading.Lock()
+        self._resources: dict[str, Any] = {}
+        self._resources_lock = threading.Lock()
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a session is never pickled; pickle its JobScope")
+
+    def bundle(self, step: str, *, audience: str = STORAGE_AUDIENCE) -> BundleSession:
+        """Open a bundle session: a live token for `audience`, and a record that the bundle began.
+
+        Raises:
+            IdentityExpired: The job's deadline has passed.
+            IdentityError: No token.
+            AuditUnavailable: The trail cannot be written.
+        """
+        return BundleSession(self, step, audience=audience)
+
+    def record(self, model: type[Record], *, bundle: str | None = None, **facts: Any) -> Receipt:
+        """Append to the trail. Wait on the receipt before anything of the access is let out."""
+        receipt = self._trail.append(model, bundle=bundle, **facts)
+        self._last_receipt = receipt
+        return receipt
+
+    @property
+    def started(self) -> bool:
+        """Whether anything has been recorded."""
+        return self._last_receipt is not None
+
+    def check_deadline(self, tried: str) -> datetime:
+        """Now, if the job may still do something.
+
+        Raises:
+            IdentityExpired: It may not.
+        """
+        now = self.clock()
+        if now >= self.scope.deadline:
+            raise IdentityExpired(
+                f"the job's time ended at {self.scope.deadline:%Y-%m-%d %H:%M:%SZ}; every access is refused since",
+                Diagnosis(
+                    tried=tried,
+                    identity=self.scope.identity,
+                    hint="give the job more time: [lifetime] job in the access manifest, then launch it again",
+                ),
+            )
+        return now
+
+    def key(self, account: str, token: AccessToken) -> DelegationKey:
+        """The live delegation key of an account; asked for once, whatever the number of threads."""
+        with self._key_lock:
+            now = self.check_deadline(f"get a user delegation key of account {account}")
+            key = self._keys.get(account)
+            life = self.scope.manifest.lifetime.token
+            if key is not None and (now + life < key.expires or self.scope.deadline <= key.expires):
+                return key
+            key, answer = self.service.delegation_key(
+                account,
+                token,
+                expires=min(self.scope.deadline, now + _LONGEST_KEY),
+                client_request_id=str(uuid.uuid4()),
+            )
+            self.record(
+                KeyAcquired,
+                key=key.key_id,
+                account=account,
+                token=token.token_id,
+                expires=key.expires,
+                **answer.ids(),
+            )
+            self.count("delegation_keys")
+            self._keys[account] = key
+            return key
+
+    def issue(
+        self,
+        spec_for: Callable[[datetime | None], SasSpec],
+        *,
+        path: BlobPath,
+        permission: Permission,
+        bundle: str | None,
+    ) -> Sas:
+        """Mint a SAS and record it.
+
+        Args:
+            spec_for: Downscopes, given the end of the key that will sign: called without one first, so that a denial
+                comes before any request.
+        """
+        spec_for(None)
+        token = self.broker.get(STORAGE_AUDIENCE)
+        key = self.key(path.account, token)
+        now = self.clock()
+        spec = spec_for(key.expires)
+        signed = not self.scope.manifest.accounts[path.account].emulator
+        correlation = bundle or self.process
+        sas = Sas(
+            sas_id=f"sas-{uuid.uuid4().hex[:12]}",
+            spec=spec,
+            query=mint(spec, key, correlation=correlation, sign_correlation=signed),
+            expires=spec.expires,
+            renew_at=now + (spec.expires - now) * _RENEWED_AT,
+        )
+        self.record(
+            SasIssued,
+            bundle=bundle,
+            sas=sas.sas_id,
+            key=key.key_id,
+            token=key.token_id,
+            path=str(path),
+            resource=spec.resource,
+            permission=permission.value,
+            expires=spec.expires,
+            correlation=correlation if signed else None,
+        )
+        self.count("sas_issued")
+        return sas
+
+    def live(self, sas: Sas | None) -> bool:
+        """Whether a SAS can be used for a while longer, or no later one could be had."""
+        if sas is None:
+            return False
+        now = self.clock()
+        return now < sas.renew_at or (sas.expires >= self.scope.deadline and now < sas.expires)
+
+    def count(self, name: str, by: int = 1) -> None:
+        """Add to a counter of the session, for Beam's metrics."""
+        with self._counts_lock:
+            self._counts[name] += by
+
+    def take_counts(self) -> dict[str, int]:
+        """The counters since the last call."""
+        with self._counts_lock:
+            counts, self._counts = dict(self._counts), Counter()
+            return counts
+
+    def resource(self, name: str, make: Callable[[], T]) -> T:
+        """Something that all bundles of this job share in this process, made once."""
+        with self._resources_lock:
+            if name not in self._resources:
+                self._resources[name] = make()
+            shared: T = self._resources[name]
+            return shared
+
+    def close(self) -> None:
+        """Make the trail durable and end it; forget tokens, keys and SAS.
+
+        Raises:
+            AuditUnavailable: Some record is not durable.
+        """
+        try:
+            self.end_trail()
+        finally:
+            self.broker.close()
+            self._keys.clear()
+            self._audit_sas.clear()
+
+    def end_trail(self) -> None:
+        """Make the trail durable and end it: nothing can be accessed any more, since nothing can be recorded."""
+        if self._last_receipt is not None:
+            self._last_receipt.wait()  # the flusher may have to record a SAS of its own before it can write this
+        self._trail.close()
+
+    @property
+    def audit_folder(self) -> BlobPath:
+        """Where this session may read the trail, for sealing it."""
+        return self.scope.folder
+
+    def _token_acquired(self, token: AccessToken, attempts: int) -> None:
+        claims = token.claims
+        self.record(
+            TokenAcquired,
+            token=token.token_id,
+            audience=token.audience,
+            uti=claims.uti,
+            oid=claims.oid,
+            appid=claims.appid,
+            tenant=claims.tenant,
+            expires=token.expires,
+            attempts=attempts,
+        )
+        self.count("tokens_acquired")
+
+    def authorise_append(self, path: BlobPath) -> Authorization:
+        """For the trail itself: create and append on one blob of the job's folder."""
+        with self._audit_sas_lock:
+            sas = self._audit_sas.get(path)
+            if sas is None or not self.live(sas):
+                now = self.check_deadline(f"append to {path}")
+
+                def spec_for(key_expires: datetime | None) -> SasSpec:
+                    return downscope(
+                        self.scope.manifest,
+                        path,
+                        Permission.APPEND,
+                        now=now,
+                        deadline=self.scope.deadline,
+                        key_expires=key_expires,
+                    )
+
+                sas = self._audit_sas[path] = self.issue(
+                    spec_for, path=path, permission=Permission.APPEND, bundle=None
+                )
+            return Authorization(sas=sas.query)
+
+
+def _facts(scope: JobScope, pid: int) -> SegmentFacts:
+    manifest = scope.manifest
+    return SegmentFacts(
+        job=scope.job,
+        pipeline=manifest.pipeline,
+        environment=manifest.environment,
+        tenant=manifest.identity.tenant,
+        client=manifest.identity.client,
+        credential=manifest.identity.credential,
+        host=platform.node() or "unknown",
+        pid=pid,
+        deadline=scope.deadline,
+        manifest_digest=manifest.digest,
+        accounts={name: settings.endpoint for name, settings in manifest.accounts.items()},
+    )
