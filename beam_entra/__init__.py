@@ -1,0 +1,53 @@
+"""Apache Beam pipelines whose I/O is scoped to the job's identity.
+
+The names below live in `beam_entra.io`; they are looked up when first used, so that the rooms that need no Beam
+(paths, access, audit, the command line) load without it.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from beam_entra.io import (
+        BadRecord,
+        Csv,
+        EntraOptions,
+        Format,
+        JobReport,
+        JsonLines,
+        Lines,
+        ReadAllFromBlob,
+        ReadFromBlob,
+        Scoped,
+        ScopedDoFn,
+        ScopedPipeline,
+        WriteToBlob,
+        command_line,
+        scope_of,
+    )
+
+__all__ = [
+    "BadRecord",
+    "Csv",
+    "EntraOptions",
+    "Format",
+    "JobReport",
+    "JsonLines",
+    "Lines",
+    "ReadAllFromBlob",
+    "ReadFromBlob",
+    "Scoped",
+    "ScopedDoFn",
+    "ScopedPipeline",
+    "WriteToBlob",
+    "command_line",
+    "scope_of",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module("beam_entra.io"), name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from beam_entra.io.dofn import METRICS_NAMESPACE, Scoped, ScopedDoFn, scope_of
 from beam_entra.io.formats import Csv, Format, JsonLines, Lines
+from beam_entra.io.launch import command_line
 from beam_entra.io.options import EntraOptions
 from beam_entra.io.pipeline import JobReport, ScopedPipeline
 from beam_entra.io.read import BadRecord, ReadAllFromBlob, ReadFromBlob
@@ -24,5 +25,6 @@ __all__ = [
     "ScopedDoFn",
     "ScopedPipeline",
     "WriteToBlob",
+    "command_line",
     "scope_of",
 ]

@@ -1,0 +1,36 @@
+"""`beam-entra`: one module a subcommand."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from beam_entra.cli.audit import audit
+from beam_entra.cli.local import local
+from beam_entra.errors import BeamEntraError
+
+__all__ = ["main"]
+
+
+class _Commands(click.Group):
+    """Prints an error of ours as one, without a traceback; exit code 1."""
+
+    def invoke(self, ctx: click.Context) -> object:
+        try:
+            return super().invoke(ctx)
+        except BeamEntraError as error:
+            click.echo(f"{type(error).__name__}: {error}", err=True)
+            for note in getattr(error, "__notes__", ()):
+                click.echo(f"    {note}", err=True)
+            sys.exit(1)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="beam-entra")
+def main() -> None:
+    """Beam pipelines under the job's own identity: their audit trails, and a local cloud to try them in."""
+
+
+main.add_command(audit)
+main.add_command(local)

@@ -1,0 +1,73 @@
+"""Launching from a command line: one clear error on failure, no traceback that the reader has to search."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from beam_entra.errors import BeamEntraError, find_rendered_error
+
+__all__ = ["TRACEBACK_VARIABLE", "command_line", "print_error"]
+
+TRACEBACK_VARIABLE = "BEAM_ENTRA_TRACEBACK"
+_INTERRUPTED = 130
+
+
+@contextmanager
+def command_line() -> Iterator[None]:
+    """Run what a person launched: `with command_line(): main()`.
+
+    An error of ours is printed once, with its fix, and the exit code is 1; Ctrl-C gives 130. What a runner logs of the
+    same error on its way to the launcher is held back. With the environment variable `BEAM_ENTRA_TRACEBACK=1` nothing
+    is held back and every traceback is shown.
+    """
+    if os.environ.get(TRACEBACK_VARIABLE) == "1":
+        yield
+        return
+    held_back = _HoldBack()
+    logging.basicConfig()
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(held_back)
+    try:
+        yield
+    except BeamEntraError as error:
+        print_error(error)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(_INTERRUPTED)
+    finally:
+        for handler in logging.getLogger().handlers:
+            handler.removeFilter(held_back)
+
+
+def print_error(error: BeamEntraError) -> None:
+    """Print an error as people read it, with what was noted on its way."""
+    print(f"{type(error).__name__}: {error}", file=sys.stderr)
+    for note in getattr(error, "__notes__", ()):
+        print(f"    {note}", file=sys.stderr)
+    print(f"    (set {TRACEBACK_VARIABLE}=1 for the traceback)", file=sys.stderr)
+
+
+class _HoldBack(logging.Filter):
+    """Drops log records that carry one of our errors as a traceback: it is printed in the end, once."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.levelno < logging.WARNING:
+            return True
+        error = record.exc_info[1] if record.exc_info else None
+        if isinstance(error, BeamEntraError) or isinstance(record.msg, BeamEntraError):
+            return False
+        text = record.getMessage() + (f"\n{type(error).__module__}.{type(error).__name__}: {error}" if error else "")
+        return find_rendered_error(text) is None and not _ours_is_cause(error)
+
+
+def _ours_is_cause(error: BaseException | None) -> bool:
+    while error is not None:
+        if isinstance(error, BeamEntraError) or find_rendered_error(str(error)) is not None:
+            return True
+        error = error.__cause__ or error.__context__
+    return False
