@@ -15,7 +15,7 @@ from apache_beam.metrics.metric import Lineage
 from apache_beam.transforms.core import RestrictionProvider
 
 from beam_entra.access import Permission, downscope
-from beam_entra.errors import BlobNotFound, ConfigError, Diagnosis, FormatError, NotGranted
+from beam_entra.errors import BeamEntraError, BlobNotFound, ConfigError, Diagnosis, FormatError, NotGranted
 from beam_entra.io.blocks import Block, fetch_ahead, gunzip, split_blocks, stream_blocks
 from beam_entra.io.dofn import METRICS_NAMESPACE, Scoped, ScopedDoFn, scope_of
 from beam_entra.io.formats import Format, Lines, strip_line_end
@@ -169,8 +169,11 @@ def check_at_launch(pipeline: beam.Pipeline, path: BlobPath, permission: Permiss
     try:
         downscope(scope.manifest, path, permission, now=session.clock(), deadline=scope.deadline)
     except NotGranted as error:
-        with session.bundle("launch") as bundle:
-            bundle.deny(error, str(path), permission.value, "manifest")
+        try:
+            with session.bundle("launch") as bundle:
+                bundle.deny(error, str(path), permission.value, "manifest")
+        except BeamEntraError as unrecorded:
+            error.add_note(f"and the refusal could not be recorded: {unrecorded.message}")
         raise
 
 

@@ -100,7 +100,9 @@ class BundleSession:
         tried = f"acquire a token for {audience}"
         with self._noting_refusals(audience, "token"):
             self.session.check_deadline(tried)
-            return self._checked_token(audience, tried)
+            token = self._checked_token(audience, tried)
+        self.session.settle()  # the record of the token is durable before anybody has it
+        return token
 
     # Storage
 

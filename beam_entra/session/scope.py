@@ -43,7 +43,8 @@ class JobScope:
         """
         check_credential(manifest.identity)
         job = f"{manifest.pipeline}-{now.astimezone(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
-        return cls(job=job, manifest=manifest, launched=now, deadline=now + manifest.lifetime.job)
+        deadline = (now + manifest.lifetime.job).replace(microsecond=0)  # Storage counts in whole seconds
+        return cls(job=job, manifest=manifest, launched=now, deadline=deadline)
 
     @property
     def folder(self) -> BlobPath:

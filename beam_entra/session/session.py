@@ -228,9 +228,17 @@ class Session:
 
     def end_trail(self) -> None:
         """Make the trail durable and end it: nothing can be accessed any more, since nothing can be recorded."""
-        if self._last_receipt is not None:
-            self._last_receipt.wait()  # the flusher may have to record a SAS of its own before it can write this
+        self.settle()  # the flusher may have to record a SAS of its own before it can write what is left
         self._trail.close()
+
+    def settle(self) -> None:
+        """Return when every record so far is durable.
+
+        Raises:
+            AuditUnavailable: Some record is not.
+        """
+        if self._last_receipt is not None:
+            self._last_receipt.wait()
 
     @property
     def audit_folder(self) -> BlobPath:
