@@ -98,6 +98,7 @@ class ScopedPipeline(beam.Pipeline):  # type: ignore[misc]  # Beam's Pipeline is
         self.scope = JobScope.launch(manifest, now=utc_now())
         entra.entra_job_scope = self.scope.to_json()
         self.report: JobReport | None = None
+        self.result: Any = None
         self._started = time.monotonic()
         super().__init__(runner=runner, options=chosen)
         self._wait = not chosen.view_as(StandardOptions).no_wait_until_finish
