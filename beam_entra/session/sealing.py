@@ -59,8 +59,9 @@ class _Closing:
         self._service = session.service
         self._folder = folder
         trail = StorageTrail(bundle, folder)
-        own = [name for name in trail.names() if session.process in name]
-        others = [name for name in trail.names() if session.process not in name]
+        names = trail.names()
+        own = [name for name in names if session.process in name]
+        others = [name for name in names if session.process not in name]
         with ThreadPoolExecutor(_READERS, thread_name_prefix="beam-entra-seal") as pool:
             self._contents = dict(zip(others, pool.map(trail.read, others), strict=True))
         self._own = {name: bundle.sas(folder.child(name), Permission.READ) for name in own}
