@@ -1,0 +1,78 @@
+# Every target does its own set-up: .venv and .local, both inside this folder, both gone after `make clean`.
+
+# Python 3.11 or newer, the first of these that has it: make PYTHON=/path/to/python3.12 ...
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.14 python; do \
+	"$$p" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && { echo "$$p"; break; }; done)
+
+VENV := .venv
+RUN  := $(VENV)/bin/python
+
+# Where Azurite is kept; see beam_entra/testing/node.py.
+export BEAM_ENTRA_CACHE ?= $(CURDIR)/.local
+# npm would write into the home folder.
+export npm_config_cache ?= $(BEAM_ENTRA_CACHE)/npm
+export npm_config_update_notifier := false
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# A shell's own settings must not reach into the environment.
+unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
+
+INSTALLED := $(VENV)/.installed
+AZURITE   := $(BEAM_ENTRA_CACHE)/.azurite-installed
+
+# pytest's arguments: make test TESTS="tests/io -k gzip"
+TESTS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint format azurite constraints clean
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-print-directory
+
+help: ## Say what there is
+	@printf 'beam_entra: Apache Beam pipelines whose I/O is scoped to the job'"'"'s Entra identity\n\n'
+	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' Makefile | expand -t 20
+	@printf '\nAll of them set themselves up, in .venv and .local; all they need is Python 3.11 or newer and a network.\n'
+
+demo: $(INSTALLED) $(AZURITE) ## Run the orders pipeline against a local tenant and Azurite, and a refusal (KEEP=1: servers stay up)
+	@exec $(RUN) -m pipelines.demo $(if $(filter-out 0,$(KEEP)),--keep)
+
+test: $(INSTALLED) $(AZURITE) ## Run every test (TESTS="tests/io -k gzip" for some)
+	@exec $(RUN) -m pytest $(TESTS)
+
+lint: $(INSTALLED) ## Check style and types
+	@$(RUN) -m ruff check . && $(RUN) -m mypy
+
+format: $(INSTALLED) ## Mend what ruff can mend
+	@$(RUN) -m ruff check --fix-only .
+
+azurite: $(AZURITE) ## Install Azurite, which `demo` and `test` do anyway
+
+constraints: ## Write constraints.txt anew, from the newest versions that pyproject.toml allows
+	@$(call need_python)
+	@rm -rf .local/fresh && "$(PYTHON)" -m venv .local/fresh && .local/fresh/bin/python -m pip install --quiet -e '.[local,dev]'
+	@{ echo "# What the tests ran with. Made by \`make constraints\`."; \
+	   .local/fresh/bin/python -m pip freeze --exclude-editable; } > constraints.txt
+	@rm -rf .local/fresh
+
+clean: ## Remove everything that was made here, .venv and .local included
+	@test ! -f .local/cloud/state.json || $(RUN) -m beam_entra.cli local down || true
+	@rm -rf $(VENV) .local build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+define need_python
+if [ -z "$(PYTHON)" ]; then \
+	echo "There is no Python 3.11 or newer with venv and pip on the PATH." >&2; \
+	echo "    fix: install one (Debian, Ubuntu: apt install python3 python3-venv), or name it: make PYTHON=/path/to/python3.12" >&2; \
+	exit 1; fi
+endef
+
+$(INSTALLED): pyproject.toml setup.py constraints.txt
+	@$(call need_python)
+	@echo "Setting up $(VENV) with $$("$(PYTHON)" --version) (a minute or so, once)"
+	@"$(PYTHON)" -m venv --clear $(VENV)
+	@$(RUN) -m pip install --quiet --constraint constraints.txt --editable '.[local,dev]'
+	@touch $@
+
+$(AZURITE): beam_entra/testing/node.py beam_entra/testing/azurite_npm/package-lock.json | $(INSTALLED)
+	@echo "Installing Azurite into $(BEAM_ENTRA_CACHE) (once)"
+	@$(RUN) -c 'from beam_entra.testing.node import *; install_azurite(default_cache())'
+	@touch $@
