@@ -68,8 +68,9 @@ class CommittedBlob:
 class BundleSession:
     """Made by `Session.bundle`. Thread-safe, so that a bundle can fetch ahead. Close it, or use it with `with`."""
 
-    def __init__(self, session: Session, step: str, *, audience: str) -> None:
+    def __init__(self, session: Session, step: str, *, audience: str, for_sealing: bool = False) -> None:
         self.session = session
+        self._for_sealing = for_sealing
         self.id = str(uuid.uuid4())
         self._sas: dict[tuple[BlobPath, Permission], Sas] = {}
         self._lock = threading.RLock()
@@ -278,7 +279,7 @@ class BundleSession:
 
     def _downscope(self, path: BlobPath, permission: Permission, key_expires: datetime | None) -> SasSpec:
         scope = self.session.scope
-        rule = downscope_audit if permission is not Permission.WRITE and self.session.audit_folder.covers(path) else downscope
+        rule = downscope_audit if self._for_sealing else downscope
         return rule(
             scope.manifest,
             path,

@@ -99,7 +99,7 @@ def seal_job(session: Session, *, outcome: str, error: str | None) -> Seal:
         AuditUnavailable: The trail cannot be read or written.
     """
     folder = session.scope.folder
-    with session.bundle("seal the audit trail") as bundle:
+    with session.bundle("seal the audit trail", for_sealing=True) as bundle:
         bundle.settle()  # the own segment is there from here on
         reader = _Closing(session, bundle, folder)
         seal_authorization = session.authorise_append(folder.child(SEAL_NAME))
@@ -110,10 +110,6 @@ def seal_job(session: Session, *, outcome: str, error: str | None) -> Seal:
 
 class _AuditorSession(Session):
     """Reads a trail, and nothing else. It leaves no trail of its own; the account's log has its requests."""
-
-    @property
-    def audit_folder(self) -> BlobPath:
-        return self.scope.manifest.audit
 
     def record(self, model: type[Record], *, bundle: str | None = None, **facts: Any) -> Receipt:
         return _NOTHING_TO_WAIT_FOR
@@ -153,7 +149,7 @@ def open_trail(
             Diagnosis(hint="name a trail of this pipeline, or give the manifest of the pipeline that wrote it"),
         )
     session = _AuditorSession(JobScope.launch(manifest, now=clock()), clock=clock)
-    return StorageTrail(session.bundle("read an audit trail"), folder)
+    return StorageTrail(session.bundle("read an audit trail", for_sealing=True), folder)
 
 
 def _with(sas: Sas) -> Authorise:

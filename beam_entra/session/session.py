@@ -79,15 +79,22 @@ class Session:
     def __reduce__(self) -> NoReturn:
         raise TypeError("a session is never pickled; pickle its JobScope")
 
-    def bundle(self, step: str, *, audience: str = STORAGE_AUDIENCE) -> BundleSession:
+    def bundle(
+        self, step: str, *, audience: str = STORAGE_AUDIENCE, for_sealing: bool = False
+    ) -> BundleSession:
         """Open a bundle session: a live token for `audience`, and a record that the bundle began.
+
+        Args:
+            step: What the bundle is for, in the trail.
+            for_sealing: It may list and read the audit trail, and nothing else. For the launcher and auditors; no DoFn has
+                such a bundle, so a pipeline cannot read its own trail.
 
         Raises:
             IdentityExpired: The job's deadline has passed.
             IdentityError: No token.
             AuditUnavailable: The trail cannot be written.
         """
-        return BundleSession(self, step, audience=audience)
+        return BundleSession(self, step, audience=audience, for_sealing=for_sealing)
 
     def record(self, model: type[Record], *, bundle: str | None = None, **facts: Any) -> Receipt:
         """Append to the trail. Wait on the receipt before anything of the access is let out."""
@@ -239,11 +246,6 @@ class Session:
         """
         if self._last_receipt is not None:
             self._last_receipt.wait()
-
-    @property
-    def audit_folder(self) -> BlobPath:
-        """Where this session may read the trail, for sealing it."""
-        return self.scope.folder
 
     def _token_acquired(self, token: AccessToken, attempts: int) -> None:
         claims = token.claims
