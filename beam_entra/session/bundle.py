@@ -279,7 +279,8 @@ class BundleSession:
 
     def _downscope(self, path: BlobPath, permission: Permission, key_expires: datetime | None) -> SasSpec:
         scope = self.session.scope
-        rule = downscope_audit if self._for_sealing else downscope
+        sealing = self._for_sealing or permission is Permission.APPEND  # which downscope_audit never gives
+        rule = downscope_audit if sealing else downscope
         return rule(
             scope.manifest,
             path,
