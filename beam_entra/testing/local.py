@@ -6,15 +6,15 @@ import json
 import shutil
 import tempfile
 import threading
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from beam_entra.clock import Clock, utc_now
-from beam_entra.errors import ConfigError, Diagnosis
+from beam_entra.errors import BlobNotFound, ConfigError, Diagnosis
 from beam_entra.secret import Secret
 from beam_entra.testing.apps import App
 from beam_entra.testing.azurite import Azurite
@@ -41,6 +41,16 @@ def endpoints_toml(*, authority: str, ca_file: Path, assertion_file: Path, accou
         lines += [f"ca_file = {quoted(str(ca_file))}", ""]
     lines += ["[settings]", f"assertion_file = {quoted(str(assertion_file))}"]
     return "\n".join(lines) + "\n"
+
+
+@contextmanager
+def _found(what: str) -> Iterator[None]:
+    from azure.core.exceptions import ResourceNotFoundError  # noqa: PLC0415  # see BlobAdmin.client
+
+    try:
+        yield
+    except ResourceNotFoundError as error:
+        raise BlobNotFound(f"{what} does not exist in the local cloud", Diagnosis(status=error.status_code)) from error
 
 
 class BlobAdmin:
@@ -90,16 +100,31 @@ class BlobAdmin:
         return str(answer["etag"])
 
     def download(self, account: str, container: str, name: str) -> bytes:
-        """A blob's bytes; azure-core's ResourceNotFoundError when there is none."""
-        return self.client(account).get_blob_client(container, name).download_blob().readall()
+        """A blob's bytes.
+
+        Raises:
+            BlobNotFound: There is no such blob, or no such container.
+        """
+        with _found(f"{account}/{container}/{name}"):
+            return self.client(account).get_blob_client(container, name).download_blob().readall()
 
     def delete(self, account: str, container: str, name: str) -> None:
-        """Delete a blob."""
-        self.client(account).get_blob_client(container, name).delete_blob()
+        """Delete a blob.
+
+        Raises:
+            BlobNotFound: There is no such blob, or no such container.
+        """
+        with _found(f"{account}/{container}/{name}"):
+            self.client(account).get_blob_client(container, name).delete_blob()
 
     def list_blobs(self, account: str, container: str, prefix: str = "") -> list[str]:
-        """The names of the blobs below a prefix, in order."""
-        return list(self.client(account).get_container_client(container).list_blob_names(name_starts_with=prefix))
+        """The names of the blobs below a prefix, in order.
+
+        Raises:
+            BlobNotFound: There is no such container.
+        """
+        with _found(f"{account}/{container}"):
+            return list(self.client(account).get_container_client(container).list_blob_names(name_starts_with=prefix))
 
     def list_containers(self, account: str) -> list[str]:
         """The names of the account's containers, in order."""
@@ -198,8 +223,7 @@ class LocalCloud:
                 )
             )
             self.issuer = up.enter_context(WorkloadIssuer(certificates, clock=self._clock))
-            self.app = self.tenant.register_app(self._client_id)
-            self.app.add_federated_credential(self.issuer.url, self.subject)
+            self.app = self.add_client(self._client_id)
             up.enter_context(_AssertionKeeper(self.issuer, self.assertion_file, self.subject, self._assertion_life_s))
             self.azurite.wait_until_ready()
             if self._with_proxy:
@@ -278,6 +302,12 @@ class LocalCloud:
             encoding="utf-8",
         )
         return path
+
+    def add_client(self, client_id: str = "") -> App:
+        """Register one more app that the job's assertion stands for."""
+        app = self.tenant.register_app(client_id)
+        app.add_federated_credential(self.issuer.url, self.subject)
+        return app
 
     # ---- data, with the account keys
 
