@@ -1,0 +1,92 @@
+"""What the fields of audit records are made of: the strings, numbers and times that are taken, and no secret in any."""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime
+from itertools import chain
+from typing import Annotated, Literal, Self
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    StringConstraints,
+    model_validator,
+)
+
+from beam_entra.audit.guard import SecretInRecord, looks_like_secret
+
+__all__ = [
+    "SEGMENT_NAME",
+    "Count",
+    "Digest",
+    "Id",
+    "Model",
+    "Name",
+    "Path",
+    "Permission",
+    "SegmentName",
+    "Text",
+    "Time",
+    "Uuid",
+]
+
+_UUID = "[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"
+
+SEGMENT_NAME = re.compile(rf"segment-{_UUID}-[0-9]{{5}}\.jsonl")
+
+
+def _utc(time: datetime) -> datetime:
+    if time.utcoffset() is None:
+        raise ValueError("a time needs its zone")
+    return time.astimezone(UTC)
+
+
+def _iso(time: datetime) -> str:
+    return time.replace(tzinfo=None).isoformat(timespec="microseconds") + "Z"
+
+
+def _cut(text: object) -> object:
+    return text[:2000] if isinstance(text, str) else text
+
+
+Time = Annotated[datetime, AfterValidator(_utc), PlainSerializer(_iso)]
+Digest = Annotated[str, StringConstraints(pattern="^[0-9a-f]{64}$")]
+Uuid = Annotated[str, StringConstraints(pattern=f"^{_UUID}$")]
+Id = Annotated[str, StringConstraints(pattern="^[A-Za-z0-9._-]{1,128}$")]
+Name = Annotated[str, StringConstraints(min_length=1, max_length=500)]
+Text = Annotated[str, BeforeValidator(_cut)]  # a sentence for people; cut, because a long error must still be audited
+Count = Annotated[int, Field(ge=0)]
+SegmentName = Annotated[str, StringConstraints(pattern=f"^{SEGMENT_NAME.pattern}$")]
+Path = Annotated[
+    str,
+    StringConstraints(pattern=r"^abfss://[a-z0-9$-]{3,63}@[a-z0-9]{3,24}\.dfs\.core\.windows\.net/", max_length=1200),
+]
+Permission = Literal["read", "write", "list", "append"]
+
+
+class Model(BaseModel):
+    """Frozen; nothing is coerced, nothing unknown taken, and no string holds what looks like a secret."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", hide_input_in_errors=True)
+
+    @model_validator(mode="after")
+    def _hold_no_secret(self) -> Self:
+        fields = {name: _texts(value) for name, value in vars(self).items()}
+        if looks_like_secret("\n".join(chain.from_iterable(fields.values()))):  # one look at all, for speed
+            for name, texts in fields.items():
+                for what in filter(None, map(looks_like_secret, texts)):
+                    raise SecretInRecord(f"{name} holds what looks like {what}; an audit record must not")
+        return self
+
+
+def _texts(value: object) -> list[str]:
+    if isinstance(value, str):
+        return [value]
+    if isinstance(value, dict):
+        return [text for text in chain.from_iterable(value.items()) if isinstance(text, str)]
+    return []  # numbers, times, and models that look after themselves

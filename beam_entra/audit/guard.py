@@ -1,0 +1,62 @@
+"""The last line of defence against a secret in the audit trail: text that looks like one is refused.
+
+The first line is that nobody hands one over (`beam_entra.secret.Secret` does not turn into text by accident). This
+one knows what the secrets of this trade look like, and is applied to every string of every record, when it is
+written and when it is verified:
+
+1. a SAS signature: `sig=`, also percent-encoded;
+2. a JWT: three base64url parts, the first of which begins as the encoding of a JSON object does;
+3. an Entra client secret: the `Q~` shape;
+4. a padded base64 key of 32 bytes or more, which is how Storage hands out account keys and delegation keys;
+5. 40 characters that read like random base64: many upper-case *and* lower-case letters, and digits.
+
+It is a heuristic with a price on both sides. A secret in lower-case hex passes, because digests and UUIDs are made of
+it. A blob whose name looks like a key, or has a `sig=` partition, cannot be audited, and so cannot be read.
+"""
+
+from __future__ import annotations
+
+import re
+
+__all__ = ["SecretInRecord", "looks_like_secret"]
+
+_SHAPES = (
+    ("a SAS signature", re.compile(r"(?:(?<![A-Za-z0-9])|(?<=%[0-9A-F]{2}))sig(?:=|%3d)", re.IGNORECASE)),
+    ("a JWT", re.compile(r"(?<![A-Za-z0-9_-])e(?:yJ|yA|wo|wk|w0)[\w-]{6,}\.[\w-]{8,}\.[\w-]{8,}", re.ASCII)),
+    ("a client secret", re.compile(r"(?<![\w.~-])[\w.~-]{3}\dQ~[\w.~-]{31,34}(?![\w.~-])", re.ASCII)),
+)
+_RUN = re.compile(r"[A-Za-z0-9+/_-]{40,}(?:={1,2}(?![A-Za-z0-9+/_=-]))?")
+_WINDOW = 40
+_LETTERS_OF_A_KEY = 10  # of each case in a window: random base64 has 16 +- 3, the names people give have fewer
+_LETTERS_OF_A_PADDED_KEY = 4
+
+
+class SecretInRecord(ValueError):
+    """A field holds what looks like a secret. The message says which field and which shape, never the text."""
+
+
+def looks_like_secret(text: str) -> str:
+    """Say what kind of secret `text` seems to hold.
+
+    Returns:
+        "a JWT", "a base64 key", ...; empty when nothing was found. Never a part of the text.
+    """
+    for what, shape in _SHAPES:
+        if shape.search(text):
+            return what
+    if any(_is_key(run) for run in _RUN.findall(text)):
+        return "a base64 key"
+    return ""
+
+
+def _is_key(run: str) -> bool:
+    if run.endswith("="):
+        return _mixes(run[-44:], _LETTERS_OF_A_PADDED_KEY)
+    if not _mixes(run, _LETTERS_OF_A_KEY):
+        return False  # paths, UUIDs and digests end here
+    return any(_mixes(run[at : at + _WINDOW], _LETTERS_OF_A_KEY) for at in range(len(run) - _WINDOW + 1))
+
+
+def _mixes(text: str, letters: int) -> bool:
+    upper, lower = sum(map(str.isupper, text)), sum(map(str.islower, text))
+    return upper >= letters and lower >= letters and any(map(str.isdigit, text))

@@ -1,0 +1,171 @@
+"""What one worker process has done so far, record by record: rules 7 to 13 of `beam_entra.audit.verify`."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import NamedTuple
+
+from beam_entra.audit.fields import Permission
+from beam_entra.audit.record import (
+    AnyRecord,
+    BundleClosed,
+    BundleOpened,
+    CommitIntended,
+    Committed,
+    KeyAcquired,
+    Listed,
+    Read,
+    SasIssued,
+    SegmentOpened,
+    Staged,
+    TokenAcquired,
+)
+
+__all__ = ["IN_FLIGHT", "Lineage", "RuleBroken"]
+
+IN_FLIGHT = timedelta(minutes=2)
+"""How long after a credential's end an answer to a request that carried it may still be recorded.
+
+Storage checks the end when a request arrives; the record is made when the answer does.
+"""
+
+_Access = Listed | Read | Staged | CommitIntended | Committed
+
+
+class RuleBroken(Exception):
+    """A rule is broken by the record at hand; whoever knows the segment and the line says so in `TrailBroken`."""
+
+    def __init__(self, rule: int, what: str) -> None:
+        super().__init__(rule, what)
+        self.rule, self.what = rule, what
+
+
+class _Key(NamedTuple):
+    account: str
+    token: str
+    expires: datetime
+
+
+class _Sas(NamedTuple):
+    path: str
+    permission: Permission
+    bundle: str | None
+    expires: datetime
+
+
+class Lineage:
+    """The segments of one process, as one story."""
+
+    def __init__(self) -> None:
+        self._time: datetime | None = None
+        self._tokens: dict[str, datetime] = {}
+        self._keys: dict[str, _Key] = {}
+        self._sas: dict[str, _Sas] = {}
+        self._intended: dict[tuple[str, str, str | None], tuple[int, int | None]] = {}
+        self._opened: dict[str, str] = {}  # bundle to the segment it was opened in
+        self._closed: set[str] = set()
+
+    def left_open_in(self, segment: str) -> tuple[str, ...]:
+        """Bundles that were opened in this segment, and closed nowhere."""
+        return tuple(
+            bundle for bundle, where in self._opened.items() if where == segment and bundle not in self._closed
+        )
+
+    def check(self, record: AnyRecord, opened: SegmentOpened) -> None:
+        """Hold the next record against rules 7 to 13.
+
+        Args:
+            opened: The first record of the segment that it stands in.
+        Raises:
+            RuleBroken: With the rule's number.
+        """
+        if self._time is not None and record.time < self._time:
+            raise RuleBroken(7, "it is earlier than the line before")
+        self._time = record.time
+        self._check_bundle(record, opened)
+        match record:
+            case TokenAcquired():
+                _once(record.token, self._tokens)
+                self._tokens[record.token] = record.expires
+            case KeyAcquired():
+                self._check_key(record)
+            case SasIssued():
+                self._check_sas(record, opened)
+            case Listed() | Read() | Staged() | CommitIntended() | Committed():
+                self._check_access(record)
+        if isinstance(record, CommitIntended):
+            self._intended[record.commit, record.path, record.bundle] = (record.size, record.rows)
+        if isinstance(record, Committed):
+            self._check_commit(record)
+
+    def _check_bundle(self, record: AnyRecord, opened: SegmentOpened) -> None:
+        """Rule 9."""
+        bundle = record.bundle
+        if isinstance(record, BundleOpened):
+            if bundle is None or bundle in self._opened:
+                raise RuleBroken(9, "a bundle is opened twice, or has no id")
+            if record.token is not None and record.token not in self._tokens:
+                raise RuleBroken(9, f"token {record.token} had not been acquired")
+            self._opened[bundle] = opened.segment
+        elif bundle is not None and bundle not in self._opened:
+            raise RuleBroken(9, f"bundle {bundle} had not been opened")
+        if isinstance(record, BundleClosed):
+            if bundle is None or bundle in self._closed:
+                raise RuleBroken(9, "a bundle is closed twice, or has no id")
+            self._closed.add(bundle)
+
+    def _check_key(self, record: KeyAcquired) -> None:
+        """Rule 10."""
+        _once(record.key, self._keys)
+        token_expires = self._tokens.get(record.token)
+        if token_expires is None:
+            raise RuleBroken(10, f"token {record.token} had not been acquired")
+        if record.time > token_expires + IN_FLIGHT:
+            raise RuleBroken(10, f"token {record.token} had expired")
+        self._keys[record.key] = _Key(record.account, record.token, record.expires)
+
+    def _check_sas(self, record: SasIssued, opened: SegmentOpened) -> None:
+        """Rule 11."""
+        _once(record.sas, self._sas)
+        key = self._keys.get(record.key)
+        if key is None:
+            raise RuleBroken(11, f"key {record.key} had not been acquired")
+        if record.token != key.token:
+            raise RuleBroken(11, f"key {record.key} was acquired with token {key.token}, not {record.token}")
+        if f"@{key.account}.dfs.core.windows.net/" not in record.path:
+            raise RuleBroken(11, f"key {record.key} is of account {key.account}")
+        if not record.time < record.expires <= min(key.expires, opened.deadline):
+            raise RuleBroken(11, "it outlives its key or the job's deadline, or was never valid")
+        if record.correlation is not None and record.bundle is not None and record.correlation != record.bundle:
+            raise RuleBroken(11, "it carries another bundle's id")
+        self._sas[record.sas] = _Sas(record.path, record.permission, record.bundle, record.expires)
+
+    def _check_access(self, record: _Access) -> None:
+        """Rule 12."""
+        sas = self._sas.get(record.sas)
+        if sas is None:
+            raise RuleBroken(12, f"SAS {record.sas} had not been issued")
+        permission = "list" if isinstance(record, Listed) else "read" if isinstance(record, Read) else "write"
+        if sas.permission != permission:
+            raise RuleBroken(12, f"SAS {record.sas} allows {sas.permission}, not {permission}")
+        below = isinstance(record, Listed) and sas.path.endswith("/") and record.path.startswith(sas.path)
+        if sas.path != record.path and not below:
+            raise RuleBroken(12, f"SAS {record.sas} was issued for another path")
+        if sas.bundle != record.bundle:
+            raise RuleBroken(12, f"SAS {record.sas} was issued for another bundle")
+        if record.time > sas.expires + IN_FLIGHT:
+            raise RuleBroken(12, f"SAS {record.sas} had expired")
+
+    def _check_commit(self, record: Committed) -> None:
+        """Rule 13."""
+        intended = self._intended.get((record.commit, record.path, record.bundle))
+        if intended is None:
+            raise RuleBroken(13, f"commit {record.commit} of this path was not intended before")
+        if not record.confirmed and intended != (record.size, record.rows):
+            raise RuleBroken(13, f"commit {record.commit} was intended with another size or number of rows")
+
+
+def _once(identifier: str, known: dict[str, _Key] | dict[str, _Sas] | dict[str, datetime]) -> None:
+    """Rule 8."""
+    if identifier in known:
+        raise RuleBroken(8, f"id {identifier} was given before")

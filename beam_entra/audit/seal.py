@@ -1,0 +1,70 @@
+"""Sealing: the launcher's last line, which fixes every segment's length and head."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pydantic import ValidationError
+
+from beam_entra.audit.record import SEAL_NAME, ZEROS, Sealed, digest_of, explain
+from beam_entra.audit.segments import check_segments
+from beam_entra.audit.store import APPEND_BYTES, SegmentStore, TrailReader
+from beam_entra.clock import Clock
+from beam_entra.errors import AuditError
+
+__all__ = ["Seal", "seal"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seal:
+    """A written seal.
+
+    Attributes:
+        record: What it says.
+        digest: SHA-256 of its line, in hex. Whoever can rewrite the whole trail can seal it again: keep this elsewhere
+            (a ticket, another tenant, a signed log) and give it to `verify`.
+    """
+
+    record: Sealed
+    digest: str
+
+
+def seal(reader: TrailReader, store: SegmentStore, *, job: str, outcome: str, error: str | None, clock: Clock) -> Seal:
+    """Verify a job's segments and write the seal.
+
+    Call it when no worker of the job can write any more: a segment that grows after its sealing does not verify.
+
+    Args:
+        job: The job's id; every segment must be of this job.
+        outcome: `ok`, `failed`, `interrupted` or `late`.
+        error: What the job failed with, or None.
+    Raises:
+        TrailBroken: The segments do not verify. Nothing was written.
+        AuditError: The job is sealed already, or the arguments are not valid. Nothing was written.
+        AuditUnavailable: The seal may or may not be there.
+    """
+    if SEAL_NAME in reader.names() and reader.read(SEAL_NAME):  # an empty one is a sealing that was interrupted
+        raise AuditError(f"job {job} is sealed already")
+    found = check_segments(reader, job=job)
+    try:
+        record = Sealed.model_validate(
+            {
+                "seq": 0,
+                "prev": ZEROS,
+                "time": clock(),
+                "bundle": None,
+                "job": job,
+                "outcome": outcome,
+                "error": error,
+                "segments": tuple(segment.sealed for segment in found.segments),
+                "counts": dict(found.counts),
+            }
+        )
+    except ValidationError as problem:
+        raise AuditError(f"not a valid seal: {explain(problem)}") from None
+    line = record.line()
+    store.create(SEAL_NAME)
+    data = line + b"\n"
+    for offset in range(0, len(data), APPEND_BYTES):
+        store.append(SEAL_NAME, offset, data[offset : offset + APPEND_BYTES])
+    return Seal(record=record, digest=digest_of(line))

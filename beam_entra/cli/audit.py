@@ -1,0 +1,153 @@
+"""`beam-entra audit`: verify and show audit trails."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NoReturn
+
+import click
+from rich.console import Console
+from rich.text import Text
+
+from beam_entra.audit.show import Story, printable, show_blob, show_trail
+from beam_entra.audit.store import FolderTrail, TrailReader, find_trails
+from beam_entra.audit.verify import TrailSummary, verify
+from beam_entra.errors import TrailBroken
+from beam_entra.paths import BlobPattern
+
+__all__ = ["audit"]
+
+_MANIFEST = click.option(
+    "--access_manifest",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Access manifest of the job; needed for an abfss:// PATH.",
+)
+_ENDPOINTS = click.option(
+    "--access_endpoints",
+    "--endpoints",
+    "endpoints",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Where the services are on this machine, for a local set-up.",
+)
+
+
+@click.group()
+def audit() -> None:
+    """Verify and show what jobs did, and as whom.
+
+    PATH is the folder of one job's trail or a folder of several, local or abfss://.
+    """
+
+
+@audit.command("verify")
+@click.argument("path")
+@click.option("--seal-digest", metavar="HEX", help="Digest of the seal, as it was kept elsewhere. For one trail.")
+@_MANIFEST
+@_ENDPOINTS
+def verify_command(path: str, seal_digest: str | None, access_manifest: Path | None, endpoints: Path | None) -> None:
+    """Check that trails are whole and unchanged.
+
+    Exits 0 when all are. Otherwise exits 1 and names the first bad segment and line of each that is not.
+    """
+    trails = _open(path, access_manifest, endpoints)
+    if seal_digest is not None and len(trails) > 1:
+        raise click.UsageError(f"--seal-digest is for one trail; {path} holds {len(trails)}")
+    out, err = _console(), _console(stderr=True)
+    broken = 0
+    for folder, reader in trails.items():
+        try:
+            summary = verify(reader, seal_digest=seal_digest)
+        except TrailBroken as error:
+            broken += 1
+            where = f"{folder}: " if folder else ""
+            err.print(Text.assemble(("BROKEN", "bold red"), f"  {where}{error}"), soft_wrap=True)
+        else:
+            _report(summary, out, in_detail=not folder)
+    if broken:
+        raise click.exceptions.Exit(1)
+
+
+@audit.command("show")
+@click.argument("path")
+@click.option("--blob", metavar="PATTERN", help="Only who touched this blob, and under which SAS, key and token.")
+@_MANIFEST
+@_ENDPOINTS
+def show_command(path: str, blob: str | None, access_manifest: Path | None, endpoints: Path | None) -> None:
+    """Print trails for people to read.
+
+    A trail that is not sealed yet is shown as it is. One that does not verify is shown as far as it can be read, and
+    the exit code is 1.
+    """
+    pattern = BlobPattern.parse(blob) if blob is not None else None
+    out, err = _console(), _console(stderr=True)
+    touched = broken = False
+    for folder, reader in _open(path, access_manifest, endpoints).items():
+        story = Story.read(reader)
+        if pattern is None:
+            show_trail(story, out)
+            out.print()
+        else:
+            touched |= show_blob(story, out, pattern)
+        if story.broken:
+            broken = True
+            err.print(
+                Text.assemble(("BROKEN", "bold red"), f"  {folder and folder + ': '}{story.broken}"), soft_wrap=True
+            )
+    if pattern is not None and not touched:
+        out.print(Text(f"no record of {pattern}"), soft_wrap=True)
+    if broken:
+        raise click.exceptions.Exit(1)
+
+
+def _open(path: str, access_manifest: Path | None, endpoints: Path | None) -> Mapping[str, TrailReader]:
+    """The trails at a path; ends the command when there is none."""
+    reader: TrailReader
+    if "://" in path:
+        if access_manifest is None:
+            raise click.UsageError("a remote PATH needs --access_manifest: whose credentials should read it?")
+        from beam_entra.session import open_trail  # noqa: PLC0415  a local folder needs no Azure libraries
+
+        reader = open_trail(path, access_manifest, endpoints)
+    else:
+        reader = FolderTrail(path)
+    trails = find_trails(reader)
+    if not trails:
+        _fail(f"no audit trail at {path}")
+    return trails
+
+
+def _report(summary: TrailSummary, out: Console, *, in_detail: bool) -> None:
+    """One line for a trail, and with `in_detail` one for each segment and the seal's digest."""
+    unclosed = f", {summary.open_bundles} ended without closing" if summary.open_bundles else ""
+    out.print(
+        Text.assemble(
+            ("ok", "bold green"),
+            f"  job {summary.job}  {summary.seal.outcome}  ",
+            f"{summary.records} records in {len(summary.segments)} segments, ",
+            f"{summary.bundles} bundles{unclosed}",
+        ),
+        soft_wrap=True,
+    )
+    if not in_detail:
+        return
+    width = len(str(max((segment.sealed.records for segment in summary.segments), default=0)))
+    for segment in summary.segments:
+        unclosed = f", {len(segment.open_bundles)} ended without closing" if segment.open_bundles else ""
+        where = (
+            f"{printable(segment.opened.host)} pid {segment.opened.pid}"
+            if segment.opened
+            else "died before its first record"
+        )
+        text = f"    {segment.sealed.segment}  {segment.sealed.records:>{width}} records  {where}{unclosed}"
+        out.print(Text(text), soft_wrap=True)
+    out.print(Text(f"    seal digest {summary.seal_digest}", "dim"), soft_wrap=True)
+
+
+def _console(*, stderr: bool = False) -> Console:
+    return Console(stderr=stderr, highlight=False, markup=False, emoji=False)
+
+
+def _fail(message: str) -> NoReturn:
+    _console(stderr=True).print(Text.assemble(("error", "bold red"), f"  {message}"), soft_wrap=True)
+    raise click.exceptions.Exit(1)

@@ -1,0 +1,222 @@
+"""The record models: one way to write each, unknown and wrong fields refused, no secret in any string."""
+
+from __future__ import annotations
+
+import json
+import typing
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta, timezone
+from types import ModuleType
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from beam_entra.audit import record as records
+from beam_entra.audit.record import (
+    ZEROS,
+    AnyRecord,
+    Denied,
+    Previous,
+    Read,
+    Record,
+    Sealed,
+    SealedSegment,
+    SegmentOpened,
+    SegmentRolled,
+    digest_of,
+    parse_line,
+    segment_name,
+)
+
+PROCESS = "10000000-0000-4000-8000-000000000001"
+BUNDLE = "20000000-0000-4000-8000-000000000002"
+NOW = datetime(2030, 1, 31, 9, 30, tzinfo=UTC)
+LINK: dict[str, Any] = {"seq": 7, "prev": "ab" * 32, "time": NOW, "bundle": BUNDLE}
+
+
+def _examples(trails: ModuleType) -> dict[type[Record], dict[str, Any]]:
+    opened = trails.facts()
+    facts = {name: getattr(opened, name) for name in type(opened).__slots__}
+    segment, previous = segment_name(PROCESS, 1), Previous(segment=segment_name(PROCESS, 0), head=ZEROS)
+    entry: dict[str, Any] = {"records": 1, "bytes": 2, "head": ZEROS, "opened_bundles": 0, "closed_bundles": 0}
+    examples: dict[type[Record], dict[str, Any]] = trails.valid_facts() | {
+        SegmentOpened: facts | {"segment": segment, "previous": previous},
+        SegmentRolled: {"next": segment},
+        Sealed: {
+            "job": "j",
+            "outcome": "failed",
+            "error": "it broke",
+            "segments": (SealedSegment(segment=segment, **entry),),
+            "counts": {"read": 1},
+        },
+    }
+    return examples
+
+
+def test_examples_cover_every_kind(trails: ModuleType) -> None:
+    """The table below misses no model."""
+    assert set(_examples(trails)) == set(typing.get_args(AnyRecord))
+
+
+def test_every_kind_reads_back_as_written(trails: ModuleType) -> None:
+    """A line is ASCII without spaces around, begins with the envelope, and parses to the same record."""
+    for model, facts in _examples(trails).items():
+        record = model(**LINK, **facts)
+        line = record.line()
+        assert line.startswith(b'{"seq":7,"prev":"abab')
+        assert list(json.loads(line))[:5] == ["seq", "prev", "time", "kind", "bundle"]
+        assert b"\n" not in line
+        assert line.isascii()
+        assert parse_line(line) == record
+
+
+def test_documents_every_field() -> None:
+    """The docstrings are the reviewer's reference: each field of each model stands in one."""
+    for model in (*typing.get_args(AnyRecord), Record, Previous, SealedSegment):
+        own = set(model.model_fields) - (set(Record.model_fields) if model is not Record else set())
+        for field in own - {"kind"}:
+            assert f"        {field}: " in (model.__doc__ or ""), f"{model.__name__}.{field}"
+
+
+def test_times_are_utc_with_microseconds(trails: ModuleType) -> None:
+    """An aware time is written in UTC, with six digits also when they are zeros; a naive one is refused."""
+    facts = trails.valid_facts()[Read]
+    east = NOW.astimezone(timezone(timedelta(hours=5)))
+    assert b'"time":"2030-01-31T09:30:00.000000Z"' in Read(**(LINK | {"time": east}), **facts).line()
+    with pytest.raises(ValidationError, match="needs its zone"):
+        Read(**(LINK | {"time": NOW.replace(tzinfo=None)}), **facts)
+
+
+WRONG: dict[str, dict[str, Any]] = {
+    "an unknown field": {"colour": "red"},
+    "a negative offset": {"start": -1},
+    "an end before the start": {"start": 5, "end": 4},
+    "a number as text": {"end": "10"},
+    "a float": {"end": 10.0},
+    "true for a number": {"end": True},
+    "a path of another scheme": {"path": "https://contosolake.blob.core.windows.net/raw/a"},
+    "a path on another host": {"path": "abfss://raw@contosolake.dfs.example/a"},
+    "a bundle that is no UUID": {"bundle": "b1"},
+    "an upper-case UUID": {"bundle": BUNDLE.upper().replace("0", "A")},
+    "a short digest": {"prev": "ab"},
+    "an empty id": {"sas": ""},
+    "an id with a space": {"sas": "s 1"},
+    "an id that ends in a newline": {"sas": "s1\n"},
+    "an empty request id": {"request_id": ""},
+    "a lone surrogate": {"etag": "\ud800"},
+    "a negative seq": {"seq": -1},
+    "another kind": {"kind": "listed"},
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_refuses(trails: ModuleType, name: str) -> None:
+    """A wrong field is an error, never coerced."""
+    with pytest.raises(ValidationError):
+        Read(**(LINK | trails.valid_facts()[Read] | WRONG[name]))
+
+
+def test_is_frozen(trails: ModuleType) -> None:
+    """A record cannot be changed after it was made."""
+    record = Read(**LINK, **trails.valid_facts()[Read])
+    with pytest.raises(ValidationError, match="frozen"):
+        record.end = 11  # type: ignore[misc,unused-ignore]  # that is the point
+
+
+SECRETS = {
+    "SAS": "sv=1&sig=c2lnbmF0dXJl",
+    "JWT": "eyJhbGciOiJub25lIn0.eyJzdWIiOiJub2JvZHkifQ.c2lnbmF0dXJlLXRlc3Q",
+    "key": "ZGVmZ2hpamtsbW5vcHFyc3R1dnd4eXp7fH1+f4CBgoM=",
+}
+
+
+@pytest.mark.parametrize("shape", SECRETS)
+def test_no_string_field_takes_a_secret(trails: ModuleType, shape: str) -> None:
+    """Whichever string field of whichever kind it is put into, alone or at the end of a value: refused, not quoted."""
+    secret, tried = SECRETS[shape], 0
+    for model, facts in _examples(trails).items():
+        given_facts = LINK | facts
+        for field, value in given_facts.items():
+            for bad in _with_secret(value, secret):
+                with pytest.raises(ValidationError) as caught:
+                    model(**(given_facts | {field: bad}))
+                assert secret not in records.explain(caught.value)
+                assert isinstance(bad, dict) or secret not in str(caught.value)  # pydantic itself names a mapping's key
+                tried += 1
+    assert tried > 150
+
+
+def _with_secret(value: object, secret: str) -> list[object]:
+    if isinstance(value, str):
+        return [secret, f"{value} {secret}", value + "?" + secret]
+    if isinstance(value, dict):
+        return [value | {"a": secret}, value | {secret: 1}, value | {secret: "a"}]
+    return []
+
+
+def test_says_which_field_holds_what(trails: ModuleType) -> None:
+    """The message of a refused secret is enough to find it."""
+    facts = trails.valid_facts()[Denied] | {"reason": f"refused {SECRETS['JWT']}"}
+    with pytest.raises(ValidationError, match="reason holds what looks like a JWT"):
+        Denied(**LINK, **facts)
+
+
+def test_cuts_a_long_reason(trails: ModuleType) -> None:
+    """A long error must not keep a denial from being audited."""
+    facts = trails.valid_facts()[Denied] | {"reason": "no " * 10_000}
+    assert len(Denied(**LINK, **facts).reason) == 2000
+
+
+NOT_CANONICAL: dict[str, Callable[[bytes], bytes]] = {
+    "a space": lambda line: line.replace(b",", b", ", 1),
+    "a space at the end": lambda line: line + b" ",
+    "a carriage return": lambda line: line + b"\r",
+    "a repeated key": lambda line: line[:-1] + b',"end":10}',
+    "a key that is repeated with another value": lambda line: line.replace(b'"end":10', b'"end":99,"end":10'),
+    "another order": lambda line: line.replace(b'"start":0,"end":10', b'"end":10,"start":0'),
+    "an escaped letter": lambda line: line.replace(b'"kind":"read"', b'"kind":"\\u0072ead"'),
+    "a time in another zone": lambda line: line.replace(b"T09:30:00.000000Z", b"T10:30:00.000000+01:00"),
+    "a time without microseconds": lambda line: line.replace(b".000000Z", b"Z"),
+    "a time in seconds": lambda line: line.replace(b'"2030-01-31T09:30:00.000000Z"', b"1896082200"),
+    "an exponent": lambda line: line.replace(b'"end":10', b'"end":1e1'),
+    "a byte order mark": lambda line: b"\xef\xbb\xbf" + line,
+    "bytes that are no UTF-8": lambda line: line.replace(b"orders", b"\xff\xfe"),
+    "an unknown kind": lambda line: line.replace(b'"kind":"read"', b'"kind":"rsad"'),
+    "no kind": lambda line: line.replace(b'"kind":"read",', b""),
+    "a missing field": lambda line: line.replace(b',"end":10', b""),
+    "nothing": lambda line: b"",
+    "a list": lambda line: b"[" + line + b"]",
+    "half of it": lambda line: line[: len(line) // 2],
+}
+
+
+@pytest.mark.parametrize("name", NOT_CANONICAL)
+def test_parse_refuses(trails: ModuleType, name: str) -> None:
+    """A line that says the same in other bytes is no line of ours."""
+    line = Read(**LINK, **trails.valid_facts()[Read]).line()
+    changed = NOT_CANONICAL[name](line)
+    assert changed != line
+    with pytest.raises(ValueError) as caught:  # noqa: PT011  the table says why; the message must not quote
+        parse_line(changed)
+    assert "orders" not in str(caught.value)
+
+
+@given(name=st.text(min_size=1, max_size=50))
+def test_any_text_survives(trails: ModuleType, name: str) -> None:
+    """A step's name of any characters is written in ASCII and reads back the same, or is refused."""
+    facts = trails.valid_facts()[records.BundleOpened] | {"step": name}
+    try:
+        record = records.BundleOpened(**LINK, **facts)
+    except ValidationError:
+        assert any(0xD800 <= ord(c) <= 0xDFFF for c in name)
+        return
+    assert record.line().isascii()
+    assert parse_line(record.line()) == record
+
+
+def test_digest_is_of_the_line() -> None:
+    """The chain's digest can be made with sha256sum."""
+    assert digest_of(b"") == "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"

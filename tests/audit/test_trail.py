@@ -1,0 +1,442 @@
+"""The writer: cheap appends, group commit, rolling, and clean ends in every kind of trouble."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import linecache
+import os
+import sys
+import threading
+from collections.abc import Callable
+from types import FrameType, ModuleType
+from typing import Any
+
+import pytest
+
+from beam_entra.audit.record import BundleOpened, Denied, Read, Sealed, SegmentOpened, SegmentRolled, TokenAcquired
+from beam_entra.audit.segments import check_segments
+from beam_entra.audit.store import APPEND_BYTES
+from beam_entra.audit.trail import Receipt, SegmentWriter
+from beam_entra.errors import AuditError, AuditUnavailable, Diagnosis
+
+
+@pytest.fixture
+def store(trails: ModuleType) -> Any:
+    """An empty trail in memory."""
+    return trails.MemoryTrail()
+
+
+@pytest.fixture
+def writer(trails: ModuleType, store: Any) -> Any:
+    """A writer on it."""
+    return SegmentWriter(store, trails.facts(), trails.Clock(), process=trails.PROCESSES[0])
+
+
+@pytest.fixture
+def deny(trails: ModuleType) -> Callable[..., Receipt]:
+    """Appends a denial."""
+    return lambda writer, **changed: writer.append(Denied, **(trails.valid_facts()[Denied] | changed))
+
+
+def _flushers() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "beam-entra-audit"]
+
+
+def test_nothing_before_the_first_record(writer: SegmentWriter, store: Any) -> None:
+    """A writer that records nothing makes no file and no thread."""
+    before = len(_flushers())
+    writer.close()
+    assert store.calls == []
+    assert len(_flushers()) == before
+
+
+def test_receipt_waits_until_durable(writer: SegmentWriter, store: Any, deny: Callable[..., Receipt]) -> None:
+    """A record is durable when wait returns, and not before the store has taken it."""
+    store.open.clear()
+    receipt = deny(writer)
+    assert store.entered.wait(10)
+    early = receipt.durable
+    with pytest.raises(AuditUnavailable, match=r"not durable after 0\.01 s"):
+        receipt.wait(0.01)
+    store.open.set()
+    receipt.wait(10)
+    assert (early, receipt.durable) == (False, True)
+    assert [json.loads(line)["kind"] for line in store.lines()] == ["segment_opened", "denied"]
+    writer.close()
+
+
+def test_groups_what_is_pending(writer: SegmentWriter, store: Any, deny: Callable[..., Receipt]) -> None:
+    """What comes in while an append is under way goes out together in the next one."""
+    store.open.clear()
+    first = deny(writer)
+    assert store.entered.wait(10)
+    later = [deny(writer) for _ in range(500)]
+    store.open.set()
+    for receipt in [first, *later]:
+        receipt.wait(10)
+    assert [verb for verb, _, _ in store.calls] == ["create", "append", "append"]
+    writer.close()
+
+
+def test_group_stays_below_what_an_append_takes(
+    writer: SegmentWriter, store: Any, deny: Callable[..., Receipt], trails: ModuleType
+) -> None:
+    """However much is pending, no append is larger than an append blob takes, and nothing is lost."""
+    store.open.clear()
+    receipts = [deny(writer, reason="no " * 660) for _ in range(5000)]
+    store.open.set()
+    receipts[-1].wait(30)
+    writer.close()
+    sizes = [len(data) for verb, _, data in store.calls if verb == "append"]
+    assert max(sizes) <= APPEND_BYTES
+    assert sum(size > APPEND_BYTES * 0.9 for size in sizes) >= 2
+    assert check_segments(store, job=trails.JOB).counts["denied"] == 5000
+
+
+@pytest.mark.parametrize("limit", [{"max_blocks": 2}, {"max_blocks": 3}, {"max_bytes": 1}, {"max_bytes": 5000}])
+def test_rolls_without_the_caller_knowing(
+    store: Any, deny: Callable[..., Receipt], trails: ModuleType, limit: dict[str, Any]
+) -> None:
+    """A full segment ends by naming the next, which begins by naming it; both verify, with no block too many."""
+    writer = SegmentWriter(store, trails.facts(), trails.Clock(), **limit)
+    for _ in range(30):
+        deny(writer).wait(10)
+    writer.close()
+    found = check_segments(store, job=trails.JOB)
+    assert len(found.segments) > 1
+    assert found.counts["denied"] == 30
+    assert found.counts["segment_rolled"] == len(found.segments) - 1
+    for name in store.files:
+        blocks = sum(call[:2] == ("append", name) for call in store.calls)
+        assert blocks <= limit.get("max_blocks", 45_000)
+
+
+def test_rolls_while_the_store_is_slow(store: Any, deny: Callable[..., Receipt], trails: ModuleType) -> None:
+    """Several rolls can be pending at once; files are made before the record that names them is written."""
+    store.open.clear()
+    writer = SegmentWriter(store, trails.facts(), trails.Clock(), max_bytes=1000)
+    receipts = [deny(writer) for _ in range(50)]
+    store.open.set()
+    receipts[-1].wait(10)
+    writer.close()
+    assert len(check_segments(store).segments) > 5
+    made: set[str] = set()
+    for verb, name, data in store.calls:
+        if verb == "create":
+            assert name not in made
+            made.add(name)
+        for line in data.splitlines():
+            assert {name, json.loads(line).get("next", name)} <= made
+
+
+def test_many_threads_one_chain(writer: SegmentWriter, store: Any, deny: Callable[..., Receipt]) -> None:
+    """Records of concurrent threads are chained one after another, none lost."""
+    start = threading.Barrier(8)
+
+    def work() -> None:
+        start.wait()
+        for _ in range(200):
+            deny(writer).wait(30)
+
+    threads = [threading.Thread(target=work) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    writer.close()
+    assert check_segments(store).counts["denied"] == 1600
+    appends = [call for call in store.calls if call[0] == "append"]
+    assert len(appends) <= 1600
+
+
+INVALID: dict[str, dict[str, Any]] = {
+    "a wrong value": {"permission": "everything"},
+    "an unknown field": {"colour": "red"},
+    "a secret": {"reason": "got sv=1&sig=c2lnbmF0dXJl"},
+    "a field of the envelope": {"seq": 3},
+    "a bundle that is no UUID": {"bundle": "b"},
+}
+
+
+@pytest.mark.parametrize("name", INVALID)
+def test_invalid_record_leaves_the_chain_intact(
+    writer: SegmentWriter, store: Any, deny: Callable[..., Receipt], name: str
+) -> None:
+    """It raises at append, without quoting the value; what comes after is chained as if it had never been."""
+    with pytest.raises(AuditError, match="not a valid Denied record") as caught:
+        deny(writer, **INVALID[name])
+    assert not isinstance(caught.value, AuditUnavailable)
+    assert "c2lnbmF0dXJl" not in str(caught.value)
+    assert caught.value.__cause__ is None
+    assert store.calls == []
+    deny(writer).wait(10)
+    with pytest.raises(AuditError):
+        deny(writer, **INVALID[name])
+    deny(writer).wait(10)
+    writer.close()
+    assert check_segments(store).counts == {"denied": 2, "segment_opened": 1}
+
+
+def test_too_long_record_is_refused(writer: SegmentWriter, trails: ModuleType, store: Any) -> None:
+    """No single record can outgrow a group."""
+    big = SegmentWriter(store, trails.facts(accounts={f"a{n}": "x" * 90 for n in range(1000)}), trails.Clock())
+    with pytest.raises(AuditError, match="longer than"):
+        big.append(Denied, **trails.valid_facts()[Denied])
+    big.close()
+    assert store.calls == []
+
+
+@pytest.mark.parametrize("model", [SegmentOpened, SegmentRolled, Sealed])
+def test_callers_do_not_write_the_trails_own_records(writer: SegmentWriter, model: Any) -> None:
+    """What opens, rolls and seals is not for callers to append."""
+    with pytest.raises(AuditError, match="by the trail itself"):
+        writer.append(model)
+
+
+def test_a_clock_set_back_repeats_the_last_time(store: Any, deny: Callable[..., Receipt], trails: ModuleType) -> None:
+    """Times in a segment never run backwards, whatever the machine's clock does."""
+    clock = trails.Clock()
+    writer = SegmentWriter(store, trails.facts(), clock)
+    deny(writer)
+    clock.now = trails.START.replace(year=2029)
+    deny(writer)
+    writer.close()
+    times = [json.loads(line)["time"] for line in store.lines()]
+    assert times == ["2030-01-31T09:30:00.001000Z"] * 3
+
+
+FAILURES: dict[str, tuple[BaseException, str]] = {
+    "the store gives up": (
+        AuditUnavailable("no room", Diagnosis(tried="append to segment", request_id="req-1", attempts=5)),
+        "no room",
+    ),
+    "the store has a bug": (ZeroDivisionError("sig=hidden"), "ended with ZeroDivisionError"),
+    "the thread is told to exit": (SystemExit(3), "ended with SystemExit"),
+    "an interrupt": (KeyboardInterrupt(), "ended with KeyboardInterrupt"),
+}
+
+
+@pytest.mark.parametrize("name", FAILURES)
+def test_poison(writer: SegmentWriter, store: Any, deny: Callable[..., Receipt], name: str) -> None:
+    """After a failed append everybody who waits, appends or closes is told so, with the original diagnosis."""
+    failure, message = FAILURES[name]
+    deny(writer).wait(10)
+    store.open.clear()
+    store.entered.clear()
+    under_way = deny(writer)
+    assert store.entered.wait(10)
+    pending = [deny(writer) for _ in range(3)]
+    failed: list[BaseException] = []
+
+    def wait(receipt: Receipt) -> None:
+        try:
+            receipt.wait(30)
+        except AuditUnavailable as error:
+            failed.append(error)
+
+    waiters = [threading.Thread(target=wait, args=[receipt]) for receipt in [under_way, *pending]]
+    for thread in waiters:
+        thread.start()
+    store.failure = failure
+    store.open.set()
+    for thread in waiters:
+        thread.join(30)
+    for attempt in (lambda: deny(writer), lambda: under_way.wait(0), writer.close, writer.close):
+        with pytest.raises(AuditUnavailable, match=message) as caught:
+            attempt()
+        failed.append(caught.value)
+    assert len(failed) == 8
+    for error in failed:
+        assert isinstance(error, AuditUnavailable)
+        assert message in error.message
+        assert "hidden" not in str(error)
+        if isinstance(failure, AuditUnavailable):
+            assert error.diagnosis == failure.diagnosis
+    assert not any(thread.is_alive() for thread in _flushers())
+    assert len([call for call in store.calls if call[0] == "append"]) == 2, "nothing is tried again"
+
+
+def test_what_was_durable_stays_durable(writer: SegmentWriter, store: Any, deny: Callable[..., Receipt]) -> None:
+    """Poison is about what comes later: a receipt that was good stays good."""
+    receipt = deny(writer)
+    receipt.wait(10)
+    store.failure = AuditUnavailable("no room")
+    with pytest.raises(AuditUnavailable):
+        deny(writer).wait(10)
+    receipt.wait(0)
+
+
+def test_close_flushes_and_ends_the_thread(writer: SegmentWriter, store: Any, deny: Callable[..., Receipt]) -> None:
+    """Close returns when everything is durable and no thread is left; it may be called again, append may not."""
+    before = len(_flushers())
+    receipts = [deny(writer) for _ in range(50)]
+    writer.close()
+    assert all(receipt.durable for receipt in receipts)
+    assert len(store.lines()) == 51
+    assert len(_flushers()) == before
+    writer.close()
+    with pytest.raises(AuditUnavailable, match="closed"):
+        deny(writer)
+
+
+def test_close_does_not_wait_for_ever(writer: SegmentWriter, store: Any, deny: Callable[..., Receipt]) -> None:
+    """A store that hangs cannot hang a close that has a timeout."""
+    store.open.clear()
+    deny(writer)
+    with pytest.raises(AuditUnavailable, match=r"within 0\.01 s"):
+        writer.close(timeout=0.01)
+    store.open.set()
+    writer.close()
+
+
+def test_thread_is_a_daemon(writer: SegmentWriter, store: Any, deny: Callable[..., Receipt]) -> None:
+    """A process that ends without closing is not kept alive by its audit."""
+    store.open.clear()
+    deny(writer)
+    assert any(_flushers())
+    assert all(thread.daemon for thread in _flushers())
+    store.open.set()
+    writer.close()
+
+
+class _RecordingStore:
+    """A store that records what it does, as one that needs a new SAS does, in the very segment that it writes."""
+
+    def __init__(self, inner: Any, facts: dict[str, Any], *, wait: bool) -> None:
+        self.inner, self.facts, self.wait = inner, facts, wait
+        self.writer: SegmentWriter | None = None
+        self.left = 2
+
+    def create(self, name: str) -> None:
+        self.inner.create(name)
+
+    def append(self, name: str, offset: int, data: bytes) -> None:
+        if self.left and self.writer is not None:
+            self.left -= 1
+            receipt = self.writer.append(TokenAcquired, **(self.facts | {"token": f"t{self.left}"}))
+            if self.wait:
+                receipt.wait(5)
+        self.inner.append(name, offset, data)
+
+
+def test_store_may_append_while_it_writes(store: Any, deny: Callable[..., Receipt], trails: ModuleType) -> None:
+    """The store's own tokens are recorded too, also those that it needs to write the very last group."""
+    recording = _RecordingStore(store, trails.valid_facts()[TokenAcquired], wait=False)
+    writer = recording.writer = SegmentWriter(recording, trails.facts(), trails.Clock())
+    store.open.clear()
+    deny(writer)
+    closer = threading.Thread(target=writer.close)
+    closer.start()
+    store.open.set()
+    closer.join(10)
+    assert not closer.is_alive()
+    assert check_segments(store).counts["token_acquired"] == 2
+
+
+def test_store_that_waits_for_itself_fails(store: Any, deny: Callable[..., Receipt], trails: ModuleType) -> None:
+    """A store that waits in the flusher for what only the flusher can write is an error, not a deadlock."""
+    recording = _RecordingStore(store, trails.valid_facts()[TokenAcquired], wait=True)
+    writer = recording.writer = SegmentWriter(recording, trails.facts(), trails.Clock())
+    with pytest.raises(AuditUnavailable, match="only it can write"):
+        deny(writer).wait(10)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this platform")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_fork_does_not_fork_the_chain(writer: SegmentWriter, store: Any, deny: Callable[..., Receipt]) -> None:
+    """In a forked child, append and wait raise, close does nothing; the parent goes on."""
+    store.open.clear()
+    receipt = deny(writer)
+    assert store.entered.wait(10)
+    child = os.fork()
+    if child == 0:
+        answers = 0
+        for attempt in (lambda: deny(writer), lambda: receipt.wait(5)):
+            try:
+                attempt()
+            except AuditUnavailable as error:
+                answers += "fork" in error.message
+        writer.close()
+        os._exit(answers)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 2
+    store.open.set()
+    receipt.wait(10)
+    deny(writer).wait(10)
+    writer.close()
+    assert check_segments(store).counts["denied"] == 2
+
+
+def _interrupt_at(line: int) -> Callable[..., Any]:
+    """A trace function that raises KeyboardInterrupt when the `line`-th line of trail.py is about to run."""
+    left = line
+
+    def trace(frame: FrameType, event: str, arg: object) -> Callable[..., Any] | None:
+        nonlocal left
+        if not frame.f_code.co_filename.endswith("beam_entra/audit/trail.py"):
+            return None
+        source = linecache.getline(frame.f_code.co_filename, frame.f_lineno).strip()
+        if event == "line" and source not in (
+            "with self._lock:",
+            "try:",
+        ):  # no signal is handled there, only traces are
+            left -= 1
+            if left == 0:
+                raise KeyboardInterrupt
+        return trace
+
+    return trace
+
+
+def test_an_interrupt_anywhere_in_append_does_not_break_the_chain(
+    trails: ModuleType, deny: Callable[..., Receipt]
+) -> None:
+    """Wherever Ctrl-C hits an append: what is written verifies; later appends work or say that they cannot."""
+    poisoned = 0
+    for line in itertools.count(1):
+        store = trails.MemoryTrail()
+        writer = SegmentWriter(store, trails.facts(), trails.Clock(), max_bytes=1200)
+        interrupted = False
+        for _ in range(2):  # the third append rolls
+            deny(writer)
+        before = sys.gettrace()
+        sys.settrace(_interrupt_at(line))
+        try:
+            deny(writer)
+        except KeyboardInterrupt:
+            interrupted = True
+        finally:
+            sys.settrace(before)
+        try:
+            deny(writer).wait(10)
+            writer.close()
+        except AuditUnavailable:
+            poisoned += 1
+            with pytest.raises(AuditUnavailable):
+                writer.close()
+        check_segments(store)
+        assert not any(thread.is_alive() for thread in _flushers())
+        if not interrupted:
+            break
+    assert line > 60, "the interrupt did hit many lines"
+    assert poisoned > 5, "and some of them in the middle of chaining"
+
+
+def test_stamps_bundle_and_fields(writer: SegmentWriter, store: Any, trails: ModuleType) -> None:
+    """A record says what the caller said, in the order of the model."""
+    bundle = "20000000-0000-4000-8000-000000000002"
+    writer.append(BundleOpened, bundle=bundle, step="Read", token=None)
+    writer.append(Read, bundle=bundle, **trails.valid_facts()[Read])
+    writer.close()
+    opened, began, read = (json.loads(line) for line in store.lines())
+    assert opened["segment"] == f"segment-{trails.PROCESSES[0]}-00000.jsonl"
+    assert opened["accounts"] == {"contosolake": "https://contosolake.blob.core.windows.net"}
+    assert (began["kind"], began["bundle"], began["step"]) == ("bundle_opened", bundle, "Read")
+    assert (read["seq"], read["start"], read["end"]) == (2, 0, 10)
+
+
+@pytest.mark.parametrize("limit", [{"max_blocks": 1}, {"max_bytes": 0}])
+def test_limits_make_sense(store: Any, trails: ModuleType, limit: dict[str, Any]) -> None:
+    """A segment that could not hold its first and last line is refused."""
+    with pytest.raises(ValueError, match="at least two blocks"):
+        SegmentWriter(store, trails.facts(), trails.Clock(), **limit)
