@@ -27,6 +27,7 @@ building a copy with the step's name added to the message. None of the fields ma
 from __future__ import annotations
 
 import dataclasses
+import errno
 import re
 from dataclasses import dataclass
 from typing import ClassVar
@@ -89,9 +90,12 @@ class BeamEntraError(Exception):
     """Base of every error that beam_entra raises on purpose."""
 
     retryable: ClassVar[bool] = False
+    _ERRNO: ClassVar[int] = errno.EIO  # of those that are an OSError
 
     def __init__(self, message: str, diagnosis: Diagnosis = _NOTHING_KNOWN) -> None:
         super().__init__(message, diagnosis)
+        if isinstance(self, OSError):  # which has taken the two arguments for these two
+            self.errno, self.strerror = self._ERRNO, message
 
     @property
     def message(self) -> str:
@@ -169,6 +173,8 @@ class IdentityExpired(IdentityError):
 class AccessError(BeamEntraError, PermissionError):
     """An access was refused."""
 
+    _ERRNO = errno.EACCES
+
 
 class NotGranted(AccessError):
     """No grant of the manifest covers the access. Nothing was sent."""
@@ -185,9 +191,13 @@ class StorageError(BeamEntraError, OSError):
 class BlobNotFound(StorageError, FileNotFoundError):
     """The blob or its container does not exist, or a pattern matched nothing."""
 
+    _ERRNO = errno.ENOENT
+
 
 class BlobExists(StorageError, FileExistsError):
     """The blob to be committed exists and is somebody else's."""
+
+    _ERRNO = errno.EEXIST
 
 
 class BlobChanged(StorageError):
