@@ -1,0 +1,193 @@
+"""Every block of the README and the docs that can be run is run."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import apache_beam as beam
+import jwt
+import pytest
+
+from beam_entra import EntraOptions, Scoped, ScopedPipeline
+from beam_entra.access import AccessManifest, Endpoints
+from beam_entra.io.blocks import Block
+from beam_entra.io.read import decode
+from beam_entra.testing.certificates import RunCertificates
+from beam_entra.testing.https import Answer, HttpsServer, Request, ServiceHandler
+from beam_entra.testing.local import LocalCloud, LocalContainer
+
+ROOT = Path(__file__).parent.parent
+GRAPH = "https://graph.microsoft.com"
+
+
+def blocks(document: str, language: str) -> list[str]:
+    """The fenced blocks of one language, in order."""
+    text = (ROOT / document).read_text(encoding="utf-8")
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+
+
+def shell_block(document: str, beginning: str) -> str:
+    """The indented block that begins with this line."""
+    text = (ROOT / document).read_text(encoding="utf-8")
+    found = re.search(rf"^    {re.escape(beginning)}.*?(?=^\S)", text, re.DOTALL | re.MULTILINE)
+    assert found, f"{document} has no block that begins with {beginning}"
+    return re.sub(r"^ {4}", "", found.group(0), flags=re.MULTILINE)
+
+
+def run(script: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run shell lines as a reader would, with this environment's commands."""
+    commands = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", script],
+        cwd=folder,
+        env={**os.environ, "PATH": commands},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def test_the_readmes_pipeline_runs_on_a_local_cloud_as_the_readme_says(tmp_path: Path) -> None:
+    """The first screen's pipeline and manifest, launched by the lines for a machine without a cloud account."""
+    (tmp_path / "orders.py").write_text(blocks("README.md", "python")[0])
+    (tmp_path / "orders.access.toml").write_text(blocks("README.md", "toml")[0])
+    (tmp_path / "orders.jsonl").write_text('{"id": 1, "quantity": 2}\n{"id": 2, "quantity": 0}\nno JSON\n')
+    script = shell_block("README.md", "beam-entra local up")
+    lines = script.strip().splitlines()
+    assert lines[-1] == "beam-entra local down"
+    curated = "abfss://curated@contosolake.dfs.core.windows.net/orders"
+    look = f"""
+        trap 'beam-entra local down >/dev/null' EXIT
+        {script.replace(lines[-1], "")}
+        for blob in $(beam-entra local ls {curated}/clean/); do case $blob in */part-*) beam-entra local cat $blob;; esac; done
+        for blob in $(beam-entra local ls {curated}/dead/); do case $blob in */part-*) beam-entra local cat $blob;; esac; done
+        beam-entra audit verify abfss://audit@contosolake.dfs.core.windows.net/orders/ --access_manifest orders.access.toml \\
+            --access_endpoints "$BEAM_ENTRA_ENDPOINTS"
+    """
+    done = run(look, tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert '{"id":1,"quantity":2}' in done.stdout
+    assert '"id":2' not in done.stdout
+    assert '"offset":50' in done.stdout, "the dead letter says where it stood"
+
+
+class Graph:
+    """Microsoft Graph as far as the README's connector needs it: it checks the token's signature and audience."""
+
+    def __init__(self, cloud: LocalCloud) -> None:
+        self._keys = jwt.PyJWKClient(f"{cloud.authority}/{cloud.tenant_id}/discovery/v2.0/keys", ssl_context=_trust(cloud))
+
+    def answer(self, request: Request) -> Answer:
+        token = request.headers.get("authorization", "").removeprefix("Bearer ")
+        try:
+            key = self._keys.get_signing_key_from_jwt(token)
+            jwt.decode(token, key, algorithms=["RS256"], audience=GRAPH)
+        except jwt.PyJWTError:
+            return Answer(status=401)
+        user = request.path.rsplit("/", 1)[1]
+        return Answer(headers={"Content-Type": "application/json"}, body=b'{"displayName": "%s"}' % user.upper().encode())
+
+
+def _trust(cloud: LocalCloud) -> Any:
+    import ssl  # noqa: PLC0415 - only here
+
+    return ssl.create_default_context(cafile=str(cloud.ca_file))
+
+
+@pytest.fixture
+def graph(beam_entra_cloud: LocalCloud) -> Iterator[HttpsServer]:
+    """A protected service under the cloud's CA."""
+    folder = beam_entra_cloud.folder
+    certificates = RunCertificates(
+        ca_file=folder / "ca.pem", server_file=folder / "server.pem", key_file=folder / "server.key"
+    )
+    with HttpsServer(certificates.server_context(), ServiceHandler, Graph(beam_entra_cloud), name="graph") as server:
+        yield server
+
+
+def manifest(cloud: LocalCloud, audit: LocalContainer, *, token: str) -> AccessManifest:
+    """A manifest for a job that reads nothing and may have tokens for `token`."""
+    text = f"""
+        pipeline = "names"
+        environment = "test"
+        [identity]
+        tenant = "{cloud.tenant_id}"
+        client = "{cloud.client_id}"
+        credential = "federated_file"
+        assertion_file = "file:assertion"
+        [lifetime]
+        job = "5m"
+        [grants]
+        token = ["{token}"]
+        [audit]
+        path = "abfss://{audit.name}@{audit.account}.dfs.core.windows.net/names/"
+    """
+    return AccessManifest.parse(text, file="names.access.toml").at(Endpoints.load(cloud.endpoints_file))
+
+
+def test_the_readmes_connector_gets_a_token_that_its_service_accepts(
+    beam_entra_cloud: LocalCloud, beam_entra_container: LocalContainer, graph: HttpsServer
+) -> None:
+    """The connector of the README adds names from a service that checks the token."""
+    namespace: dict[str, Any] = {}
+    exec(blocks("README.md", "python")[1], namespace)  # noqa: S102 - the README's own block
+    seen: list[Any] = []
+    connector = namespace["AddDisplayName"](graph.url, str(beam_entra_cloud.ca_file))
+    access = manifest(beam_entra_cloud, beam_entra_container, token=GRAPH)
+    with ScopedPipeline("FnApiRunner", EntraOptions([]), access_manifest=access) as p:
+        named = p | beam.Create([{"customer": "ada"}]) | "Add names" >> Scoped(connector)
+        named | beam.Map(lambda row: seen.append(row) or row) | beam.combiners.Count.Globally() | beam.Map(print)
+    assert p.report is not None
+    assert p.report.outcome == "ok"
+    assert p.report.records["token_acquired"] == 2, "one for Storage, which holds the audit, and one for Graph"
+
+
+def test_the_docs_test_is_a_test(
+    beam_entra_cloud: LocalCloud, beam_entra_containers: Callable[..., LocalContainer], tmp_path: Path
+) -> None:
+    """The test that docs/testing.md shows passes."""
+    namespace: dict[str, Any] = {}
+    exec(blocks("docs/testing.md", "python")[0], namespace)  # noqa: S102 - the docs' own block
+    namespace["test_orders_are_copied"](beam_entra_cloud, beam_entra_containers, tmp_path)
+
+
+def test_the_docs_format_reads_what_it_writes_and_refuses_the_rest() -> None:
+    """The format of docs/extending.md decodes what it encodes, and what it cannot decode is a bad record."""
+    namespace: dict[str, Any] = {}
+    exec(blocks("docs/extending.md", "python")[0], namespace)  # noqa: S102 - the docs' own block
+    format = namespace["KeyValue"]()
+    data = format.encode(("colour", "green")) + b"nothing\n" + format.encode(("size", "7"))
+    bad: list[Any] = []
+    assert list(decode(Block(path="p", offset=0, data=data), format, bad)) == [("colour", "green"), ("size", "7")]
+    assert [(record.offset, record.record) for record in bad] == [(13, b"nothing")]
+
+
+def test_the_docs_credential_source_is_known_by_its_name() -> None:
+    """The source of docs/extending.md is one that a manifest can name."""
+    block = blocks("docs/extending.md", "python")[1]
+    code = f"{block}\nfrom beam_entra.identity import credential_names\nprint(credential_names())"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, timeout=60)
+    assert "our_managed_identity" in done.stdout
+
+
+@pytest.mark.parametrize("document", ["README.md", *(str(p.relative_to(ROOT)) for p in ROOT.glob("docs/**/*.md"))])
+def test_links_lead_somewhere(document: str) -> None:
+    """A relative link of a page is a file of the project."""
+    text = (ROOT / document).read_text(encoding="utf-8")
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)", text):
+        assert ((ROOT / document).parent / target).exists(), target
+
+
+def test_the_readme_names_the_flags_that_exist() -> None:
+    """The table of flags and `--help` agree."""
+    table = re.findall(r"^\| `(--access_\w+)", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
+    options = EntraOptions([]).get_all_options()
+    assert table
+    assert all(flag.removeprefix("--") in options for flag in table)
