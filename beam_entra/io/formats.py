@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import io
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from datetime import date, datetime
+from datetime import date, time
 from decimal import Decimal
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, ClassVar, NoReturn
 
 from beam_entra.errors import ConfigError, Diagnosis, FormatError
@@ -23,6 +22,12 @@ __all__ = ["BYTE_ORDER_MARK", "Csv", "Format", "JsonLines", "Lines", "strip_line
 
 Parse = Callable[[Any], Any]
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+
+_JSON_SPACE = " \t\r\n"
+_CSV_VALUES = (str, int, float, Decimal, date, time)  # what its text stands for; None is written as nothing
+
+# The csv module refuses longer fields, in the whole process. What bounds a record here is `max_record_bytes`.
+csv.field_size_limit(max(csv.field_size_limit(), 1 << 30))
 
 
 class Format(ABC):
@@ -98,7 +103,7 @@ class Lines(Format):
             raise _not_writable(element, "is no str", "map it to str before WriteToBlob(..., Lines())")
         if "\n" in element or element.endswith("\r"):
             raise _not_writable(element, "holds a line end", "escape it, or write it as JsonLines()")
-        return element.encode("utf-8") + b"\n"
+        return _encoded(element, element) + b"\n"
 
 
 class JsonLines(Format):
@@ -116,16 +121,20 @@ class JsonLines(Format):
         self.parse = parse
 
     def decode(self, record: bytes, header: bytes) -> Any:
-        value = _DECODER.decode(record.decode("utf-8"))
+        text = record.decode("utf-8").strip(_JSON_SPACE)
+        value, end = _DECODER.raw_decode(text)
+        if end != len(text):
+            raise ValueError(f"there is more behind the JSON value, from character {end} on")
         return value if self.parse is None else self.parse(value)
 
     def encode(self, element: Any) -> bytes:
+        value = _as_mapping(element)
         try:
-            text = json.dumps(
-                _as_mapping(element), ensure_ascii=False, separators=(",", ":"), allow_nan=False, default=_json_default
-            )
-            return text.encode("utf-8") + b"\n"
-        except (TypeError, ValueError) as error:
+            try:
+                return _ENCODER.encode(value).encode("utf-8") + b"\n"
+            except UnicodeEncodeError:  # half a surrogate pair, which JSON can say as an escape
+                return _ASCII_ENCODER.encode(value).encode("ascii") + b"\n"
+        except (TypeError, ValueError, RecursionError) as error:
             raise _not_writable(element, f"is no JSON: {error}", "map it to plain values before WriteToBlob") from None
 
     def skips(self, record: bytes) -> bool:
@@ -169,7 +178,9 @@ class Csv(Format):
         self.parse = parse
 
     def decode(self, record: bytes, header: bytes) -> Any:
-        fields = _csv_fields(record, self.delimiter)
+        text = record.decode("utf-8")
+        plain = '"' not in text and "\r" not in text
+        fields = text.split(self.delimiter) if plain else _csv_fields(text, self.delimiter)
         names = _csv_header(header, self.delimiter) if self.has_header else self.columns or ()
         if self.has_header and self.columns is not None and names != self.columns:
             raise ValueError(f"the blob's columns are {', '.join(names)}, not {', '.join(self.columns)}")
@@ -189,10 +200,14 @@ class Csv(Format):
             values = list(row)
         else:
             raise _not_writable(element, "is no row", "write dicts, named tuples or sequences with a value a column")
-        return self._line(values)
+        for value in values:
+            if not isinstance(value, _CSV_VALUES) and value is not None:
+                kind = type(value).__name__
+                raise _not_writable(element, f"has a {kind} in it, which CSV cannot hold", "map it to text before WriteToBlob")
+        return self._line(values, element)
 
     def header(self) -> bytes:
-        return self._line(self._columns_to_write()) if self.has_header else b""
+        return self._line(self._columns_to_write(), self.columns) if self.has_header else b""
 
     def skips(self, record: bytes) -> bool:
         return not record
@@ -223,10 +238,16 @@ class Csv(Format):
             raise ConfigError("Csv cannot write without its columns", Diagnosis(hint="name them: Csv(columns=[...])"))
         return self.columns
 
-    def _line(self, values: Sequence[Any]) -> bytes:
-        text = io.StringIO(newline="")
-        csv.writer(text, delimiter=self.delimiter, lineterminator="\r\n").writerow(values)
-        return text.getvalue().encode("utf-8")
+    def _line(self, values: Sequence[Any], element: object) -> bytes:
+        writer = csv.writer(_Echo(), delimiter=self.delimiter, lineterminator="\r\n")
+        return _encoded(writer.writerow(values), element)  # type: ignore[arg-type]  # what `_Echo.write` returns
+
+
+class _Echo:
+    """A file for `csv.writer` that gives each row back."""
+
+    def write(self, row: str) -> str:
+        return row
 
 
 def strip_line_end(record: bytes) -> bytes:
@@ -236,15 +257,20 @@ def strip_line_end(record: bytes) -> bytes:
     return record
 
 
-def _csv_fields(record: bytes, delimiter: str) -> tuple[str, ...]:
-    reader = csv.reader(io.StringIO(record.decode("utf-8"), newline=""), delimiter=delimiter, strict=True)
+def _csv_fields(text: str, delimiter: str) -> list[str]:
+    """The fields of exactly one row."""
     try:
-        return tuple(next(reader, ()))
+        return next(csv.reader((text,), delimiter=delimiter, strict=True), [])
     except csv.Error as error:
-        raise ValueError(str(error)) from None
+        raise ValueError(f"no sound CSV row; look for a stray quote or carriage return ({error})") from None
 
 
-_csv_header = lru_cache(maxsize=64)(_csv_fields)
+@lru_cache(maxsize=64)
+def _csv_header(header: bytes, delimiter: str) -> tuple[str, ...]:
+    names = tuple(_csv_fields(header.decode("utf-8"), delimiter))
+    if len(set(names)) != len(names):
+        raise ValueError(f"the blob's header names a column twice: {', '.join(names)}")
+    return names
 
 
 def _refuse_constant(name: str) -> NoReturn:
@@ -256,17 +282,19 @@ _DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
 
 def _as_mapping(element: Any) -> Any:
     """Rows of the kinds that Beam pipelines pass around, as dicts; anything else as it is."""
+    if isinstance(element, (Mapping, str)):
+        return element
+    for method in ("as_dict", "_asdict"):  # beam.Row, BadRecord; named tuples
+        convert = getattr(element, method, None)
+        if callable(convert):
+            return convert()
     if dataclasses.is_dataclass(element) and not isinstance(element, type):
         return dataclasses.asdict(element)
-    for method in ("_asdict", "as_dict"):  # named tuples, beam.Row
-        convert = getattr(element, method, None)
-        if callable(convert) and not isinstance(element, Mapping):
-            return convert()
     return element
 
 
 def _json_default(value: Any) -> Any:
-    if isinstance(value, (datetime, date)):
+    if isinstance(value, date):
         return value.isoformat()
     if isinstance(value, Decimal):
         return str(value)
@@ -274,6 +302,20 @@ def _json_default(value: Any) -> Any:
     if converted is value:
         raise TypeError(f"a {type(value).__name__} has no JSON form")
     return converted
+
+
+_encoder = partial(json.JSONEncoder, separators=(",", ":"), allow_nan=False, default=_json_default)
+_ENCODER, _ASCII_ENCODER = _encoder(ensure_ascii=False), _encoder(ensure_ascii=True)
+
+
+def _encoded(text: str, element: object) -> bytes:
+    """The text as UTF-8; it must not begin with what a reader takes for a byte order mark."""
+    if text.startswith("\ufeff"):
+        raise _not_writable(element, "begins with a byte order mark", "strip it: text.lstrip('\\ufeff')")
+    try:
+        return text.encode("utf-8")
+    except UnicodeEncodeError:
+        raise _not_writable(element, "holds half a surrogate pair", "replace it, or write JsonLines()") from None
 
 
 def _not_writable(element: object, problem: str, hint: str) -> FormatError:
