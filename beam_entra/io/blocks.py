@@ -19,7 +19,8 @@ from beam_entra.io.formats import BYTE_ORDER_MARK, Format, strip_line_end
 
 __all__ = ["Block", "Claims", "fetch_ahead", "gunzip", "split_blocks", "stream_blocks"]
 
-_TAIL_BYTES = 64 * 1024  # fetched at a time beyond the end of a range, to complete its last record
+_TAIL_BYTES = 64 * 1024  # fetched first beyond the end of a range, to complete its last record; doubles each time
+_GUNZIP_BYTES = 64 * 1024  # fed at a time: zlib copies what it leaves, once for each member and piece
 _GZIP = 31  # zlib's name for "gzip header and trailer"
 
 
@@ -73,9 +74,7 @@ def fetch_ahead(
             refill()
             yield chunk
     finally:
-        for future in waiting:
-            future.cancel()
-        wait(waiting)
+        wait([future for future in waiting if not future.cancel()])
 
 
 def split_blocks(
@@ -138,10 +137,12 @@ def _with_tail(
     for piece in chunks(start, min(stop, size)):
         at += len(piece)
         yield piece, at >= size
+    tail = _TAIL_BYTES
     while at < size and incomplete():
-        for piece in chunks(at, min(at + _TAIL_BYTES, size)):
+        for piece in chunks(at, min(at + tail, size)):
             at += len(piece)
             yield piece, at >= size
+        tail *= 2
 
 
 def _end_before(buffer: bytearray, at: int, stop: int, end: int) -> int:
@@ -191,18 +192,19 @@ def gunzip(path: str, pieces: Iterator[bytes | bytearray], *, piece_bytes: int) 
     member = zlib.decompressobj(_GZIP)
     fresh = True  # between members: nothing of the next one has been seen
     begun = False
+    out = bytearray()
     try:
-        for piece in pieces:
-            data = bytes(piece)
+        for data in _small(pieces):
             while data:
                 if fresh and begun:
                     data = data.lstrip(b"\0")  # padding after the last member
                     if not data:
                         break
-                out = member.decompress(data, piece_bytes)
+                out += member.decompress(data, piece_bytes - len(out))
                 fresh, begun = False, True
-                if out:
-                    yield out
+                if len(out) >= piece_bytes:
+                    yield bytes(out)
+                    out.clear()
                 if member.eof:
                     data = member.unused_data
                     member, fresh = zlib.decompressobj(_GZIP), True
@@ -212,6 +214,14 @@ def gunzip(path: str, pieces: Iterator[bytes | bytearray], *, piece_bytes: int) 
         raise _bad_gzip(path, str(error)) from None
     if not fresh:
         raise _bad_gzip(path, "it breaks off before its end")
+    if out:
+        yield bytes(out)
+
+
+def _small(pieces: Iterator[bytes | bytearray]) -> Iterator[bytes]:
+    for piece in pieces:
+        for at in range(0, len(piece), _GUNZIP_BYTES):
+            yield bytes(piece[at : at + _GUNZIP_BYTES])
 
 
 def _bad_gzip(path: str, problem: str) -> FormatError:
