@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -28,7 +27,7 @@ __all__ = ["BadRecord", "Compression", "ReadAllFromBlob", "ReadFromBlob"]
 Compression = Literal["auto", "gzip", "none"]
 
 _BLOCK_BYTES = 4 << 20
-_SPLIT_BYTES = 64 << 20
+_BLOCKS_A_SPLIT = 16
 _MAX_RECORD_BYTES = 64 << 20
 _AHEAD = 2
 _FETCH_THREADS = 32
@@ -81,9 +80,11 @@ class ReadAllFromBlob(beam.PTransform):  # type: ignore[misc]  # Beam's PTransfo
     Args:
         format: How records lie in the blobs.
         compression: `auto` decompresses names that end in `.gz`.
-        block_bytes: How much is fetched in one request and handed on at once; two blocks are fetched ahead.
-        max_record_bytes: A longer record is an error, not a way to fill the memory.
-        allow_empty: A pattern that matches nothing is no error.
+        block_bytes: How much is fetched in one request and handed on at once; two blocks are fetched ahead. A blob that can
+            be read in pieces is read in pieces of 16 blocks, by as many workers as there are.
+        max_record_bytes: When this much of a record has been fetched and its end is not in sight, the read fails rather
+            than fill the memory.
+        allow_empty: A pattern that matches nothing is no error. A container that is not there still is one.
     """
 
     def __init__(
@@ -189,7 +190,7 @@ class _Match(ScopedDoFn):
 
     def process(self, pattern: str) -> Iterator[BlobProperties]:
         found = 0
-        for blob in match(self.bundle(), BlobPattern.parse(pattern)):
+        for blob in match(self.bundle(), BlobPattern.parse(pattern), allow_empty=self._settings.allow_empty):
             found += 1
             Lineage.sources().add("abs", blob.path.account, blob.path.container, blob.path.name)
             yield blob
@@ -201,10 +202,20 @@ class _Match(ScopedDoFn):
             )
 
 
-def match(bundle: BundleSession, pattern: BlobPattern) -> Iterator[BlobProperties]:
-    """The blobs that a pattern matches, as they are now: their ETags are what a read will insist on."""
+def match(bundle: BundleSession, pattern: BlobPattern, *, allow_empty: bool = False) -> Iterator[BlobProperties]:
+    """The blobs that a pattern matches, as they are now: their ETags are what a read will insist on.
+
+    Raises:
+        BlobNotFound: There is no such container; or, unless `allow_empty`, the pattern is a name and there is no such blob.
+    """
     if pattern.glob is None:
-        yield bundle.properties(pattern.prefix)
+        try:
+            found = bundle.properties(pattern.prefix)
+        except BlobNotFound as error:
+            if not allow_empty or error.diagnosis.code == "ContainerNotFound":
+                raise
+        else:
+            yield found
         return
     for blob in bundle.list_blobs(pattern.prefix, pattern.list_prefix):
         if pattern.matches(blob.path.name):
@@ -240,7 +251,6 @@ class _Claims:
         return stop
 
 
-@functools.lru_cache(maxsize=1)
 def _fetchers() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(_FETCH_THREADS, thread_name_prefix="beam-entra-fetch")
 
@@ -263,7 +273,8 @@ class _ReadBlocks(ScopedDoFn, RestrictionProvider):  # type: ignore[misc]  # Bea
         if isinstance(restriction, _Whole):
             yield restriction
         else:
-            yield from restriction.split(_SPLIT_BYTES, _SPLIT_BYTES // 2)
+            split_bytes = _BLOCKS_A_SPLIT * self._settings.block_bytes
+            yield from restriction.split(split_bytes, split_bytes // 2)
 
     def restriction_size(self, blob: BlobProperties, restriction: OffsetRange) -> int:
         size: int = blob.size_bytes if isinstance(restriction, _Whole) else restriction.size()
@@ -291,6 +302,7 @@ class _ReadBlocks(ScopedDoFn, RestrictionProvider):  # type: ignore[misc]  # Bea
 
     def _chunks(self, blob: BlobProperties) -> Callable[[int, int], Iterator[bytes | bytearray]]:
         bundle, settings = self.bundle(), self._settings
+        threads = bundle.session.resource("fetch threads", _fetchers)
 
         def chunks(start: int, stop: int) -> Iterator[bytes | bytearray]:
             return fetch_ahead(
@@ -298,7 +310,7 @@ class _ReadBlocks(ScopedDoFn, RestrictionProvider):  # type: ignore[misc]  # Bea
                 start,
                 stop,
                 chunk_bytes=settings.block_bytes,
-                executor=_fetchers(),
+                executor=threads,
                 depth=_AHEAD,
             )
 
@@ -340,13 +352,13 @@ class _Decode(beam.DoFn):  # type: ignore[misc]  # Beam's DoFn is untyped
 
 def decode(block: Block, format: Format, bad: list[BadRecord]) -> Generator[Any, None, int]:
     """The elements of a block; what cannot be decoded is added to `bad`. Returns the number of good ones."""
-    good, offset = 0, block.offset
-    header = block.header
+    good, offset, header = 0, block.offset, block.header
+    skips, decode_record = format.skips, format.decode
     for line in format.records(block.data):
         record = strip_line_end(line)
-        if not format.skips(record):
+        if not skips(record):
             try:
-                element = format.decode(record, header)
+                element = decode_record(record, header)
             except Exception as error:  # noqa: BLE001 - whatever a decoder raises, the record is a bad one
                 reason = f"{type(error).__name__}: {error}".splitlines()[0][:_SHOWN_CHARACTERS]
                 bad.append(BadRecord(path=block.path, offset=offset, reason=reason, record=record))
