@@ -14,7 +14,6 @@ Any number of bundles may stage to one blob, so automatic sharding gives one blo
 
 from __future__ import annotations
 
-import functools
 import gzip
 import itertools
 import json
@@ -154,6 +153,11 @@ class WriteToBlob(beam.PTransform):  # type: ignore[misc]  # Beam's PTransform i
 
     def expand(self, elements: beam.PCollection[Any]) -> beam.PCollection[CommittedBlob]:
         pipeline = elements.pipeline
+        if not elements.is_bounded:
+            raise ConfigError(
+                "WriteToBlob commits when its input ends, and this input never does",
+                Diagnosis(hint="read a bounded source; results without end need a sink for streams"),
+            )
         check_at_launch(pipeline, self._settings.prefix.child(SUCCESS), Permission.WRITE)
         _claim_prefix(pipeline, self._settings.prefix)
         staged = (
@@ -246,6 +250,7 @@ class Stager:
         self._buffers = [_Buffer() for _ in range(settings.shards or 1)]
         self._flush_at = min(settings.block_bytes, max(_BUFFERED_BYTES // len(self._buffers), 1))
         self._turn = itertools.cycle(itertools.chain(range(shard, len(self._buffers)), range(shard)))
+        self._threads = bundle.session.resource("stage threads", _stagers)
         self._under_way: list[Future[None]] = []
         self._staged: dict[BlobPath, list[tuple[str, int, int]]] = defaultdict(list)
         self.rows = 0
@@ -299,14 +304,13 @@ class Stager:
         block = new_block_id()
         self._staged[path].append((block, len(data), buffer.rows))
         self._wait(leave=_IN_FLIGHT - 1)
-        self._under_way.append(_stagers().submit(self._bundle.stage, path, block, data))
+        self._under_way.append(self._threads.submit(self._bundle.stage, path, block, data))
 
     def _wait(self, *, leave: int) -> None:
         while len(self._under_way) > leave:
             self._under_way.pop(0).result()
 
 
-@functools.lru_cache(maxsize=1)
 def _stagers() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(_THREADS, thread_name_prefix="beam-entra-stage")
 
@@ -331,8 +335,9 @@ class _Stage(ScopedDoFn):
         self._stager.add(element)
 
     def finish_bundle(self) -> Iterator[Any]:
-        stager, self._stager = self._stager, None
+        stager = self._stager
         staged = stager.finish() if stager is not None else []
+        self._stager = None  # only now: one that failed is abandoned, which waits for what is under way
         self._rows.inc(stager.rows if stager is not None else 0)
         super().finish_bundle()
         for part in staged:
