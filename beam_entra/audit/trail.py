@@ -141,6 +141,11 @@ class SegmentWriter:
             self._changed.notify()
             return Receipt(self, group)
 
+    @property
+    def broken(self) -> bool:
+        """Whether the store gave up: nothing can be recorded here any more, and what waited has failed."""
+        return self._poison is not None
+
     def close(self, timeout: float | None = None) -> None:
         """Make everything durable and end the thread. Closing again does nothing more.
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any, ClassVar, TypeVar
 
 import apache_beam as beam
 from apache_beam.metrics import Metrics
 
-from beam_entra.errors import ConfigError, Diagnosis
+from beam_entra.errors import AuditError, ConfigError, Diagnosis
 from beam_entra.identity import STORAGE_AUDIENCE, AccessToken
 from beam_entra.io.options import EntraOptions
 from beam_entra.session import BundleSession, JobScope, Session, open_session
@@ -80,7 +81,9 @@ class ScopedDoFn(beam.DoFn):  # type: ignore[misc]  # Beam's DoFn is untyped
         return self.bundle().access_token(self.audience)
 
     def start_bundle(self) -> None:
-        self._close("abandoned")  # the runner gave up on the bundle before
+        self._abandon()  # the runner gave up on the bundle before
+        if self._session is not None and self._session.broken:
+            self._session = None
 
     def finish_bundle(self) -> Any:
         self._close("ok")
@@ -89,7 +92,11 @@ class ScopedDoFn(beam.DoFn):  # type: ignore[misc]  # Beam's DoFn is untyped
                 Metrics.counter(METRICS_NAMESPACE, name).inc(by)
 
     def teardown(self) -> None:
-        self._close("abandoned")
+        self._abandon()
+
+    def _abandon(self) -> None:
+        with suppress(AuditError):  # its outputs are lost in any case; without the record it ends without closing
+            self._close("abandoned")
 
     def _close(self, outcome: Any) -> None:
         bundle, self._bundle = self._bundle, None

@@ -18,10 +18,14 @@ _LOCK = threading.Lock()
 
 
 def open_session(scope: JobScope, *, clock: Clock = utc_now) -> Session:
-    """This process's session of a job; made at the first call. A forked child makes its own."""
+    """This process's session of a job; made at the first call.
+
+    A forked child makes its own. One whose trail could not be written is replaced: a bundle that is tried again gets a new
+    segment, and a store that is back.
+    """
     with _LOCK:
         session = _SESSIONS.get(scope.job)
-        if session is None or session.pid != os.getpid():
+        if session is None or session.broken or session.pid != os.getpid():
             _forget_ended()
             session = _SESSIONS[scope.job] = Session(scope, clock=clock)
         return session

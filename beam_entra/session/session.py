@@ -103,6 +103,11 @@ class Session:
         return receipt
 
     @property
+    def broken(self) -> bool:
+        """Whether the trail could not be written: this session accesses nothing any more. The next one may."""
+        return self._trail.broken
+
+    @property
     def started(self) -> bool:
         """Whether anything has been recorded."""
         return self._last_receipt is not None
