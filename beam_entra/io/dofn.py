@@ -26,7 +26,8 @@ def scope_of(pipeline: beam.Pipeline) -> JobScope:
     Raises:
         ConfigError: It is no `ScopedPipeline`.
     """
-    return pipeline.options.view_as(EntraOptions).job_scope()
+    options: EntraOptions = pipeline.options.view_as(EntraOptions)
+    return options.job_scope()
 
 
 class ScopedDoFn(beam.DoFn):  # type: ignore[misc]  # Beam's DoFn is untyped

@@ -16,7 +16,7 @@ __all__ = ["ENDPOINTS_VARIABLE", "EntraOptions"]
 ENDPOINTS_VARIABLE = "BEAM_ENTRA_ENDPOINTS"
 
 
-class EntraOptions(PipelineOptions):
+class EntraOptions(PipelineOptions):  # type: ignore[misc]  # Beam's PipelineOptions is untyped
     """Pipeline options with the access manifest. Derive your own options from it."""
 
     @classmethod
@@ -33,6 +33,9 @@ class EntraOptions(PipelineOptions):
             default=os.environ.get(ENDPOINTS_VARIABLE),
             help="a TOML file that says where Entra and Storage are, if not at their public addresses, such as the one "
             f"that `beam-entra local up` writes (default: what {ENDPOINTS_VARIABLE} names)",
+        )
+        group.add_argument(
+            "--job_report", metavar="FILE", help="when the job has ended, write to this file, as JSON, how it went"
         )
         group.add_argument("--entra_job_scope", help=argparse.SUPPRESS)  # set at launch, read by workers
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -35,16 +38,18 @@ __all__ = ["JobReport", "ScopedPipeline"]
 
 _LOGGER = logging.getLogger(__name__)
 _NO_SEAL_POSSIBLE = (IdentityRejected, IdentityUnavailable, AuditUnavailable)
+_ISSUED = {"token_acquired": "tokens", "key_acquired": "delegation keys", "sas_issued": "SAS"}
 _ENDED_WELL = (PipelineState.DONE, PipelineState.UPDATED)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobReport:
-    """How a job ended.
+    """How a job ended. Printed, it is a summary for people.
 
     Attributes:
         job: Its id.
         outcome: `ok`, `failed` or `interrupted`.
+        error: What it failed with.
         audit: Where the trail is, canonical.
         seal: The seal that closes it. Keep its digest somewhere that the job cannot write to.
         records: Audit records by kind, in all segments.
@@ -54,11 +59,42 @@ class JobReport:
 
     job: str
     outcome: str
+    error: str | None
     audit: str
     seal: Seal
     records: Mapping[str, int]
     metrics: Mapping[str, int]
     wall_s: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """What `--job_report` writes."""
+        return {
+            "job": self.job,
+            "outcome": self.outcome,
+            "error": self.error,
+            "audit": self.audit,
+            "seal_digest": self.seal.digest,
+            "records": dict(self.records),
+            "metrics": dict(self.metrics),
+            "wall_s": round(self.wall_s, 3),
+        }
+
+    def __str__(self) -> str:
+        audited, counted = Counter(self.records), Counter(self.metrics)
+        lines = [f"Job {self.job} ended after {self.wall_s:.1f} s: {self.outcome}"]
+        if self.metrics:
+            lines += [
+                f"    read      {counted['records_read']:,} records, {counted['bytes_read'] / 1e6:,.1f} MB"
+                + (f"; {counted['records_bad']:,} could not be decoded" if counted["records_bad"] else ""),
+                f"    written   {counted['records_written']:,} records, {counted['bytes_staged'] / 1e6:,.1f} MB",
+            ]
+        issued = ", ".join(f"{audited[kind]:,} {what}" for kind, what in _ISSUED.items())
+        lines += [
+            f"    access    {issued}; {audited['denied']:,} denials",
+            f"    audit     {audited.total():,} records, sealed, in {self.audit}",
+            f"    seal      {self.seal.digest}",
+        ]
+        return "\n".join(lines)
 
 
 class ScopedPipeline(beam.Pipeline):  # type: ignore[misc]  # Beam's Pipeline is not fully typed
@@ -99,6 +135,7 @@ class ScopedPipeline(beam.Pipeline):  # type: ignore[misc]  # Beam's Pipeline is
         entra.entra_job_scope = self.scope.to_json()
         self.report: JobReport | None = None
         self.result: Any = None
+        self._report_file = _writable(entra.job_report)
         self._started = time.monotonic()
         super().__init__(runner=runner, options=chosen)
         self._wait = not chosen.view_as(StandardOptions).no_wait_until_finish
@@ -158,12 +195,15 @@ class ScopedPipeline(beam.Pipeline):  # type: ignore[misc]  # Beam's Pipeline is
         self.report = JobReport(
             job=self.scope.job,
             outcome=outcome,
+            error=error,
             audit=str(self.scope.folder),
             seal=sealed,
             records=sealed.record.counts,
             metrics=_metrics(self.result),
             wall_s=wall_s,
         )
+        if self._report_file is not None:
+            self._report_file.write_text(json.dumps(self.report.as_dict(), indent=2) + "\n", encoding="utf-8")
         return self.report
 
     def _end(self, failure: BaseException | None) -> None:
@@ -179,7 +219,8 @@ class ScopedPipeline(beam.Pipeline):  # type: ignore[misc]  # Beam's Pipeline is
         interrupted = isinstance(failure, (KeyboardInterrupt, SystemExit))
         message = failure.message if isinstance(failure, BeamEntraError) else type(failure).__name__
         try:
-            self.seal("interrupted" if interrupted else "failed", message)
+            report = self.seal("interrupted" if interrupted else "failed", message)
+            failure.add_note(f"{'audit:':<9} {report.audit}, sealed, digest {report.seal.digest}")
         except BeamEntraError as unsealed:
             failure.add_note(f"and the audit trail {self.scope.folder} could not be sealed: {unsealed.message}")
 
@@ -187,6 +228,17 @@ class ScopedPipeline(beam.Pipeline):  # type: ignore[misc]  # Beam's Pipeline is
     def ends(self) -> datetime:
         """The job's deadline."""
         return self.scope.deadline
+
+
+def _writable(report_file: str | None) -> Path | None:
+    if not report_file:
+        return None
+    path = Path(report_file)
+    if not path.parent.is_dir() or path.is_dir():
+        raise ConfigError(
+            f"no report can be written to {path}", Diagnosis(hint="name a file in a folder that exists")
+        )
+    return path
 
 
 def _failed_state(result: Any) -> BaseException | None:
