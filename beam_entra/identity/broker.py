@@ -33,7 +33,8 @@ class RetryPolicy:
         attempts: Requests in one flight, at most.
         first_delay_s: Pause after the first failure; doubles each time, with full jitter.
         longest_delay_s: Cap of such a pause. A pause that the service asks for with Retry-After is kept to the second.
-        patience_s: All pauses of one flight together. A longer Retry-After ends the flight at once.
+        patience_s: All pauses of one flight together. A longer Retry-After ends the flight at once; nobody asks again
+            until it is over.
     """
 
     attempts: int = 5
@@ -44,7 +45,14 @@ class RetryPolicy:
 
 @dataclass(slots=True)
 class _Slot:
-    """One audience: its token, and the one flight that may be under way."""
+    """One audience: its token, and the one flight that may be under way.
+
+    Attributes:
+        refresh_at: When to begin to refresh the token.
+        failure: Of the last flight.
+        not_before: No refresh ahead until then.
+        asked_until: No request at all until then: the Retry-After of the last flight's last answer.
+    """
 
     changed: threading.Condition = field(default_factory=threading.Condition)
     token: AccessToken | None = None
@@ -53,14 +61,15 @@ class _Slot:
     flights: int = 0
     failure: BeamEntraError | None = None
     not_before: datetime | None = None
+    asked_until: datetime | None = None
 
 
 class TokenBroker:
     """Gives out live tokens. Thread-safe; at most one request for an audience is under way at any time.
 
-    A token is refreshed ahead of its end: at `refresh_on` if Entra gave one, else when a fifth of its life is left, with
-    jitter so that a fleet of workers does not ask at once. The refresh runs in the background while callers go on with
-    the token that is still good; only when none is left do callers wait, all for the same request.
+    A token is refreshed ahead of its end: at `refresh_on` if Entra gave one, else when a fifth of its life is left,
+    with jitter so that a fleet of workers does not ask at once. The refresh runs in the background while callers go on
+    with the token that is still good; only when none is left do callers wait, all for the same request.
 
     Args:
         source: Where tokens come from.
@@ -102,18 +111,17 @@ class TokenBroker:
                 token = slot.token
                 if token is not None and now < _usable_until(token):
                     if self._due(slot, now):
-                        slot.flying = True
-                        refresh = threading.Thread(target=self._refresh, args=(audience, slot), daemon=True)
-                        refresh.name = "beam-entra-token-refresh"
-                        refresh.start()
+                        self._start_refresh(audience, slot)
                     return token
                 if not slot.flying:
+                    if slot.failure is not None and slot.asked_until is not None and now < slot.asked_until:
+                        raise _copy(slot.failure)
                     slot.flying = True
                     break
                 flight = slot.flights
                 slot.changed.wait_for(lambda: slot.flights != flight)  # noqa: B023 - waits right here
                 if slot.failure is not None:
-                    raise slot.failure
+                    raise _copy(slot.failure)
         return self._fly(audience, slot)
 
     def close(self) -> None:
@@ -124,13 +132,25 @@ class TokenBroker:
 
     def _slot(self, audience: str) -> _Slot:
         with self._slots_lock:
-            if self._closed.is_set():
-                raise IdentityUnavailable("the session is closed: its tokens are gone")
+            self._check_open()
             return self._slots.setdefault(audience, _Slot())
+
+    def _check_open(self) -> None:
+        if self._closed.is_set():
+            raise IdentityUnavailable("the session is closed: its tokens are gone")
 
     def _due(self, slot: _Slot, now: datetime) -> bool:
         rested = slot.not_before is None or now >= slot.not_before
         return not slot.flying and rested and slot.refresh_at is not None and now >= slot.refresh_at
+
+    def _start_refresh(self, audience: str, slot: _Slot) -> None:
+        refresh = threading.Thread(target=self._refresh, args=(audience, slot), daemon=True)
+        refresh.name = "beam-entra-token-refresh"
+        slot.flying = True
+        try:
+            refresh.start()
+        except RuntimeError:  # no more threads: the token at hand is good still, and whoever has none asks itself
+            slot.flying = False
 
     def _refresh(self, audience: str, slot: _Slot) -> None:
         """The background flight. Its failure is kept for those who will be left without a token."""
@@ -143,6 +163,7 @@ class TokenBroker:
         failure: BeamEntraError | None = None
         try:
             fresh, attempts = self._acquire(audience)
+            self._check_open()
             self._acquired(fresh, attempts)
             token = fresh
             return fresh
@@ -154,10 +175,15 @@ class TokenBroker:
                 slot.flying = False
                 slot.flights += 1
                 slot.failure = failure
-                if token is None:
-                    slot.not_before = self._clock() + _REST_AFTER_FAILURE
-                else:
+                slot.asked_until = None
+                if token is not None:
                     slot.token, slot.refresh_at, slot.not_before = token, _refresh_at(token), None
+                else:
+                    slot.not_before = self._clock() + _REST_AFTER_FAILURE
+                    asked_s = failure.diagnosis.retry_after_s if failure is not None else None
+                    if asked_s:
+                        slot.asked_until = self._clock() + timedelta(seconds=asked_s)
+                        slot.not_before = max(slot.not_before, slot.asked_until)
                 slot.changed.notify_all()
 
     def _acquire(self, audience: str) -> tuple[AccessToken, int]:
@@ -174,6 +200,11 @@ class TokenBroker:
             if attempt == policy.attempts or waited_s > policy.patience_s or self._pause(wait_s):
                 raise failure
         raise AssertionError("unreachable")
+
+
+def _copy(failure: BeamEntraError) -> BeamEntraError:
+    """The same error for one more thread: a traceback is not shared."""
+    return type(failure)(*failure.args)
 
 
 def _usable_until(token: AccessToken) -> datetime:

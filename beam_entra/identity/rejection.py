@@ -12,7 +12,6 @@ from typing import Any
 
 from azure.core.exceptions import ClientAuthenticationError, ServiceRequestError, ServiceResponseError
 from azure.core.pipeline import PipelineResponse
-from azure.identity import CredentialUnavailableError
 
 from beam_entra.errors import Diagnosis, IdentityError, IdentityRejected, IdentityUnavailable
 
@@ -39,6 +38,7 @@ _FIXES = {
 
 _CODE = re.compile(r"AADSTS(\d+)")
 _TRACE = re.compile(r"Trace ID: ([0-9a-fA-F-]{36})")
+_NO_ANSWER = (ServiceRequestError, ServiceResponseError)
 _CLIENT_ERROR, _TOO_MANY_REQUESTS, _SERVER_ERROR = 400, 429, 500
 
 
@@ -71,9 +71,10 @@ def translate(error: Exception, answer: LastAnswer, *, tried: str, identity: str
     An answer that says no is `IdentityRejected`; everything that may be better in a moment (no connection, 429, 5xx, an
     answer that is not Entra's) is `IdentityUnavailable`.
     """
-    if answer.status is None and isinstance(error, (CredentialUnavailableError, ClientAuthenticationError)):
-        if not isinstance(error.__cause__, (ServiceRequestError, ServiceResponseError)):
-            return _no_credential(error, tried=tried, identity=identity)
+    if isinstance(error, _NO_ANSWER) or isinstance(error.__cause__, _NO_ANSWER):
+        answer = LastAnswer()  # the one at hand is to an earlier request: MSAL looks the endpoint up first
+    elif answer.status is None and isinstance(error, ClientAuthenticationError):
+        return _no_credential(error, tried=tried, identity=identity)
     code, trace = _CODE.search(answer.error_text), _TRACE.search(answer.error_text)
     facts: dict[str, Any] = {
         "tried": tried,
@@ -103,13 +104,17 @@ def translate(error: Exception, answer: LastAnswer, *, tried: str, identity: str
 
 def _no_credential(error: ClientAuthenticationError, *, tried: str, identity: str) -> IdentityRejected:
     return IdentityRejected(
-        f"the credential is not available here: {str(error.message).splitlines()[0]}",
+        f"the credential is not available here: {_first_line(str(error.message)) or 'it does not say why'}",
         Diagnosis(tried=tried, identity=identity, hint="sign in with `az login`, or choose another credential"),
     )
 
 
 def _without_ids(text: str) -> str:
-    return text.strip().split(" Trace ID:")[0].splitlines()[0].strip() if text.strip() else ""
+    return _first_line(text.split(" Trace ID:", maxsplit=1)[0])
+
+
+def _first_line(text: str) -> str:
+    return next(iter(text.strip().splitlines()), "").strip()
 
 
 def _seconds(header: str | None) -> float | None:

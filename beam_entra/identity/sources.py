@@ -6,6 +6,7 @@ next one a function of a few lines. Nothing is ambient: the manifest's name deci
 
 from __future__ import annotations
 
+import ssl
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -168,11 +169,11 @@ class EntraSource:
         answer = LastAnswer()
         failure: Exception
         try:
-            credential = _REGISTRY[identity.credential].build(
-                identity, {**self._connection, "raw_response_hook": answer.hear}
-            )
-            acquired = self._clock()
-            info = credential.get_token_info(f"{audience}/.default")
+            _check_ca_file(identity.ca_file)
+            build = _REGISTRY[identity.credential].build
+            with build(identity, {**self._connection, "raw_response_hook": answer.hear}) as credential:
+                acquired = self._clock()
+                info = credential.get_token_info(f"{audience}/.default")
             return AccessToken.issued(
                 info.token,
                 token_id=f"token-{uuid.uuid4().hex[:12]}",
@@ -186,3 +187,14 @@ class EntraSource:
         except (AzureError, ValueError) as error:  # ValueError: MSAL's word for an authority that makes no sense
             failure = translate(error, answer, tried=tried, identity=whom)
         raise failure  # outside the except blocks, so that no request object hangs on it as context
+
+
+def _check_ca_file(ca_file: str) -> None:
+    """See that the file holds a CA: azure-identity and MSAL each have a way of their own to be unclear about it."""
+    try:
+        ssl.create_default_context(cafile=ca_file or None)
+    except OSError as error:
+        raise ConfigError(
+            f"the CA file {ca_file} of the token endpoint cannot be used: {error.strerror}",
+            Diagnosis(hint="give ca_file in [identity], or in [entra] of the endpoints file, the PEM file of a CA"),
+        ) from None
