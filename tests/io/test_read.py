@@ -1,0 +1,340 @@
+"""Reading over the wire: what is matched is read once, in the version that was matched, and by nobody who may not."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import apache_beam as beam
+import pytest
+from apache_beam.metrics.metric import Lineage
+from apache_beam.testing.util import assert_that, equal_to
+
+from beam_entra import BadRecord, Csv, JsonLines, Lines, ReadAllFromBlob, ReadFromBlob, ScopedPipeline
+from beam_entra.errors import (
+    BeamEntraError,
+    BlobChanged,
+    BlobNotFound,
+    ConfigError,
+    FormatError,
+    NotGranted,
+)
+from beam_entra.testing.storage_requests import matching
+
+
+def data_requests(lake: Any) -> list[str]:
+    """Operations that reached the container with the input."""
+    return [seen.operation for seen in lake.cloud.proxy.requests if seen.request.container == lake.raw.name]
+
+
+def run(lake: Any, *reads: Any, flags: tuple[str, ...] = ()) -> ScopedPipeline:
+    """Run a job of these reads."""
+    pipeline = lake.pipeline(*flags)
+    with pipeline as p:
+        for number, read in enumerate(reads):
+            p | f"Read {number}" >> read
+    return pipeline
+
+
+def in_background(work: Callable[[], object]) -> tuple[threading.Thread, list[BaseException]]:
+    """Start work that is expected to fail; what it raises is in the list when the thread has ended."""
+    raised: list[BaseException] = []
+
+    def body() -> None:
+        try:
+            work()
+        except BeamEntraError as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=body)
+    thread.start()
+    return thread, raised
+
+
+def test_every_way_to_name_blobs_reads_each_record_once(lake: Any) -> None:
+    """Globs, one blob, other spellings, compression by name and by setting, several patterns at once."""
+    for number in range(3):
+        lake.upload_json(f"in/day/{number}.jsonl", [{"id": number * 10 + at} for at in range(3)])
+    lake.upload_json("in/day/deeper/9.jsonl", [{"id": 90}])
+    lake.raw.upload("in/day/0.csv", b"id,n\r\n1,x\r\n")
+    lake.raw.upload("in/packed.jsonl.gz", gzip.compress(b'{"id":1}\n') + gzip.compress(b'{"id":2}\n'))
+    lake.raw.upload("in/packed.data", gzip.compress(b"a\nb\n"))
+    lake.raw.upload("in/plain.gz", b"not packed\n")
+    lake.raw.upload("in/empty.jsonl", b"")
+    lake.raw.upload("in-secret/1.jsonl", b'{"id":"secret"}\n')
+    account, container = lake.raw.account, lake.raw.name
+    days = [number * 10 + at for number in range(3) for at in range(3)]
+    cases: dict[str, tuple[Any, list[Any]]] = {
+        "a star": (ReadFromBlob(lake.raw.url("in/day/*.jsonl"), JsonLines(ident)), days),
+        "two stars": (ReadFromBlob(lake.raw.url("in/day/**.jsonl"), JsonLines(ident)), [*days, 90]),
+        "a class": (ReadFromBlob(lake.raw.url("in/day/[01].jsonl"), JsonLines(ident)), days[:6]),
+        "one blob": (ReadFromBlob(lake.raw.url("in/day/1.jsonl"), JsonLines(ident)), days[3:6]),
+        "azfs": (ReadFromBlob(f"azfs://{account}/{container}/in/day/0.jsonl", JsonLines(ident)), days[:3]),
+        "https": (
+            ReadFromBlob(f"https://{account}.blob.core.windows.net/{container}/in/day/0.jsonl", JsonLines(ident)),
+            days[:3],
+        ),
+        "gzip by name": (ReadFromBlob(lake.raw.url("in/*.jsonl.gz"), JsonLines(ident)), [1, 2]),
+        "gzip by setting": (ReadFromBlob(lake.raw.url("in/packed.data"), Lines(), compression="gzip"), ["a", "b"]),
+        "no gzip by setting": (ReadFromBlob(lake.raw.url("in/plain.gz"), compression="none"), ["not packed"]),
+        "csv": (ReadFromBlob(lake.raw.url("in/day/*.csv"), Csv()), [{"id": "1", "n": "x"}]),
+        "an empty blob": (ReadFromBlob(lake.raw.url("in/empty.jsonl"), JsonLines()), []),
+        "nothing, if allowed": (ReadFromBlob(lake.raw.url("in/none-*"), allow_empty=True), []),
+        "no such blob, if allowed": (ReadFromBlob(lake.raw.url("in/none"), allow_empty=True), []),
+    }
+    pipeline = lake.pipeline()
+    with pipeline as p:
+        for name, (read, expected) in cases.items():
+            assert_that(p | name >> read, equal_to(expected), label=f"check {name}")
+        patterns = p | beam.Create([lake.raw.url("in/day/0.jsonl"), lake.raw.url("in/*.jsonl.gz")])
+        assert_that(patterns | ReadAllFromBlob(JsonLines(ident)), equal_to([*days[:3], 1, 2]), label="check all")
+    assert pipeline.report.outcome == "ok"
+    lake.trail(pipeline.report.job).verify()
+
+
+def ident(value: dict[str, Any]) -> Any:
+    """The id of a record."""
+    return value["id"]
+
+
+def test_bad_records_go_to_the_dead_letters_with_blob_and_offset(lake: Any) -> None:
+    """The good ones go on; the bad ones say where they were, also in a compressed blob."""
+    data = b'{"id":1}\n{oops\n\n{"id":2}\n'
+    lake.raw.upload("in/a.jsonl", data)
+    lake.raw.upload("in/b.jsonl.gz", gzip.compress(data))
+    pipeline = lake.pipeline()
+    with pipeline as p:
+        good, bad = p | ReadFromBlob(lake.raw.url("in/*"), JsonLines()).with_exception_handling()
+        places = bad | beam.Map(place)
+        assert_that(good, equal_to([{"id": 1}, {"id": 2}] * 2), label="good")
+        expected = [(lake.raw.url(name), 9, b"{oops") for name in ("in/a.jsonl", "in/b.jsonl.gz")]
+        assert_that(places, equal_to(expected), label="bad")
+    assert pipeline.report.metrics["records_read"] == 4
+    assert pipeline.report.metrics["records_bad"] == 2
+
+
+def place(bad: BadRecord) -> tuple[str, int, bytes]:
+    """Where a bad record was."""
+    return bad.path, bad.offset, bad.record
+
+
+def test_a_bad_record_without_handling_is_one_clear_error(lake: Any) -> None:
+    """The job fails with blob, byte and the way to keep such records apart; its trail is sealed as failed."""
+    lake.raw.upload("in/a.jsonl", b'{"id":1}\n{oops\n')
+    with pytest.raises(FormatError, match=r"record at byte 9 of abfss://.*/in/a.jsonl cannot be decoded") as caught:
+        run(lake, ReadFromBlob(lake.raw.url("in/*"), JsonLines()))
+    assert "with_exception_handling" in str(caught.value)
+    assert lake.only_trail().verify().seal.outcome == "failed"
+
+
+@pytest.mark.parametrize("name", ["in/none-*.jsonl", "in/none.jsonl"])
+def test_input_that_is_not_there_is_an_error_that_names_it(lake: Any, name: str) -> None:
+    """A typing error in a path is no empty input."""
+    with pytest.raises(BlobNotFound) as caught:
+        run(lake, ReadFromBlob(lake.raw.url(name)))
+    assert lake.raw.url(name) in str(caught.value)
+    assert "check the p" in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["*.jsonl", "one.jsonl"])
+def test_a_missing_container_is_an_error_even_where_empty_input_is_allowed(lake: Any, name: str) -> None:
+    """`allow_empty` is about blobs; a container that is not there is a mistake."""
+    nowhere = f"abfss://nowhere@{lake.raw.account}.dfs.core.windows.net/"
+    pipeline = lake.pipeline(manifest=lake.manifest(read=[nowhere]))
+    with pytest.raises(BlobNotFound, match="container does not exist"), pipeline as p:
+        p | ReadFromBlob(nowhere + name, allow_empty=True)
+
+
+# One version of a blob, or none
+
+
+def test_a_blob_replaced_before_its_first_byte_is_an_error(lake: Any) -> None:
+    """Matched, then overwritten, then read: the read insists on what was matched."""
+    lake.raw.upload("in/a.txt", b"old\n")
+    held = lake.cloud.proxy.hold(where=matching("GetBlob", container=lake.raw.name), times=1)
+    thread, raised = in_background(lambda: run(lake, ReadFromBlob(lake.raw.url("in/a.txt"))))
+    held.gate.wait_for_arrivals()
+    lake.raw.upload("in/a.txt", b"new\n")
+    held.gate.open()
+    thread.join()
+    assert [type(error) for error in raised] == [BlobChanged]
+    assert lake.raw.url("in/a.txt") in str(raised[0])
+
+
+def test_a_blob_replaced_between_two_ranges_is_an_error_not_a_mixture(lake: Any) -> None:
+    """Some ranges of the old version are in already; none of the new one comes to them."""
+    lake.raw.upload("in/a.txt", b"old 567\n" * 100)
+    held = lake.cloud.proxy.hold(where=matching("GetBlob", container=lake.raw.name), times=1, skip=3)
+    pipeline = lake.pipeline()
+
+    def work() -> None:
+        with pipeline as p:
+            lines = p | ReadFromBlob(lake.raw.url("in/a.txt"), block_bytes=8)
+            lines | beam.combiners.Count.PerElement() | beam.Map(print)
+
+    thread, raised = in_background(work)
+    held.gate.wait_for_arrivals()
+    lake.raw.upload("in/a.txt", b"new 567\n" * 100)
+    held.gate.open()
+    thread.join()
+    assert [type(error) for error in raised] == [BlobChanged]
+
+
+def test_the_version_that_was_matched_travels_to_the_reader(lake: Any) -> None:
+    """Between Match and Read of `ReadAllFromBlob` lies a shuffle; the ETag goes through it with the blob."""
+    lake.raw.upload("in/a.txt", b"old\n")
+    held = lake.cloud.proxy.hold(answer=True, where=matching("ListBlobs", container=lake.raw.name), times=1)
+    pipeline = lake.pipeline()
+
+    def work() -> None:
+        with pipeline as p:
+            p | beam.Create([lake.raw.url("in/*")]) | ReadAllFromBlob()
+
+    thread, raised = in_background(work)
+    held.gate.wait_for_arrivals()
+    lake.raw.upload("in/a.txt", b"new\n")
+    held.gate.open()
+    thread.join()
+    assert [type(error) for error in raised] == [BlobChanged]
+    assert lake.only_trail().records("read") == [], "nothing of the new version was let in"
+
+
+def test_reads_survive_what_a_network_does(lake: Any) -> None:
+    """Resets, throttling and bodies that break off cost time, and no record."""
+    lake.upload_json("in/a.jsonl", [{"id": number} for number in range(500)])
+    read = matching("GetBlob", container=lake.raw.name)
+    proxy = lake.cloud.proxy
+    faults = [
+        proxy.reset(where=read, times=1),
+        proxy.respond(503, "ServerBusy", where=read, times=1),
+        proxy.truncate(100, where=read, times=1),
+        proxy.lose_answer(where=read, times=1),
+    ]
+    with lake.pipeline() as p:
+        total = p | ReadFromBlob(lake.raw.url("in/*"), JsonLines(ident), block_bytes=2000) | beam.CombineGlobally(sum)
+        assert_that(total, equal_to([sum(range(500))]))
+    assert [fault.hits for fault in faults] == [1, 1, 1, 1]
+
+
+# Who may
+
+
+def test_a_read_outside_a_scoped_pipeline_is_refused_when_it_is_built(lake: Any) -> None:
+    """Without a job there is no identity, so there is no access."""
+    with pytest.raises(ConfigError, match="no job scope") as caught:
+        beam.Pipeline() | ReadFromBlob(lake.raw.url("in/*"))
+    assert "ScopedPipeline" in caught.value.hint
+
+
+NOT_GRANTED = ["in-secret/*.jsonl", "in-secret/1.jsonl", "*", "other/in/1.jsonl"]
+
+
+@pytest.mark.parametrize("name", NOT_GRANTED)
+def test_a_pattern_outside_the_grants_is_refused_at_launch_and_audited(lake: Any, name: str) -> None:
+    """Nothing is sent to the path, nothing runs, and the refusal is on record."""
+    with pytest.raises(NotGranted) as caught:
+        run(lake, ReadFromBlob(lake.raw.url(name)))
+    assert "add to read" in caught.value.hint
+    assert data_requests(lake) == []
+    (denied,) = lake.only_trail().records("denied")
+    assert (denied["by"], denied["request_id"]) == ("manifest", None)
+    assert lake.only_trail().verify().seal.outcome == "failed"
+
+
+def test_a_pattern_that_is_data_is_held_against_the_grants_on_the_worker(lake: Any) -> None:
+    """`ReadAllFromBlob` learns its patterns when the job runs; the worker refuses, records, and sends nothing."""
+    pipeline = lake.pipeline()
+    with pytest.raises(NotGranted, match="has no grant to read"), pipeline as p:
+        p | beam.Create([lake.raw.url("in-secret/1.jsonl")]) | ReadAllFromBlob()
+    assert data_requests(lake) == []
+    (denied,) = lake.only_trail().records("denied")
+    assert denied["path"] == lake.raw.url("in-secret/1.jsonl")
+    assert denied["by"] == "manifest"
+    assert denied["bundle"] is not None
+
+
+WRONG = {
+    "an unknown compression": {"compression": "zip"},
+    "blocks of nothing": {"block_bytes": 0},
+    "records of nothing": {"max_record_bytes": 0},
+}
+
+
+@pytest.mark.parametrize("settings", WRONG.values(), ids=WRONG)
+def test_settings_that_make_no_sense_are_refused(settings: dict[str, Any]) -> None:
+    """Before anything is built."""
+    with pytest.raises(ConfigError):
+        ReadAllFromBlob(**settings)
+
+
+# Splitting, metrics, lineage
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        (),
+        ("--runner=FnApiRunner", "--direct_running_mode=multi_threading", "--direct_num_workers=3"),
+    ],
+    ids=["one worker", "three workers"],
+)
+def test_a_blob_is_read_in_pieces_by_several_workers(lake: Any, flags: tuple[str, ...]) -> None:
+    """Ranges of one blob, read at the same time, give each record once; the record of the reads covers every byte."""
+    lake.upload_json("in/a.jsonl", [{"id": number, "pad": "x" * (number % 90)} for number in range(2000)])
+    size = len(lake.raw.download("in/a.jsonl"))
+    pipeline = lake.pipeline(*flags)
+    with pipeline as p:
+        ids = p | ReadFromBlob(lake.raw.url("in/a.jsonl"), JsonLines(ident), block_bytes=1000)
+        assert_that(ids, equal_to(list(range(2000))))
+    trail = lake.trail(pipeline.report.job)
+    trail.verify()
+    reads = trail.records("read")
+    assert len({record["etag"] for record in reads}) == 1
+    begins = {record["start"] for record in reads}
+    assert len([begin for begin in begins if begin % 1000 == 999]) >= size // 16_000 - 1, "it was read in pieces"
+    covered = bytearray(size)
+    for record in reads:
+        covered[record["start"] : record["end"]] = b"\1" * (record["end"] - record["start"])
+    assert covered == b"\1" * size
+
+
+def test_metrics_and_lineage_are_reported(lake: Any) -> None:
+    """Counters in the namespace `beam_entra`, and each blob as a source of the job."""
+    for number in range(2):
+        lake.upload_json(f"in/{number}.jsonl", [{"id": 1}, {"id": 2}])
+    pipeline = run(lake, ReadFromBlob(lake.raw.url("in/*.jsonl"), JsonLines()))
+    metrics = pipeline.report.metrics
+    assert {name: metrics[name] for name in ("blobs_matched", "blobs_read", "records_read", "bytes_read")} == {
+        "blobs_matched": 2,
+        "blobs_read": 2,
+        "records_read": 4,
+        "bytes_read": 2 * len(lake.raw.download("in/0.jsonl")),
+    }
+    assert metrics["tokens_acquired"] == 1
+    sources = Lineage.query(pipeline.result.metrics(), Lineage.SOURCE)
+    assert {source.replace("`", "") for source in sources} == {
+        f"abs:{lake.raw.account}.{lake.raw.name}.in/{number}.jsonl" for number in range(2)
+    }
+
+
+def test_a_reader_asks_for_no_more_than_it_needs(lake: Any) -> None:
+    """List SAS for the pattern, read SAS for each blob, nothing else, and never the token itself."""
+    lake.upload_json("in/a.jsonl", [{"id": 1}])
+    run(lake, ReadFromBlob(lake.raw.url("in/*"), JsonLines()))
+    seen = [
+        (exchange.operation, exchange.request.credential, exchange.request.parameters.get("sp"))
+        for exchange in lake.cloud.proxy.requests
+        if exchange.request.container == lake.raw.name
+    ]
+    assert set(seen) == {("ListBlobs", "sas", "l"), ("GetBlob", "sas", "r")}
+
+
+def test_display_data_and_records_name_paths_as_they_are_compared(lake: Any) -> None:
+    """Whatever the spelling, what is shown and recorded is canonical."""
+    account, container = lake.raw.account, lake.raw.name
+    read = ReadFromBlob(f"https://{account}.blob.core.windows.net/{container}/in/a%20b.txt")
+    assert read.display_data()["pattern"] == lake.raw.url("in/a b.txt")
+    assert json.dumps(read.display_data())
