@@ -1,0 +1,514 @@
+"""Writing over the wire: exactly what was written, once, and nothing to be seen before it is committed."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+import threading
+import uuid
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import apache_beam as beam
+import pytest
+from apache_beam.metrics.metric import Lineage
+from apache_beam.testing import test_stream
+from apache_beam.testing.util import assert_that, equal_to
+from apache_beam.transforms.window import FixedWindows, TimestampedValue
+
+from beam_entra import Csv, Format, JsonLines, Lines, WriteToBlob
+from beam_entra.clock import utc_now
+from beam_entra.errors import BlobExists, ConfigError, FormatError, NotGranted, StorageError
+from beam_entra.io.write import _AutoShards, _check_blocks, Stager, Staged, WriteSettings, commit
+from beam_entra.paths import BlobPath
+from beam_entra.session import JobScope, Session
+from beam_entra.testing.storage_requests import StorageRequest
+
+COMMIT_ID = "6ba7b810-9dad-11d1-80b4-00c04fd430c8"
+
+
+def write(lake: Any, elements: list[Any], *sink: Any, flags: tuple[str, ...] = (), **settings: Any) -> Any:
+    """Run a job that writes the elements to `out/`, and return its pipeline."""
+    pipeline = lake.pipeline(*flags)
+    with pipeline as p:
+        written = p | beam.Create(elements) | beam.Reshuffle()
+        written | WriteToBlob(lake.curated.url("out/"), *sink, **settings)
+    return pipeline
+
+
+def in_output(lake: Any, operation: str = "") -> Callable[[StorageRequest], bool]:
+    """Requests to the container that is written to."""
+    return lambda request: request.container == lake.curated.name and operation in {"", request.operation}
+
+
+def settings_for(lake: Any, format: Format | None = None, *, prefix: str = "out/", **changes: Any) -> WriteSettings:
+    """Settings as `WriteToBlob` makes them."""
+    values: dict[str, Any] = {
+        "prefix": BlobPath.parse(lake.curated.url(prefix)),
+        "format": format or JsonLines(),
+        "shards": None,
+        "compressed": False,
+        "overwrite": False,
+        "block_bytes": 1000,
+        "sink": uuid.uuid4().hex,
+    }
+    return WriteSettings(**(values | changes))
+
+
+def stage(bundle: Any, settings: WriteSettings, elements: list[Any], auto: _AutoShards | None = None) -> list[Staged]:
+    """What one bundle does."""
+    stager = Stager(bundle, settings, auto or _AutoShards(settings), 0)
+    for element in elements:
+        stager.add(element)
+    return stager.finish()
+
+
+@pytest.fixture
+def sessions(lake: Any) -> Iterator[Callable[[JobScope], Session]]:
+    """Sessions of a job, each as if in a process of its own; closed at the end."""
+    made: list[Session] = []
+
+    def open_one(scope: JobScope) -> Session:
+        made.append(Session(scope))
+        return made[-1]
+
+    yield open_one
+    for session in made:
+        session.close()
+
+
+# What comes out
+
+
+def test_success_tells_the_truth(lake: Any) -> None:
+    """Paths, ETags, sizes and rows are those of Storage; job and pipeline are named; the output gives the same."""
+    pipeline = lake.pipeline()
+    with pipeline as p:
+        done = p | beam.Create([{"id": number} for number in range(1000)]) | WriteToBlob(
+            lake.curated.url("out/"), JsonLines(), shards=3
+        )
+        assert_that(done | beam.Map(lambda blob: blob.rows) | beam.CombineGlobally(sum), equal_to([1000]))
+    success = lake.success()
+    assert (success["job"], success["pipeline"], success["environment"]) == (pipeline.report.job, "orders", "test")
+    assert [blob["path"] for blob in success["blobs"]] == [lake.curated.url(name) for name in lake.parts()]
+    for blob, name in zip(success["blobs"], lake.parts(), strict=True):
+        content = lake.curated.download(name)
+        assert blob["etag"] == lake.etag(lake.curated, name)
+        assert blob["size_bytes"] == len(content)
+        assert blob["rows"] == content.count(b"\n")
+    assert success["rows"] == 1000
+    assert success["size_bytes"] == sum(blob["size_bytes"] for blob in success["blobs"])
+    committing = json.loads(lake.curated.download("out/_COMMITTING"))
+    assert committing["blobs"] == [blob["path"] for blob in success["blobs"]]
+    assert committing["commit"] == success["commit"]
+    assert sorted(value["id"] for value in lake.written()) == list(range(1000))
+
+
+def test_fixed_shards_are_as_many_as_asked_for_and_filled_alike(lake: Any) -> None:
+    """N names, and bundles take turns beginning at different ones."""
+    write(lake, list(range(1003)), JsonLines(), shards=4, block_bytes=64)
+    assert lake.parts() == [f"out/part-{number:05d}-of-00004.jsonl" for number in range(4)]
+    rows = [blob["rows"] for blob in lake.success()["blobs"]]
+    assert sum(rows) == 1003
+    assert max(rows) - min(rows) <= 30, "as many bundles as there may be begin at the same shard"
+    assert sorted(lake.written()) == list(range(1003))
+
+
+def test_fewer_elements_than_shards_make_fewer_blobs(lake: Any) -> None:
+    """No blob is made for nothing."""
+    write(lake, [1], shards=8, format=JsonLines())
+    assert len(lake.parts()) == 1
+
+
+def test_automatic_shards_are_one_blob_a_process(lake: Any) -> None:
+    """However many bundles and threads a process runs, what they write lies together."""
+    flags = ("--runner=FnApiRunner", "--direct_running_mode=multi_threading", "--direct_num_workers=3")
+    pipeline = write(lake, list(range(500)), JsonLines(), flags=flags)
+    bundles = [r for r in lake.trail(pipeline.report.job).records("bundle_opened") if r["step"].endswith("/Stage")]
+    assert len(bundles) > 1
+    assert len(lake.parts()) == 1
+    assert sorted(lake.written()) == list(range(500))
+
+
+def test_a_long_blob_is_followed_by_another(lake: Any) -> None:
+    """No blob of automatic shards comes near Storage's limits."""
+    names = _AutoShards(settings_for(lake))
+    sizes = [200 << 20, 200 << 20, 200 << 20, 1]
+    assert [names.path_for(size).name[-11:-6] for size in sizes] == ["00000", "00000", "00000", "00001"]
+    small = [names.path_for(0) for _ in range(10_001)]
+    assert len(set(small)) == 2
+
+
+def test_gzip_blobs_are_members_in_any_order(lake: Any) -> None:
+    """What several bundles stage to one compressed blob decompresses as one."""
+    write(lake, [{"id": number} for number in range(300)], JsonLines(), compression="gzip", shards=2, block_bytes=200)
+    assert all(name.endswith("-of-00002.jsonl.gz") for name in lake.parts())
+    lines = [line for name in lake.parts() for line in gzip.decompress(lake.curated.download(name)).splitlines()]
+    assert sorted(json.loads(line)["id"] for line in lines) == list(range(300))
+    client = lake.cloud.admin.client(lake.curated.account).get_blob_client(lake.curated.name, lake.parts()[0])
+    assert client.get_blob_properties().content_settings.content_type == "application/gzip"
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_a_csv_header_stands_once_in_each_blob_whatever_the_bundles(lake: Any, bundle: Any, compressed: bool) -> None:
+    """Several bundles stage to the same blobs; each blob has one header, first."""
+    settings = settings_for(lake, Csv(["id", "text"]), shards=2, compressed=compressed, block_bytes=50)
+    staged = [
+        part
+        for first in (0, 20, 40)
+        for part in stage(bundle, settings, [{"id": first + at, "text": "a\nb"} for at in range(20)])
+    ]
+    commit(bundle, settings, staged, COMMIT_ID)
+    ids = []
+    for name in lake.parts():
+        content = lake.curated.download(name)
+        text = (gzip.decompress(content) if compressed else content).decode()
+        header, *rows = csv.reader(io.StringIO(text, newline=""))
+        assert header == ["id", "text"]
+        assert {row[1] for row in rows} == {"a\nb"}
+        ids += [int(row[0]) for row in rows]
+    assert sorted(ids) == list(range(60))
+    assert sum(blob["rows"] for blob in lake.success()["blobs"]) == 60
+
+
+def test_empty_input_leaves_markers_alone_and_a_csv_its_header(lake: Any) -> None:
+    """A job that found nothing to write has succeeded, and says so."""
+    pipeline = lake.pipeline()
+    with pipeline as p:
+        nothing = p | beam.Create([])
+        nothing | "json" >> WriteToBlob(lake.curated.url("out/json/"), JsonLines())
+        nothing | "csv" >> WriteToBlob(lake.curated.url("out/csv/"), Csv(["a", "b"]))
+        nothing | "csv shards" >> WriteToBlob(lake.curated.url("out/fixed/"), Csv(["a", "b"]), shards=2)
+    assert lake.curated.list("out/json/") == ["out/json/_COMMITTING", "out/json/_SUCCESS"]
+    assert lake.parts("out/csv/") == ["out/csv/part-00000.csv"]
+    assert lake.parts("out/fixed/") == ["out/fixed/part-00000-of-00002.csv"]
+    assert lake.curated.download("out/csv/part-00000.csv") == b"a,b\r\n"
+    assert lake.success("out/json/")["blobs"] == []
+
+
+def test_windows_of_the_input_do_not_matter(lake: Any) -> None:
+    """What was windowed upstream is written all the same, once."""
+    pipeline = lake.pipeline()
+    with pipeline as p:
+        values = p | beam.Create(range(50)) | beam.Map(lambda at: TimestampedValue(at, at))
+        values | beam.WindowInto(FixedWindows(10)) | WriteToBlob(lake.curated.url("out/"), JsonLines(), shards=1)
+    assert sorted(lake.written()) == list(range(50))
+
+
+class Shout(Format):
+    """A format of a user's own."""
+
+    suffix = ".shout"
+    content_type = "text/x-shout"
+
+    def decode(self, record: bytes, header: bytes) -> str:
+        """Back to a whisper."""
+        return record.decode().lower()
+
+    def encode(self, element: str) -> bytes:
+        """Louder."""
+        return element.upper().encode() + b"\n"
+
+
+def test_a_format_of_ones_own_is_written(lake: Any, bundle: Any) -> None:
+    """Suffix and media type are the format's."""
+    settings = settings_for(lake, Shout(), shards=1)
+    commit(bundle, settings, stage(bundle, settings, ["a", "b"]), COMMIT_ID)
+    assert lake.parts() == ["out/part-00000-of-00001.shout"]
+    assert lake.curated.download(lake.parts()[0]) == b"A\nB\n"
+
+
+def test_metrics_and_lineage_are_reported(lake: Any) -> None:
+    """Records, bytes, blocks and blobs; each blob is a sink of the job."""
+    pipeline = write(lake, list(range(100)), JsonLines(), shards=1)
+    metrics = pipeline.report.metrics
+    size = len(lake.curated.download(lake.parts()[0]))
+    assert metrics["records_written"] == 100
+    assert metrics["bytes_staged"] == size + sum(len(lake.curated.download(f"out/{m}")) for m in ("_COMMITTING", "_SUCCESS"))
+    assert metrics["blobs_committed"] == 3
+    (sink,) = Lineage.query(pipeline.result.metrics(), Lineage.SINK)
+    assert sink.replace("`", "") == f"abs:{lake.curated.account}.{lake.curated.name}.{lake.parts()[0]}"
+
+
+# Who sees what, and when
+
+
+def test_nothing_is_visible_before_the_commit_and_nothing_unfinished_after(lake: Any) -> None:
+    """While the commit of a part is held, there is `_COMMITTING` and nothing else; `_SUCCESS` comes last."""
+    gate_marker = lake.cloud.proxy.hold(where=in_output(lake, "PutBlockList"), times=1)
+    gate_part = lake.cloud.proxy.hold(where=in_output(lake, "PutBlockList"), times=1)
+    thread = threading.Thread(target=lambda: write(lake, list(range(100)), JsonLines(), shards=1))
+    thread.start()
+    gate_marker.gate.wait_for_arrivals()
+    assert lake.curated.list() == []
+    gate_marker.gate.open()
+    gate_part.gate.wait_for_arrivals()
+    assert lake.curated.list() == ["out/_COMMITTING"]
+    gate_part.gate.open()
+    thread.join()
+    order = [
+        exchange.request.blob.rpartition("/")[2]
+        for exchange in lake.cloud.proxy.requests
+        if in_output(lake, "PutBlockList")(exchange.request)
+    ]
+    assert order == ["_COMMITTING", "part-00000-of-00001.jsonl", "_SUCCESS"]
+
+
+def test_a_writer_needs_nothing_but_to_write_blocks(lake: Any) -> None:
+    """Put Block and Put Block List with a SAS for one blob and `w`: it neither reads, lists nor deletes."""
+    write(lake, [[number] for number in range(200)], Csv(["n"]))
+    seen = {
+        (
+            exchange.operation,
+            exchange.request.credential,
+            exchange.request.parameters.get("sp"),
+            exchange.request.parameters.get("sr"),
+        )
+        for exchange in lake.cloud.proxy.requests
+        if exchange.request.container == lake.curated.name
+    }
+    assert seen == {("PutBlock", "sas", "w", "b"), ("PutBlockList", "sas", "w", "b")}
+
+
+def test_a_failed_job_leaves_nothing_visible(lake: Any) -> None:
+    """An element that cannot be written fails the job; what others have staged stays unseen."""
+    with pytest.raises(FormatError, match="a set has no JSON form") as caught:
+        write(lake, [{"id": number} for number in range(200)] + [{1, 2}], JsonLines(), block_bytes=64)
+    assert "map it to plain values" in str(caught.value)
+    assert lake.curated.list() == []
+    assert lake.only_trail().verify().seal.outcome == "failed"
+
+
+# Other jobs, other people's blobs
+
+
+def test_a_second_job_into_the_same_prefix_is_refused_and_changes_nothing(lake: Any) -> None:
+    """The error names `_COMMITTING`; every blob of the first job is as it was."""
+    write(lake, list(range(10)), JsonLines(), shards=1)
+    before = {name: (lake.curated.download(name), lake.etag(lake.curated, name)) for name in lake.curated.list()}
+    with pytest.raises(BlobExists, match="made nothing visible there") as caught:
+        write(lake, list(range(20)), JsonLines())
+    assert lake.curated.url("out/_COMMITTING") in str(caught.value)
+    after = {name: (lake.curated.download(name), lake.etag(lake.curated, name)) for name in lake.curated.list()}
+    assert after == before
+
+
+def test_a_foreign_blob_of_the_same_name_is_not_touched(lake: Any) -> None:
+    """Somebody else's blob under the name of a shard stays; the job fails, without `_SUCCESS`."""
+    foreign = "out/part-00001-of-00002.jsonl"
+    lake.curated.upload(foreign, b"precious")
+    etag = lake.etag(lake.curated, foreign)
+    with pytest.raises(BlobExists) as caught:
+        write(lake, list(range(100)), JsonLines(), shards=2, block_bytes=16)
+    assert lake.curated.url(foreign) in str(caught.value)
+    assert (lake.curated.download(foreign), lake.etag(lake.curated, foreign)) == (b"precious", etag)
+    assert "out/_SUCCESS" not in lake.curated.list()
+
+
+def test_overwrite_replaces_an_earlier_run(lake: Any) -> None:
+    """With fixed shards and only when asked for; the records are then those of the later run."""
+    for run in range(2):
+        write(lake, [{"run": run, "id": at} for at in range(50)], JsonLines(), shards=2, overwrite=True, block_bytes=64)
+    assert {value["run"] for value in lake.written()} == {1}
+    assert sorted(value["id"] for value in lake.written()) == list(range(50))
+    assert [blob["etag"] for blob in lake.success()["blobs"]] == [lake.etag(lake.curated, n) for n in lake.parts()]
+
+
+def test_two_sinks_on_one_prefix_are_refused_when_the_pipeline_is_built(lake: Any) -> None:
+    """Else the second would fail when everything has been computed."""
+    pipeline = lake.pipeline()
+    with pytest.raises(ConfigError, match="two sinks") as caught, pipeline as p:
+        for number in range(2):
+            p | f"C{number}" >> beam.Create([1]) | f"W{number}" >> WriteToBlob(lake.curated.url("out/"), JsonLines())
+    assert "prefix of its own" in caught.value.hint
+    assert lake.curated.list() == []
+
+
+def test_a_prefix_outside_the_grants_is_refused_at_launch_and_audited(lake: Any) -> None:
+    """Nothing is sent to it; a prefix that merely begins alike is another."""
+    pipeline = lake.pipeline()
+    with pytest.raises(NotGranted) as caught, pipeline as p:
+        p | beam.Create([1]) | WriteToBlob(lake.curated.url("out-secret/"), JsonLines())
+    assert "write" in caught.value.hint
+    assert lake.cloud.proxy.count(in_output(lake)) == 0
+    (denied,) = lake.only_trail().records("denied")
+    assert denied["permission"] == "write"
+
+
+def test_input_without_end_is_refused(lake: Any) -> None:
+    """It would stage for ever and commit never."""
+    pipeline = lake.pipeline()
+    with pytest.raises(ConfigError, match="never does") as caught, pipeline as p:
+        p | test_stream.TestStream() | WriteToBlob(lake.curated.url("out/"), JsonLines())
+    assert caught.value.hint
+
+
+WRONG: dict[str, dict[str, Any]] = {
+    "one blob for a prefix": {"prefix": "abfss://c@lake.dfs.core.windows.net/out"},
+    "no shards": {"shards": 0},
+    "too many shards": {"shards": 10_001},
+    "overwrite without shards": {"overwrite": True},
+    "an unknown compression": {"compression": "zip"},
+    "guessing the compression": {"compression": "auto"},
+    "blocks of nothing": {"block_bytes": 0},
+    "a format that cannot write": {"format": Csv()},
+}
+
+
+@pytest.mark.parametrize("arguments", WRONG.values(), ids=WRONG)
+def test_arguments_that_do_not_go_together_are_refused(arguments: dict[str, Any]) -> None:
+    """Before anything is built."""
+    with pytest.raises(ConfigError):
+        WriteToBlob(**({"prefix": "abfss://c@lake.dfs.core.windows.net/out/"} | arguments))
+
+
+def test_a_blob_of_too_many_blocks_is_refused_before_anything_is_committed() -> None:
+    """Storage takes 50,000 blocks in a blob, one of which may be the header."""
+    _check_blocks("a", 49_999)
+    with pytest.raises(StorageError, match="50000 blocks") as caught:
+        _check_blocks("a", 50_000)
+    assert "more shards" in caught.value.hint
+
+
+# Retries and zombies
+
+
+def outcome(lake: Any, prefix: str) -> tuple[list[Any], dict[str, tuple[str, int]]]:
+    """What is visible below a prefix, held against `_SUCCESS`: values, and sizes and rows by name."""
+    success = lake.success(prefix)
+    blobs = {}
+    for blob in success["blobs"]:
+        name = BlobPath.parse(blob["path"]).name
+        assert blob["etag"] == lake.etag(lake.curated, name), name
+        assert blob["size_bytes"] == len(lake.curated.download(name))
+        blobs[name.removeprefix(prefix)] = (blob["size_bytes"], blob["rows"])
+    assert sorted(blobs) == sorted(name.removeprefix(prefix) for name in lake.parts(prefix))
+    return sorted(value["id"] for value in lake.written(prefix)), blobs
+
+
+def test_a_commit_whose_answers_are_lost_ends_the_same(lake: Any, bundle: Any) -> None:
+    """Each request of the step in turn is done and its answer dropped: the outcome is that of an undisturbed step."""
+
+    def one(prefix: str, nth: int | None) -> tuple[tuple[list[Any], dict[str, Any]], int]:
+        settings = settings_for(lake, prefix=prefix, shards=2, block_bytes=60)
+        staged = stage(bundle, settings, [{"id": at} for at in range(30)])
+        staged += stage(bundle, settings, [{"id": at} for at in range(30, 50)])
+        before = len(lake.cloud.proxy.requests)
+        fault = lake.cloud.proxy.lose_answer(where=in_output(lake), times=1, skip=nth) if nth is not None else None
+        commit(bundle, settings, staged, str(uuid.uuid4()))
+        seen = [e for e in lake.cloud.proxy.requests[before:] if in_output(lake)(e.request)]
+        assert fault is None or fault.hits == 1
+        lake.cloud.proxy.clear_faults()
+        return outcome(lake, prefix), len(seen)
+
+    undisturbed, requests = one("out/plain/", None)
+    assert undisturbed[0] == list(range(50))
+    assert requests == 6
+    for nth in range(requests):
+        assert one(f"out/{nth}/", nth)[0] == undisturbed
+
+
+def test_a_commit_step_that_runs_again_changes_nothing_but_etags(lake: Any, bundle: Any) -> None:
+    """A runner may repeat the step after it succeeded; `_SUCCESS` tells the truth after each time."""
+    settings = settings_for(lake, Csv(["id"]), shards=2, block_bytes=60)
+    staged = stage(bundle, settings, [{"id": at} for at in range(30)])
+    first = commit(bundle, settings, staged, COMMIT_ID)
+    contents = {name: lake.curated.download(name) for name in lake.parts()}
+    for _ in range(2):
+        again = commit(bundle, settings, list(reversed(staged)), COMMIT_ID)
+        assert all(blob.confirmed for blob in again)
+        assert [(blob.path, blob.rows) for blob in again] == [(blob.path, blob.rows) for blob in first]
+        assert {name: lake.curated.download(name) for name in lake.parts()} == contents
+        assert {blob["etag"] for blob in lake.success()["blobs"]} == {lake.etag(lake.curated, n) for n in lake.parts()}
+
+
+def test_two_attempts_of_the_commit_at_once_give_one_outcome(
+    lake: Any, sessions: Callable[[JobScope], Session]
+) -> None:
+    """A zombie runs beside its successor, in another process: both end well, and nothing is doubled."""
+    scope = JobScope.launch(lake.manifest(), now=utc_now())
+    for number in range(6):
+        settings = settings_for(lake, prefix=f"out/{number}/", shards=3, block_bytes=60)
+        with sessions(scope).bundle("stage") as bundle:
+            staged = stage(bundle, settings, [{"id": at} for at in range(60)])
+        barrier = threading.Barrier(2)
+
+        def attempt(settings: WriteSettings = settings, staged: list[Staged] = staged, barrier: Any = barrier) -> Any:
+            with sessions(scope).bundle("commit") as bundle:
+                barrier.wait()
+                return commit(bundle, settings, staged, COMMIT_ID)
+
+        with ThreadPoolExecutor(2) as pool:
+            first, second = (future.result() for future in [pool.submit(attempt), pool.submit(attempt)])
+        assert [blob.path for blob in first] == [blob.path for blob in second]
+        success = lake.success(f"out/{number}/")
+        assert success["rows"] == 60
+        assert sorted(value["id"] for value in lake.written(f"out/{number}/")) == list(range(60))
+
+
+def test_a_zombie_of_another_job_cannot_commit_over_the_one_that_came_first(
+    lake: Any, sessions: Callable[[JobScope], Session]
+) -> None:
+    """Staged before, commits after: what the later job made visible stays as it is."""
+    settings = settings_for(lake, shards=1, block_bytes=60)
+    ids: dict[str, list[Staged]] = {}
+    bundles = {}
+    for name in ("zombie", "winner"):
+        bundles[name] = sessions(JobScope.launch(lake.manifest(), now=utc_now())).bundle(name)
+        ids[name] = stage(bundles[name], settings, [{"id": name}] * 5)
+    commit(bundles["winner"], settings, ids["winner"], str(uuid.uuid4()))
+    before = {name: lake.curated.download(name) for name in lake.curated.list()}
+    with pytest.raises(BlobExists):
+        commit(bundles["zombie"], settings, ids["zombie"], str(uuid.uuid4()))
+    assert {name: lake.curated.download(name) for name in lake.curated.list()} == before
+    assert {value["id"] for value in lake.written()} == {"winner"}
+
+
+def test_staging_survives_what_a_network_does(lake: Any) -> None:
+    """Resets, throttling and lost answers while staging neither lose nor double a record."""
+    faults = [
+        lake.cloud.proxy.reset(where=in_output(lake, "PutBlock"), times=1),
+        lake.cloud.proxy.lose_answer(where=in_output(lake, "PutBlock"), times=2),
+        lake.cloud.proxy.respond(503, "ServerBusy", where=in_output(lake), times=2, skip=3),
+    ]
+    write(lake, [{"id": number} for number in range(300)], JsonLines(), shards=2, block_bytes=100)
+    assert [fault.hits for fault in faults] == [1, 2, 2]
+    assert outcome(lake, "out/")[0] == list(range(300))
+
+
+def test_blocks_of_a_bundle_that_was_given_up_are_in_no_blob(lake: Any, bundle: Any) -> None:
+    """A dead attempt has staged to the same blob; the commit names only the blocks of bundles that succeeded."""
+    settings = settings_for(lake, shards=1, block_bytes=20)
+    dead = Stager(bundle, settings, _AutoShards(settings), 0)
+    for at in range(20):
+        dead.add({"id": at})
+    dead.abandon()
+    staged = stage(bundle, settings, [{"id": at} for at in range(20)])
+    commit(bundle, settings, staged, COMMIT_ID)
+    assert outcome(lake, "out/")[0] == list(range(20))
+
+
+def test_no_more_is_held_and_under_way_than_a_few_blocks(lake: Any, bundle: Any) -> None:
+    """A bundle of any size waits when its blocks are not taken: memory is bounded."""
+    held = lake.cloud.proxy.hold(where=in_output(lake, "PutBlock"))
+    settings = settings_for(lake, shards=1, block_bytes=100)
+    stager = Stager(bundle, settings, _AutoShards(settings), 0)
+    done = threading.Event()
+
+    def feed() -> None:
+        for at in range(1000):
+            stager.add({"id": at})
+        done.set()
+
+    thread = threading.Thread(target=feed)
+    thread.start()
+    held.gate.wait_for_arrivals(4)
+    assert not done.wait(0.2)
+    assert held.gate.arrived == 4
+    assert stager.rows < 100
+    held.gate.open()
+    thread.join()
+    assert sum(part.rows for part in stager.finish()) == 1000
