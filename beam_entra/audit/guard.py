@@ -8,7 +8,7 @@ written and when it is verified:
 2. a JWT: three base64url parts, the first of which begins as the encoding of a JSON object does;
 3. an Entra client secret: the `Q~` shape;
 4. a padded base64 key of 32 bytes or more, which is how Storage hands out account keys and delegation keys;
-5. 40 characters that read like random base64: many upper-case *and* lower-case letters, and digits.
+5. 40 characters that read like random base64: many upper-case *and* lower-case letters, and digits, in no order.
 
 It is a heuristic with a price on both sides. A secret in lower-case hex passes, because digests and UUIDs are made of
 it. A blob whose name looks like a key, or has a `sig=` partition, cannot be audited, and so cannot be read.
@@ -17,6 +17,7 @@ it. A blob whose name looks like a key, or has a `sig=` partition, cannot be aud
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 
 __all__ = ["SecretInRecord", "looks_like_secret"]
 
@@ -29,6 +30,7 @@ _RUN = re.compile(r"[A-Za-z0-9+/_-]{40,}(?:={1,2}(?![A-Za-z0-9+/_=-]))?")
 _WINDOW = 40
 _LETTERS_OF_A_KEY = 10  # of each case in a window: random base64 has 16 +- 3, the names people give have fewer
 _LETTERS_OF_A_PADDED_KEY = 4
+_CHANGES_OF_A_KEY = 15  # between upper case, lower case and the rest: random base64 has 25 +- 3; words and times have few
 
 
 class SecretInRecord(ValueError):
@@ -54,9 +56,15 @@ def _is_key(run: str) -> bool:
         return _mixes(run[-44:], _LETTERS_OF_A_PADDED_KEY)
     if not _mixes(run, _LETTERS_OF_A_KEY):
         return False  # paths, UUIDs and digests end here
-    return any(_mixes(run[at : at + _WINDOW], _LETTERS_OF_A_KEY) for at in range(len(run) - _WINDOW + 1))
+    windows = (run[at : at + _WINDOW] for at in range(len(run) - _WINDOW + 1))
+    return any(_mixes(window, _LETTERS_OF_A_KEY) and _changes(window) >= _CHANGES_OF_A_KEY for window in windows)
 
 
 def _mixes(text: str, letters: int) -> bool:
     upper, lower = sum(map(str.isupper, text)), sum(map(str.islower, text))
     return upper >= letters and lower >= letters and any(map(str.isdigit, text))
+
+
+def _changes(text: str) -> int:
+    kinds = [character.isupper() - character.islower() for character in text]
+    return sum(one != next_ for one, next_ in pairwise(kinds))

@@ -42,6 +42,7 @@ INNOCENT = {
     "a Spark part": "part-00000-7f8d9c6b-1f2e-4a3b-9c8d-7e6f5a4b3c2d-c000.snappy.parquet",
     "a name with a date": "Orders-2030-01-31T09-30-00-part-00000-of-00010.jsonl",
     "two UUIDs": "6f1f7a52-0f0a-4b5e-8a53-3a2c1c6d9e11-6f1f7a52-0f0a-4b5e-8a53-3a2c1c6d9e11",
+    "a name with a time, and one in capitals": "abfss://curated@lake/orders/run-20300131T093000Z/dead/_COMMITTING",
     "a step": "ReadFromBlob/Match/SDFBoundedSourceReader/ParDo(SDFBoundedSourceDoFn)/pair_with_restriction2",
     "a camel-case step": "ReadAllCustomerOrdersOfTheYearAndJoinThemWithInvoices2030",
     "a pod": "dataflow-worker-orders-prod-7f8d9c6b5-abcde-harness-0",
