@@ -17,7 +17,13 @@ ENDPOINTS_VARIABLE = "BEAM_ENTRA_ENDPOINTS"
 
 
 class EntraOptions(PipelineOptions):  # type: ignore[misc]  # Beam's PipelineOptions is untyped
-    """Pipeline options with the access manifest. Derive your own options from it."""
+    """Pipeline options with the access manifest.
+
+    Derive your own options from it, and from PipelineOptions beside it: Beam looks for flags only in classes derived
+    from that directly, and warns of all others.
+
+        class OrdersOptions(EntraOptions, PipelineOptions): ...
+    """
 
     @classmethod
     def _add_argparse_args(cls, parser: argparse.ArgumentParser) -> None:

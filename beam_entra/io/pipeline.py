@@ -38,7 +38,7 @@ __all__ = ["JobReport", "ScopedPipeline"]
 
 _LOGGER = logging.getLogger(__name__)
 _NO_SEAL_POSSIBLE = (IdentityRejected, IdentityUnavailable, AuditUnavailable)
-_ISSUED = {"token_acquired": "tokens", "key_acquired": "delegation keys", "sas_issued": "SAS"}
+_ISSUED = {"token_acquired": "token", "key_acquired": "delegation key"}
 _ENDED_WELL = (PipelineState.DONE, PipelineState.UPDATED)
 
 
@@ -88,9 +88,9 @@ class JobReport:
                 + (f"; {counted['records_bad']:,} could not be decoded" if counted["records_bad"] else ""),
                 f"    written   {counted['records_written']:,} records, {counted['bytes_staged'] / 1e6:,.1f} MB",
             ]
-        issued = ", ".join(f"{audited[kind]:,} {what}" for kind, what in _ISSUED.items())
+        issued = ", ".join(_how_many(audited[kind], what) for kind, what in _ISSUED.items())
         lines += [
-            f"    access    {issued}; {audited['denied']:,} denials",
+            f"    access    {issued}, {audited['sas_issued']:,} SAS; {_how_many(audited['denied'], 'denial')}",
             f"    audit     {audited.total():,} records, sealed, in {self.audit}",
             f"    seal      {self.seal.digest}",
         ]
@@ -228,6 +228,10 @@ class ScopedPipeline(beam.Pipeline):  # type: ignore[misc]  # Beam's Pipeline is
     def ends(self) -> datetime:
         """The job's deadline."""
         return self.scope.deadline
+
+
+def _how_many(count: int, what: str) -> str:
+    return f"{count:,} {what}" + ("" if count == 1 else "s")
 
 
 def _writable(report_file: str | None) -> Path | None:

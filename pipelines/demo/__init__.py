@@ -1,0 +1,1 @@
+"""The demo: sample orders, the pipeline over them, and totals that were computed without it."""

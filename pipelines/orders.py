@@ -1,0 +1,204 @@
+"""Orders: clean rows, revenue per day and category, and what was no order.
+
+An order is a line of JSON:
+
+    {"order_id": "O-1", "ordered_at": "2026-03-01T09:30:00Z", "updated_at": "2026-03-01T09:31:07Z",
+     "customer": "Zoë", "product": "P-017", "quantity": 3, "unit_price": "12.50"}
+
+* A line that is none goes to `dead/`, with the reason, its blob and its byte offset.
+* An order that comes more than once counts once: the one updated last, and of several updated in one second the one
+  whose fields compare greatest. The outcome depends neither on the runner nor on which blob is read first.
+* A product that `--products` does not know has the category `unknown`: the order is sound, the list is behind.
+* Money is counted in cents.
+
+Below `--output` it writes `clean/` and `dead/` as JSON Lines and `revenue/` as CSV.
+
+    python -m pipelines.orders --access_manifest=pipelines/orders.access.toml \\
+        --input='abfss://raw@contosolake.dfs.core.windows.net/orders/*' \\
+        --products=abfss://raw@contosolake.dfs.core.windows.net/products.csv \\
+        --output=abfss://curated@contosolake.dfs.core.windows.net/orders/2026-03-08/ \\
+        --runner=DirectRunner
+"""
+
+from __future__ import annotations
+
+import re
+from argparse import ArgumentParser
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from typing import Any, NamedTuple
+
+import apache_beam as beam
+from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.pvalue import AsDict
+
+from beam_entra import BadRecord, Csv, EntraOptions, JsonLines, ReadFromBlob, ScopedPipeline, WriteToBlob, command_line
+from beam_entra.errors import ConfigError, Diagnosis
+
+__all__ = ["Order", "OrdersOptions", "main", "newest", "parse_order"]
+
+_INSTANT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", re.ASCII)
+_PRICE = re.compile(r"\d{1,7}\.\d\d", re.ASCII)
+_MOST = 10_000
+
+
+class Order(NamedTuple):
+    """What counts of an order. Of two with the same id the greater one does, hence the time comes first."""
+
+    updated_at: str
+    ordered_at: str
+    order_id: str
+    customer: str
+    product: str
+    quantity: int
+    unit_price_cents: int
+
+    @property
+    def amount_cents(self) -> int:
+        return self.quantity * self.unit_price_cents
+
+
+class OrdersOptions(EntraOptions, PipelineOptions):
+    """The flags of this pipeline."""
+
+    @classmethod
+    def _add_argparse_args(cls, parser: ArgumentParser) -> None:
+        parser.prog = "python -m pipelines.orders"
+        parser.description = "Orders in, clean rows, revenue per day and category, and dead letters out."
+        parser.epilog = "Any flag of Beam and of the runner goes, too: --runner=DirectRunner, --runner=FlinkRunner, ..."
+        group = parser.add_argument_group("data")
+        group.add_argument("--input", metavar="PATTERN", help="orders as JSON Lines; .gz is decompressed")
+        group.add_argument("--products", metavar="PATH", help="CSV that has the columns product and category")
+        group.add_argument("--output", metavar="PREFIX", help="clean/, revenue/ and dead/ go below it; ends in a slash")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run with these flags, or with the command line's, and print how it went."""
+    options = OrdersOptions(argv)
+    _check_flags(options)
+    with ScopedPipeline(options=options) as p:
+        orders, bad = p | "Orders" >> ReadFromBlob(options.input, JsonLines(parse_order)).with_exception_handling()
+        products = p | "Products" >> ReadFromBlob(options.products, Csv(parse=product_category))
+
+        sold = (
+            orders
+            | "By id" >> beam.Map(lambda order: (order.order_id, tuple(order)))
+            | "Same id" >> beam.GroupByKey()
+            | "Newest" >> beam.MapTuple(newest)
+            | "Category" >> beam.Map(with_category, AsDict(products))
+        )
+        revenue = (
+            sold
+            | "Amount" >> beam.MapTuple(lambda order, category: ((order.ordered_at[:10], category), order.amount_cents))
+            | "Sum" >> beam.CombinePerKey(sum)
+        )
+
+        sold | "Row" >> beam.MapTuple(order_row) | "Clean" >> WriteToBlob(options.output + "clean/", JsonLines())
+        revenue | "Line" >> beam.MapTuple(revenue_row) | "Revenue" >> WriteToBlob(
+            options.output + "revenue/", Csv(["day", "category", "revenue"]), shards=1
+        )
+        bad | "Letter" >> beam.Map(BadRecord.as_dict) | "Dead" >> WriteToBlob(options.output + "dead/", JsonLines())
+    print(p.report)
+
+
+def parse_order(value: Any) -> Order:
+    """An order, from its JSON.
+
+    Raises:
+        ValueError: It is none; the message says why.
+    """
+    if not isinstance(value, dict):
+        raise ValueError("not a JSON object")
+    quantity = value.get("quantity")
+    if type(quantity) is not int or not 1 <= quantity <= _MOST:
+        raise ValueError(f"quantity is not a whole number from 1 to {_MOST:,}")
+    return Order(
+        updated_at=_instant(value, "updated_at"),
+        ordered_at=_instant(value, "ordered_at"),
+        order_id=_text(value, "order_id"),
+        customer=_text(value, "customer"),
+        product=_text(value, "product"),
+        quantity=quantity,
+        unit_price_cents=_cents(value, "unit_price"),
+    )
+
+
+def product_category(row: Mapping[str, str]) -> tuple[str, str]:
+    """Product and category, from a row of the products."""
+    return row["product"], row["category"]
+
+
+def newest(order_id: str, versions: Iterable[tuple[Any, ...]]) -> Order:
+    """The one that counts of those with the same id."""
+    return Order(*max(versions))
+
+
+def with_category(order: Order, categories: Mapping[str, str]) -> tuple[Order, str]:
+    """An order and its product's category."""
+    return order, categories.get(order.product, "unknown")
+
+
+def order_row(order: Order, category: str) -> dict[str, Any]:
+    """A row of `clean/`."""
+    return {
+        "order_id": order.order_id,
+        "ordered_at": order.ordered_at,
+        "updated_at": order.updated_at,
+        "customer": order.customer,
+        "product": order.product,
+        "category": category,
+        "quantity": order.quantity,
+        "unit_price": _amount(order.unit_price_cents),
+        "amount": _amount(order.amount_cents),
+    }
+
+
+def revenue_row(day_and_category: tuple[str, str], cents: int) -> dict[str, str]:
+    """A row of `revenue/`."""
+    day, category = day_and_category
+    return {"day": day, "category": category, "revenue": _amount(cents)}
+
+
+def _text(value: Mapping[str, Any], key: str) -> str:
+    text = value.get(key)
+    if not isinstance(text, str) or not text:
+        raise ValueError(f"{key} is missing" if key not in value else f"{key} is not a text, or empty")
+    if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
+        raise ValueError(f"{key} holds half a character")  # JSON allows it, UTF-8 does not
+    return text
+
+
+def _instant(value: Mapping[str, Any], key: str) -> str:
+    text = _text(value, key)
+    if not _INSTANT.fullmatch(text):
+        raise ValueError(f"{key} is not like 2026-03-01T09:30:00Z")
+    try:
+        datetime.fromisoformat(text)
+    except ValueError:
+        raise ValueError(f"{key} is a date or time that does not exist") from None
+    return text
+
+
+def _cents(value: Mapping[str, Any], key: str) -> int:
+    text = _text(value, key)
+    if not _PRICE.fullmatch(text):
+        raise ValueError(f"{key} is not like 12.50")
+    return int(text.replace(".", ""))
+
+
+def _amount(cents: int) -> str:
+    return f"{cents // 100}.{cents % 100:02d}"
+
+
+def _check_flags(options: OrdersOptions) -> None:
+    missing = [flag for flag in ("input", "products", "output") if not getattr(options, flag)]
+    if missing:
+        flags = " and ".join(f"--{flag}" for flag in missing)
+        raise ConfigError(f"{flags} not given", Diagnosis(hint="see python -m pipelines.orders --help"))
+    if not options.output.endswith("/"):
+        raise ConfigError("--output is no prefix", Diagnosis(hint=f"end it with a slash: {options.output}/"))
+
+
+if __name__ == "__main__":
+    with command_line():
+        main()
