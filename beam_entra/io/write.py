@@ -411,9 +411,25 @@ def commit(
                 hint=f"see {settings.prefix}{COMMITTING} for the job and its blobs; write to a new prefix, or remove them",
             ),
         ) from None
+    done = _commit_blobs(bundle, settings, header, commit_id, parts)
+    if _put_json(bundle, settings, SUCCESS, _summary(facts, done), commit_id, settings.overwrite).confirmed:
+        # Another attempt was here before, and may have been at it when this one was: each has changed ETags that the other
+        # had seen. It is through, since it wrote this blob last; so what this one finds now, is.
+        done = _commit_blobs(bundle, settings, header, commit_id, parts)
+        _put_json(bundle, settings, SUCCESS, _summary(facts, done), commit_id, overwrite=True)
+    return done
+
+
+def _commit_blobs(
+    bundle: BundleSession, settings: WriteSettings, header: bytes, commit_id: str, parts: dict[str, list[Staged]]
+) -> list[CommittedBlob]:
     with ThreadPoolExecutor(_THREADS, thread_name_prefix="beam-entra-commit") as pool:
-        done = list(pool.map(lambda item: _commit_blob(bundle, settings, header, commit_id, *item), parts.items()))
-    summary = {
+        return list(pool.map(lambda item: _commit_blob(bundle, settings, header, commit_id, *item), parts.items()))
+
+
+def _summary(facts: dict[str, str], done: list[CommittedBlob]) -> dict[str, Any]:
+    """What `_SUCCESS` says."""
+    return {
         **facts,
         "rows": sum(blob.rows for blob in done),
         "size_bytes": sum(blob.size_bytes for blob in done),
@@ -421,10 +437,6 @@ def commit(
             {"path": blob.path, "etag": blob.etag, "size_bytes": blob.size_bytes, "rows": blob.rows} for blob in done
         ],
     }
-    if _put_json(bundle, settings, SUCCESS, summary, commit_id, settings.overwrite).confirmed:
-        # ours, from an earlier attempt; it lists the ETags from before this attempt confirmed the blobs
-        _put_json(bundle, settings, SUCCESS, summary, commit_id, overwrite=True)
-    return done
 
 
 def _commit_blob(
