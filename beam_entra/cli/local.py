@@ -55,7 +55,7 @@ def local(context: click.Context, folder: Path) -> None:
 )
 @click.option("--foreground", is_flag=True, help="Stay, and stop with Ctrl-C.")
 @click.pass_obj
-def up(  # noqa: PLR0917  # click passes them by name
+def up(
     folder: Path,
     accounts: str,
     containers: tuple[str, ...],
@@ -71,7 +71,7 @@ def up(  # noqa: PLR0917  # click passes them by name
     plan = _planned(named, containers, tenant_id, clients, manifests)
     running = find_running(folder)
     if running is not None:
-        _extend(running, plan, tenant_id=plan.tenant_id)
+        _extend(running, plan)
         click.echo(f"The local cloud is up already (process {running.pid}).")
         _explain(running)
     elif foreground:
@@ -210,11 +210,11 @@ def _is_guid(text: str) -> bool:
         return False
 
 
-def _extend(running: RunningCloud, plan: CloudPlan, *, tenant_id: str) -> None:
+def _extend(running: RunningCloud, plan: CloudPlan) -> None:
     """Add what can be added to a running cloud: containers. For the rest it has to be started again."""
     lacks = [f"account {account}" for account in plan.accounts if account not in running.endpoints]
     lacks += [f"client {client}" for client in plan.clients if client not in running.clients]
-    lacks += [f"tenant {tenant_id}"] if tenant_id not in {"", running.tenant_id} else []
+    lacks += [f"tenant {plan.tenant_id}"] if plan.tenant_id not in {"", running.tenant_id} else []
     if lacks:
         hint = "beam-entra local down, then up with everything; its blobs are gone then"
         raise ConfigError(f"the local cloud is up already, without {', '.join(lacks)}", Diagnosis(hint=hint))

