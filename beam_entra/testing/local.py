@@ -6,7 +6,7 @@ import json
 import shutil
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,7 +26,7 @@ from beam_entra.testing.tenant import LocalTenant
 if TYPE_CHECKING:
     from azure.storage.blob import BlobServiceClient
 
-__all__ = ["DEFAULT_SUBJECT", "BlobAdmin", "LocalCloud", "LocalContainer", "endpoints_toml"]
+__all__ = ["DEFAULT_SUBJECT", "AssertionKeeper", "BlobAdmin", "LocalCloud", "LocalContainer", "endpoints_toml"]
 
 DEFAULT_SUBJECT = "system:serviceaccount:beam:worker"
 _REWRITE_AT = 0.5  # of an assertion's life
@@ -226,7 +226,9 @@ class LocalCloud:
             )
             self.issuer = up.enter_context(WorkloadIssuer(certificates, clock=self._clock))
             self.app = self.add_client(self._client_id)
-            up.enter_context(_AssertionKeeper(self.issuer, self.assertion_file, self.subject, self._assertion_life_s))
+            up.enter_context(
+                AssertionKeeper(self.issuer, self.assertion_file, self.subject, life_s=self._assertion_life_s)
+            )
             self.azurite.wait_until_ready()
             if self._with_proxy:
                 self._proxy = up.enter_context(StorageProxy(certificates, self.azurite.url))
@@ -383,11 +385,20 @@ class LocalContainer:
         return self.admin.list_blobs(self.account, self.name, prefix)
 
 
-class _AssertionKeeper:
+class AssertionKeeper:
     """Writes the assertion file, and again each time that half of the assertion's life is over."""
 
-    def __init__(self, issuer: WorkloadIssuer, path: Path, subject: str, life_s: float) -> None:
+    def __init__(
+        self,
+        issuer: WorkloadIssuer,
+        path: Path,
+        subject: str,
+        *,
+        life_s: float,
+        after_write: Callable[[], None] = lambda: None,
+    ) -> None:
         self._issuer, self._path, self._subject, self._life_s = issuer, path, subject, life_s
+        self._after_write = after_write
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._keep, name="assertion-keeper", daemon=True)
 
@@ -404,6 +415,7 @@ class _AssertionKeeper:
 
     def _write(self) -> None:
         self._issuer.write_assertion_file(self._path, self._subject, life_s=self._life_s)
+        self._after_write()
 
     def _keep(self) -> None:
         while not self._stopping.wait(self._life_s * _REWRITE_AT):

@@ -26,7 +26,8 @@ from beam_entra.access.endpoints import Endpoints
 from beam_entra.access.manifest import AccessManifest
 from beam_entra.errors import BlobNotFound, ConfigError
 from beam_entra.testing import LocalCloud as LazyLocalCloud
-from beam_entra.testing.local import LocalCloud, LocalContainer, endpoints_toml
+from beam_entra.testing.issuer import WorkloadIssuer
+from beam_entra.testing.local import AssertionKeeper, LocalCloud, LocalContainer, endpoints_toml
 from beam_entra.testing.storage_requests import matching
 
 TENANT = "8d2b1c7e-3a44-4f0e-9a53-3b8f4c1f2a10"
@@ -166,24 +167,22 @@ def test_more_clients_can_be_added(beam_entra_cloud: LocalCloud) -> None:
     assert beam_entra_cloud.tenant.issued[-1].client == added.client_id
 
 
-def test_the_assertion_file_is_kept_fresh(tmp_path: Path) -> None:
-    """It is rewritten before it expires, private each time, and no more once the cloud is down."""
-    with LocalCloud(folder=tmp_path, proxy=False, assertion_life_s=2) as cloud:
-        first = cloud.assertion_file.read_text()
-        signed = len(cloud.issuer.assertions)
-        deadline = time.monotonic() + 10
-        changed = threading.Event()
-        while cloud.assertion_file.read_text() == first and time.monotonic() < deadline:
-            changed.wait(0.02)
-        second = cloud.assertion_file.read_text()
-        assert second != first
-        assert len(cloud.issuer.assertions) > signed
-        claims = jwt.decode(second, options={"verify_signature": False})
-        assert claims["exp"] > jwt.decode(first, options={"verify_signature": False})["exp"]
-        assert stat.S_IMODE(cloud.assertion_file.stat().st_mode) == 0o600
-    assert not [thread for thread in threading.enumerate() if thread.name == "assertion-keeper" and thread.is_alive()][
-        1:
-    ]
+def test_the_assertion_file_is_kept_fresh(issuer: WorkloadIssuer, tmp_path: Path) -> None:
+    """It is rewritten before it expires, private each time, and no more after the end."""
+    path = tmp_path / "assertion"
+    before = set(threading.enumerate())
+    rewritten = threading.Event()
+    with AssertionKeeper(issuer, path, "job", life_s=2, after_write=rewritten.set):
+        first = path.read_text()
+        rewritten.clear()
+        assert rewritten.wait(10)
+        second = path.read_text()
+        first_claims, second_claims = (
+            jwt.decode(text, options={"verify_signature": False}) for text in (first, second)
+        )
+        assert first_claims["iat"] < second_claims["iat"] <= first_claims["exp"] < second_claims["exp"]
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert not set(threading.enumerate()) - before
 
 
 # ---- the way of a job: assertion, token, delegation key, SAS
