@@ -133,6 +133,7 @@ class Azurite:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 text=True,
+                process_group=0,  # Ctrl-C at a terminal is for us; who uses it may have an end to write
             )
         except OSError as error:
             raise ConfigError(f"Azurite's process could not be made: {error}") from error
