@@ -49,13 +49,15 @@ class Screen:
 
     def table(self, rows: Sequence[tuple[str, ...]], *, head: tuple[str, ...] = ()) -> None:
         """Rows of what, how much (once or more), remark."""
-        widths = [max(len(row[column]) for row in [*rows, *([head] if head else [])]) for column in range(len(rows[0]))]
+        lines = [head, *rows] if head else rows
+        widths = [max(len(row[column]) for row in lines) for column in range(len(rows[0]))]
         widths[0] = max(widths[0], _LABEL)
-        for row in [head] * bool(head) + list(rows):
+        for row in lines:
             what, *figures, remark = row
             cells = "  ".join(figure.rjust(width) for figure, width in zip(figures, widths[1:-1], strict=True))
             style = "dim" if row is head else ""
-            self._indented(Text.assemble((f"{what:<{widths[0]}}  {cells}", style), (f"   {remark}".rstrip(), "dim")))
+            told = Text.assemble((f"{what:<{widths[0]}}  {cells}", style), (f"   {remark}".rstrip(), "dim"))
+            self._indented(told)
 
     def error(self, text: str) -> None:
         """What a program printed on its standard error: the first line is the error."""
@@ -92,7 +94,7 @@ class Screen:
             TimeElapsedColumn(),
         )
         with Progress(*columns, console=self.console, transient=True) as progress:
-            task = progress.add_task("starting", total=total_bytes, figures="")
+            task = progress.add_task("starting", total=total_bytes + 1, figures="")  # never full while it runs
 
             def tick() -> None:
                 seen = look()
@@ -100,7 +102,7 @@ class Screen:
                     f"read {seen.read_bytes / 1e6:.1f} MB  staged {seen.staged_bytes / 1e6:.1f} MB  "
                     f"{seen.kinds['sas_issued']} SAS  {seen.kinds.total()} audit records"
                 )
-                progress.update(task, description=seen.phase, completed=seen.read_bytes, figures=figures)
+                progress.update(task, description=seen.phase, completed=min(seen.read_bytes, total_bytes), figures=figures)
 
             yield tick
 

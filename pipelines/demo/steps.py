@@ -70,40 +70,16 @@ class Demo:
         self.screen.say("0.5 % of the lines are no orders, 1 % come twice, one blob is compressed", "dim")
         return expected
 
-    def run_orders(self, input_: str, output: BlobPath, *, show: Callable[[], Any] = lambda: None) -> Job:
-        """Launch the pipeline as its user would, and fetch its trail."""
-        report = self.folder / "report.json"
-        report.unlink(missing_ok=True)
-        words = [
-            "python",
-            "-m",
-            "pipelines.orders",
-            f"--access_manifest={MANIFEST.as_posix()}",
-            f"--input={input_}",
-            f"--products={_RAW}products.csv",
-            f"--output={output}",
-            f"--runner={self.runner}",
-        ]
-        self.screen.command(words)
-        if self.runner == "DirectRunner":
-            words.append("--prism_location=none")  # else Beam downloads a runner into the home folder
-        launched = [sys.executable, *words[1:], f"--job_report={report}"]
-        finished = run(launched, env=self.cloud.environment, tick=show)
-        written = json.loads(report.read_text(encoding="utf-8")) if report.exists() else {}
-        trail = self.folder / "audit" / str(written.get("job", "unknown"))
-        if written:
-            download(self.cloud.admin, BlobPath.parse(written["audit"]), trail)
-        return Job(finished=finished, report=written, trail=trail)
-
     def run_the_job(self, expected: Expected) -> Job:
         """The job itself, with live progress from its own audit trail."""
         self.screen.step("The job")
         identity = self.manifest.identity
         self.screen.say(f"as client {identity.client} of {identity.tenant}", "dim")
         self.screen.say(f"by {identity.credential}: a federated credential, there is no secret anywhere", "dim")
+        command = self._command(f"{_RAW}orders/*", self.output)
         follower = TrailFollower(self.cloud.admin, self.manifest.audit)
         with self.screen.progress(expected.size_bytes, follower.look) as tick:
-            job = self.run_orders(f"{_RAW}orders/*", self.output, show=tick)
+            job = self._launch(command, tick)
         self.screen.say(job.finished.out.strip())
         if job.finished.status or not job.report:
             self.screen.error(job.finished.err)
@@ -142,10 +118,10 @@ class Demo:
             ("reads", "read", f"{metrics.get('bytes_read', 0) / 1e6:.1f} MB"),
             ("staged blocks", "staged", f"{metrics.get('bytes_staged', 0) / 1e6:.1f} MB, invisible until the commit"),
             ("commits", "committed", "each blob once"),
-            ("denials", "denied", ""),
         ]
         rows = [(what, f"{records.get(kind, 0):,}", remark) for what, kind, remark in audited]
-        rows.append(("refreshes", f"{metrics.get('sas_refreshed', 0):,}", "of a SAS that ended within its bundle"))
+        rows.append(("refreshes", f"{metrics.get('sas_refreshed', 0):,}", "SAS renewed within a bundle"))
+        rows.append(("denials", f"{records.get('denied', 0):,}", ""))
         rows.append(("records", f"{sum(records.values()):,}", "chained, and durable before the data moved on"))
         self.screen.table(rows)
         words = ["beam-entra", "audit", "verify", shown(job.trail), "--seal-digest", job.report["seal_digest"]]
@@ -160,19 +136,47 @@ class Demo:
     def show_refusal(self) -> None:
         """The same pipeline, pointed at data that is there and that its manifest does not grant."""
         self.screen.step("The same pipeline, pointed at what its manifest does not grant")
-        forbidden = f"{_RAW}{_FORBIDDEN}*"
-        job = self.run_orders(forbidden, _CURATED.child("orders/never/"))
+        job = self._launch(self._command(f"{_RAW}{_FORBIDDEN}*", _CURATED.child("orders/never/")))
         self.screen.error(job.finished.err)
         denials = [record for record in records_of(job.trail) if record["kind"] == "denied"]
         if job.finished.status == 0 or not denials:
             self.problems.append("the job was not refused, or the refusal does not stand in its trail")
             return
-        self.screen.say("\nand so it stands in the trail:\n")
+        self.screen.say("\nand so it stands in the trail:")
         self.screen.say(json.dumps(denials[0], indent=2), "yellow")
         self.screen.say("")
         if self.cloud.admin.list_blobs(ACCOUNT, _CURATED.container, "orders/never/"):
             self.problems.append("the refused job has written something")
         self.screen.good("refused before anything was sent, recorded, and sealed")
+
+    def _command(self, orders: str, output: BlobPath) -> list[str]:
+        """Show, and return, how a person launches the pipeline."""
+        words = [
+            "python",
+            "-m",
+            "pipelines.orders",
+            f"--access_manifest={MANIFEST.as_posix()}",
+            f"--input={orders}",
+            f"--products={_RAW}products.csv",
+            f"--output={output}",
+            f"--runner={self.runner}",
+        ]
+        self.screen.command(words)
+        return words
+
+    def _launch(self, command: list[str], tick: Callable[[], object] = lambda: None) -> Job:
+        """Run the pipeline, and fetch its trail."""
+        report = self.folder / "report.json"
+        report.unlink(missing_ok=True)
+        words = [sys.executable, *command[1:], f"--job_report={report}"]
+        if self.runner == "DirectRunner":
+            words.append("--prism_location=none")  # or Beam would first download a runner into the home folder
+        finished = run(words, env=self.cloud.environment, tick=tick)
+        written = json.loads(report.read_text(encoding="utf-8")) if report.exists() else {}
+        trail = self.folder / "audit" / str(written.get("job", "unknown"))
+        if written:
+            download(self.cloud.admin, BlobPath.parse(written["audit"]), trail)
+        return Job(finished=finished, report=written, trail=trail)
 
 
 def download(admin: BlobAdmin, prefix: BlobPath, folder: Path) -> None:
@@ -194,7 +198,7 @@ def shown(path: Path) -> str:
     return str(path.relative_to(here) if path.is_relative_to(here) else path)
 
 
-def _totals_rows(expected: Expected, found: Outcome, lines: int) -> list[tuple[str, str, str]]:
+def _totals_rows(expected: Expected, found: Outcome, lines: int) -> list[tuple[str, ...]]:
     outcome, dead = expected.outcome, found.dead.total()
     duplicates = lines - dead - len(found.rows)
     return [
