@@ -90,12 +90,9 @@ class BeamEntraError(Exception):
     """Base of every error that beam_entra raises on purpose."""
 
     retryable: ClassVar[bool] = False
-    _ERRNO: ClassVar[int] = errno.EIO  # of those that are an OSError
 
     def __init__(self, message: str, diagnosis: Diagnosis = _NOTHING_KNOWN) -> None:
         super().__init__(message, diagnosis)
-        if isinstance(self, OSError):  # which has taken the two arguments for these two
-            self.errno, self.strerror = self._ERRNO, message
 
     @property
     def message(self) -> str:
@@ -173,7 +170,11 @@ class IdentityExpired(IdentityError):
 class AccessError(BeamEntraError, PermissionError):
     """An access was refused."""
 
-    _ERRNO = errno.EACCES
+    _ERRNO: ClassVar[int] = errno.EACCES
+
+    def __init__(self, message: str, diagnosis: Diagnosis = _NOTHING_KNOWN) -> None:
+        super().__init__(message, diagnosis)
+        self.errno, self.strerror = self._ERRNO, message  # OSError has taken the two arguments for these two
 
 
 class NotGranted(AccessError):
@@ -186,6 +187,12 @@ class AccessDenied(AccessError):
 
 class StorageError(BeamEntraError, OSError):
     """Storage answered with an error that is not about permission."""
+
+    _ERRNO: ClassVar[int] = errno.EIO
+
+    def __init__(self, message: str, diagnosis: Diagnosis = _NOTHING_KNOWN) -> None:
+        super().__init__(message, diagnosis)
+        self.errno, self.strerror = self._ERRNO, message  # OSError has taken the two arguments for these two
 
 
 class BlobNotFound(StorageError, FileNotFoundError):

@@ -29,7 +29,7 @@ _CODE_IN_BODY = re.compile(rb"<Code>([A-Za-z0-9]{1,80})</Code>")
 _DENIED_HINTS = {
     "AuthorizationPermissionMismatch": "give the identity the role that is missing: Storage Blob Delegator on the "
     "account to issue SAS, and Storage Blob Data Reader or Contributor on the container for the access itself",
-    "AuthorizationFailure": "see that the account's firewall lets this worker in, and that the account is the one meant",
+    "AuthorizationFailure": "see that the account's firewall lets this worker in, and that this is the account meant",
     "AuthenticationFailed": "see that the worker's clock is right and the credential has not been revoked",
     "KeyBasedAuthenticationNotPermitted": "the account refuses SAS of this kind; ask its owner",
     "PublicAccessNotPermitted": "the request carried no credential that this account accepts",

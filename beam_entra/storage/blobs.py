@@ -56,7 +56,9 @@ def parse_list_page(document: bytes, *, container: BlobPath) -> ListPage:
             for entry in root.iterfind("Blobs/Blob")
             if entry.findtext("Properties/ResourceType") != "directory" and not _name(entry).endswith("/")
         ]
-    except (ElementTree.ParseError, KeyError, TypeError) as error:
+    except ConfigError:
+        raise
+    except (ElementTree.ParseError, KeyError, TypeError, ValueError) as error:
         raise StorageError(f"Storage's list of {container} cannot be read: {error}") from None
     return ListPage(blobs=tuple(blobs), next_marker=root.findtext("NextMarker") or "")
 
@@ -82,7 +84,7 @@ def _properties(entry: ElementTree.Element, container: BlobPath) -> BlobProperti
     except ConfigError as error:
         raise ConfigError(
             f"{container} holds a blob whose name cannot be addressed safely: {error.message}",
-            Diagnosis(tried=f"list {container}", hint="rename the blob, or narrow the pattern so that it is not listed"),
+            Diagnosis(tried=f"list {container}", hint="rename the blob, or narrow the pattern so that it is left out"),
         ) from None
     return BlobProperties(
         path=path,

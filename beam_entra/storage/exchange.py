@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+import ssl
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -15,10 +16,10 @@ from beam_entra.errors import BeamEntraError, Diagnosis, StorageError
 from beam_entra.secret import Secret
 from beam_entra.storage.answers import RETRIED_STATUSES, Answer, refusal, retry_after_s
 
-__all__ = ["Authorization", "Authorise", "Call", "Exchange", "RetryPolicy"]
+__all__ = ["Authorise", "Authorization", "Call", "Exchange", "RetryPolicy"]
 
 SERVICE_VERSION = "2025-07-05"
-_FIRST_ERROR = 400
+_GOOD = range(200, 300)  # a redirect is none: Storage sends none, and whoever sent it has not done what was asked
 _TIMEOUT = urllib3.Timeout(connect=5, read=60)
 
 
@@ -61,11 +62,13 @@ class RetryPolicy:
         attempts: At most, the first one included.
         first_delay_s: Pause after the first failure; doubles each time, with full jitter.
         longest_delay_s: Cap of a pause. A longer one that Storage asks for is kept.
+        patience_s: If Storage asks for a longer pause than this, the request fails at once.
     """
 
     attempts: int = 6
     first_delay_s: float = 0.2
     longest_delay_s: float = 10.0
+    patience_s: float = 120.0
 
 
 class Exchange:
@@ -82,8 +85,11 @@ class Exchange:
         self._pause = pause
         self.policy = policy
 
-    def send(self, call: Call, *, ca_file: str) -> tuple[Answer, urllib3.BaseHTTPResponse, int]:
+    def send(self, call: Call, *, ca_file: str, made: int = 0) -> tuple[Answer, urllib3.BaseHTTPResponse, int]:
         """Send until there is an answer that is no error. Its body is still to be read.
+
+        Args:
+            made: Attempts that were made at this call before.
 
         Returns:
             The answer's head, the response to read the body from, and the number of attempts.
@@ -91,12 +97,12 @@ class Exchange:
         Raises:
             BeamEntraError: As `answers.refusal` says, or `StorageError` when nothing answered.
         """
-        for attempt in itertools.count(1):
+        for attempt in itertools.count(made + 1):
             asked_s: float | None = None
             try:
                 response = self._once(call, ca_file)
                 answer = _head(call, response)
-                if answer.status < _FIRST_ERROR:
+                if answer.status in _GOOD:
                     return answer, response, attempt
                 answer = Answer(
                     status=answer.status,
@@ -109,27 +115,28 @@ class Exchange:
                 asked_s = retry_after_s(answer.headers)
             except HTTPError as error:
                 failure = unreachable(call, error, attempt)
-                again = not isinstance(error, SSLError)
-            if not again or attempt >= self.policy.attempts:
+                again = not _untrusted(error)
+            if not again or attempt >= self.policy.attempts or (asked_s or 0) > self.policy.patience_s:
                 break
             self.rest(attempt, asked_s)
         raise failure  # outside the except block: urllib3's error names the URL, and with it the SAS
 
     def receive(self, call: Call, *, ca_file: str) -> Answer:
         """Send, and read the whole body; for requests that may be sent twice."""
-        for attempt in itertools.count(1):
-            answer, response, _ = self.send(call, ca_file=ca_file)
+        made = 0
+        while True:
+            answer, response, made = self.send(call, ca_file=ca_file, made=made)
             try:
                 body = response.read()
             except HTTPError as error:
-                failure = unreachable(call, error, attempt)
+                failure = unreachable(call, error, made)
             else:
                 return Answer(
                     status=answer.status, headers=answer.headers, client_request_id=call.client_request_id, body=body
                 )
-            if attempt >= self.policy.attempts:
+            if made >= self.policy.attempts:
                 break
-            self.rest(attempt, None)
+            self.rest(made, None)
         raise failure
 
     def rest(self, attempt: int, asked_s: float | None) -> None:
@@ -139,7 +146,7 @@ class Exchange:
         self._pause((asked_s or 0) + random.uniform(0, backoff_s))  # noqa: S311 - jitter, not a secret
 
     def _once(self, call: Call, ca_file: str) -> urllib3.BaseHTTPResponse:
-        authorization = call.authorise()
+        pool, authorization = self._pool(ca_file), call.authorise()
         headers = {
             "x-ms-version": SERVICE_VERSION,
             "x-ms-client-request-id": call.client_request_id,
@@ -151,7 +158,7 @@ class Exchange:
             url += ("&" if "?" in url else "?") + authorization.sas.reveal()
         if authorization.bearer is not None:
             headers["Authorization"] = f"Bearer {authorization.bearer.reveal()}"
-        return self._pool(ca_file).urlopen(
+        return pool.urlopen(
             call.method,
             url,
             body=call.body,
@@ -168,9 +175,14 @@ def _head(call: Call, response: urllib3.BaseHTTPResponse) -> Answer:
     return Answer(status=response.status, headers=response.headers, client_request_id=call.client_request_id)
 
 
+def _untrusted(error: HTTPError) -> bool:
+    """A certificate that does not verify will not in a moment either; any other end of TLS may be an accident."""
+    return isinstance(error, SSLError) and isinstance(error.args[0], ssl.CertificateError)
+
+
 def unreachable(call: Call, error: HTTPError, attempts: int) -> BeamEntraError:
     """The error for a request without an answer; says nothing of the URL."""
-    if isinstance(error, SSLError):
+    if _untrusted(error):
         problem, hint = "its certificate is not trusted", "name the CA's file as ca_file of the account"
     else:
         problem, hint = type(error).__name__, "see that the account's endpoint can be reached from this worker"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 from azure.storage.blob import UserDelegationKey, generate_blob_sas, generate_container_sas
 
@@ -40,7 +41,7 @@ class DelegationKey:
 
     def for_sdk(self) -> UserDelegationKey:
         """The same key as azure-storage-blob wants it."""
-        key = UserDelegationKey()
+        key = UserDelegationKey()  # type: ignore[no-untyped-call]  # the SDK's class is untyped
         key.signed_oid, key.signed_tid = self.signed_oid, self.signed_tid
         key.signed_start, key.signed_expiry = self.signed_start, self.signed_expiry
         key.signed_service, key.signed_version = self.signed_service, self.signed_version
@@ -78,7 +79,7 @@ def mint(spec: SasSpec, key: DelegationKey, *, correlation: str, sign_correlatio
     """
     if key.account != spec.account:
         raise ValueError("a delegation key signs for its own account only")
-    common = {
+    common: dict[str, Any] = {
         "user_delegation_key": key.for_sdk(),
         "permission": spec.permissions,
         "expiry": spec.expires.strftime("%Y-%m-%dT%H:%M:%SZ"),

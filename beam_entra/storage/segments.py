@@ -5,12 +5,14 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable
 
-from beam_entra.errors import AuditUnavailable, BeamEntraError, StorageError
+from beam_entra.errors import AuditUnavailable, BeamEntraError, BlobChanged, BlobExists
 from beam_entra.paths import BlobPath
 from beam_entra.storage.exchange import Authorization
 from beam_entra.storage.service import BlobService
 
 __all__ = ["AppendBlobSegments"]
+
+_MAY_NOT_OVERWRITE = "AuthorizationPermissionMismatch"
 
 
 class AppendBlobSegments:
@@ -31,14 +33,16 @@ class AppendBlobSegments:
     def create(self, name: str) -> None:
         """Create the segment.
 
-        A conflict is taken for our own earlier attempt, whose answer was lost: the name is new and random. Were it
-        somebody else's blob after all, the first append would find it not empty and fail.
+        That it exists is taken for our own earlier attempt, whose answer was lost: the name is new and random. Were it
+        somebody else's blob after all, the first append would find it not empty and fail. To a SAS that may create and
+        not write, Storage says it in several ways; Azurite's is that the permission does not suffice, and if that is
+        so, the first append says it again.
         """
         path = self._folder.child(name)
         try:
             self._service.create_append_blob(path, lambda: self._authorise(path), str(uuid.uuid4()))
         except BeamEntraError as error:
-            if isinstance(error, StorageError) and error.diagnosis.code in ("BlobAlreadyExists", "ConditionNotMet"):
+            if isinstance(error, (BlobExists, BlobChanged)) or error.diagnosis.code == _MAY_NOT_OVERWRITE:
                 return
             raise _unavailable(error) from None
 

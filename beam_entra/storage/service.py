@@ -1,14 +1,16 @@
 """The Blob service's operations that a job needs, each authorised from outside.
 
-Nothing here decides what may be done: a caller hands in how to authorise, and gets the answer's head back for the audit.
+Nothing here decides what may be done: a caller hands in how to authorise, and gets the answer's head back for the
+audit.
 """
 
 from __future__ import annotations
 
+import base64
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from urllib.parse import quote, urlencode
@@ -18,13 +20,13 @@ from urllib3.exceptions import HTTPError
 
 from beam_entra.access.manifest import AccountSettings
 from beam_entra.clock import Clock, utc_now
-from beam_entra.errors import BeamEntraError, BlobChanged, BlobExists, Diagnosis, StorageError
+from beam_entra.errors import BeamEntraError, BlobChanged, BlobExists, BlobNotFound, Diagnosis, StorageError
 from beam_entra.identity.token import AccessToken
 from beam_entra.paths import BlobPath
 from beam_entra.secret import Secret
 from beam_entra.storage.answers import Answer
 from beam_entra.storage.blobs import BlobProperties, ListPage, block_list_xml, parse_list_page
-from beam_entra.storage.exchange import Authorization, Authorise, Call, Exchange, unreachable
+from beam_entra.storage.exchange import Authorise, Authorization, Call, Exchange, unreachable
 from beam_entra.storage.sas import DelegationKey
 from beam_entra.storage.transport import connection_pool
 
@@ -70,15 +72,19 @@ class BlobService:
         """HEAD: size and ETag of one blob."""
         call = self._call("HEAD", path, "read the properties of", authorise, client_request_id)
         answer = self._receive(call, path)
-        return (
-            BlobProperties(
+        try:
+            found = BlobProperties(
                 path=path,
                 size_bytes=int(answer.headers["content-length"]),
-                etag=answer.etag,
+                etag=answer.headers["etag"],
                 last_modified=parsedate_to_datetime(answer.headers["last-modified"]),
-            ),
-            answer,
-        )
+            )
+        except (KeyError, ValueError) as error:
+            raise StorageError(
+                f"Storage's description of {path} cannot be read: {error}",
+                Diagnosis(tried=call.tried, request_id=answer.request_id, hint="check the account's endpoint"),
+            ) from None
+        return found, answer
 
     def list_pages(
         self, prefix: BlobPath, name_prefix: str, authorise: Authorise, next_request_id: Callable[[], str]
@@ -206,11 +212,14 @@ class BlobService:
         try:
             return Commit(answer=put("Committed", {"If-Match": "*"}, "confirm the commit of"), confirmed=True)
         except StorageError as error:
-            if error.diagnosis.code != "InvalidBlockList" and not isinstance(error, BlobChanged):
+            if error.diagnosis.code != "InvalidBlockList" and not isinstance(error, (BlobChanged, BlobNotFound)):
                 raise
-        if isinstance(refused, BlobChanged):
-            refused = BlobExists("the blob exists already", refused.diagnosis)
-        raise refused
+        known = refused.diagnosis
+        if isinstance(refused, (BlobChanged, BlobExists)):
+            hint = "somebody else wrote it, and it was left as it is: write to another prefix, or remove it first"
+            raise BlobExists("the blob exists already", replace(known, hint=hint))
+        hint = "another commit of this blob, or a week, has dropped them: run the job again"
+        raise StorageError("the staged blocks are not there any more", replace(known, hint=hint))
 
     def create_append_blob(self, path: BlobPath, authorise: Authorise, client_request_id: str) -> Answer:
         """Create an empty append blob; never empties one that exists."""
@@ -294,7 +303,7 @@ def _may_be_done(error: StorageError) -> bool:
 def _check_range(answer: Answer, blob: BlobProperties, start: int, stop: int, call: Call) -> None:
     """The bytes are those of the version and range that were asked for; a cache or proxy may think otherwise."""
     wanted = f"bytes {start}-{stop - 1}/{blob.size_bytes}"
-    whole = answer.status == 200 and start == 0 and stop == blob.size_bytes  # noqa: PLR2004 - HTTP's OK
+    whole = answer.status == 200 and start == 0 and stop == blob.size_bytes
     if answer.etag != blob.etag or not (whole or answer.headers.get("content-range") == wanted):
         raise BlobChanged(
             "Storage answered with another version or range of the blob",
@@ -315,7 +324,7 @@ def _parse_key(answer: Answer, account: str, token: AccessToken) -> DelegationKe
             token_id=token.token_id,
             account=account,
             expires=datetime.fromisoformat(fields["SignedExpiry"]),
-            value=Secret(fields["Value"], what="user delegation key"),
+            value=_signing_key(fields["Value"]),
             signed_oid=fields["SignedOid"],
             signed_tid=fields["SignedTid"],
             signed_start=fields["SignedStart"],
@@ -329,3 +338,8 @@ def _parse_key(answer: Answer, account: str, token: AccessToken) -> DelegationKe
             Diagnosis(request_id=answer.request_id, hint="check the account's endpoint"),
         )
     raise problem
+
+
+def _signing_key(text: str) -> Secret:
+    base64.b64decode(text, validate=True)
+    return Secret(text, what="user delegation key")

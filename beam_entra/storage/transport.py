@@ -7,11 +7,14 @@ data-plane GET costs it a third of the CPU time.
 from __future__ import annotations
 
 import logging
+import os
 import re
 import ssl
 import threading
 
 import urllib3
+
+from beam_entra.errors import ConfigError, Diagnosis
 
 __all__ = ["connection_pool", "redact"]
 
@@ -47,13 +50,36 @@ def connection_pool(ca_file: str = "") -> urllib3.PoolManager:
 
     Args:
         ca_file: PEM bundle of a private CA; empty for the system's CAs.
+
+    Raises:
+        ConfigError: The file is not there, or holds no CA.
     """
     with _LOCK:
         pool = _POOLS.get(ca_file)
         if pool is None:
-            context = ssl.create_default_context(cafile=ca_file or None)
-            context.minimum_version = ssl.TLSVersion.TLSv1_2
             pool = _POOLS[ca_file] = urllib3.PoolManager(
-                num_pools=_HOSTS, maxsize=_CONNECTIONS_PER_HOST, ssl_context=context, retries=False
+                num_pools=_HOSTS, maxsize=_CONNECTIONS_PER_HOST, ssl_context=_trusting(ca_file), retries=False
             )
         return pool
+
+
+def _trusting(ca_file: str) -> ssl.SSLContext:
+    try:
+        context = ssl.create_default_context(cafile=ca_file or None)
+    except OSError as error:
+        raise ConfigError(
+            f"the CA file {ca_file} of a storage account cannot be used: {error.strerror}",
+            Diagnosis(hint="give ca_file in [accounts.<name>] the PEM file of a CA"),
+        ) from None
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    return context
+
+
+def _start_over() -> None:
+    """In a forked child: connections are the parent's, and the lock may be held by a thread that is not here."""
+    global _LOCK  # noqa: PLW0603 - there is one a process
+    _LOCK = threading.Lock()
+    _POOLS.clear()
+
+
+os.register_at_fork(after_in_child=_start_over)

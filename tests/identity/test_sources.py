@@ -9,7 +9,6 @@ import stat
 import subprocess
 import sys
 import threading
-import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -32,6 +31,7 @@ from beam_entra.identity import (
 from beam_entra.testing.certificates import RunCertificates, write_private
 from beam_entra.testing.local import DEFAULT_SUBJECT, LocalCloud
 from beam_entra.testing.tenant import LocalTenant, TenantFault
+from tests.identity.leaks import everything_in
 
 GRAPH = "https://graph.microsoft.com"
 ROOT = Path(__file__).resolve().parents[2]
@@ -89,27 +89,6 @@ def unavailable(identity: IdentitySettings, **timeouts: float) -> IdentityUnavai
     with pytest.raises(IdentityUnavailable) as caught:
         acquire(identity, **timeouts)
     return caught.value
-
-
-def everything_in(error: BaseException) -> str:
-    """All that anybody could print of an error: causes, contexts, and the local variables of each frame of ours.
-
-    Frames of this file hold the test's own secrets and are left out.
-    """
-    parts: list[str] = []
-    seen: set[int] = set()
-    todo: list[BaseException | None] = [error]
-    while todo:
-        one = todo.pop()
-        if one is None or id(one) in seen:
-            continue
-        seen.add(id(one))
-        parts += [repr(one), str(one), *getattr(one, "__notes__", ())]
-        for frame, _ in traceback.walk_tb(one.__traceback__):
-            if "/tests/" not in frame.f_code.co_filename:
-                parts += [f"{name}={value!r}" for name, value in frame.f_locals.items()]
-        todo += [one.__cause__, one.__context__]
-    return "\n".join(parts)
 
 
 # ---------------------------------------------------------------- tokens
