@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import uuid
+
 import pytest
 import urllib3
 from hypothesis import HealthCheck, assume, given, settings
@@ -79,11 +81,12 @@ def test_a_name_makes_the_round_trip(desk, name):
 @given(st.text(min_size=1, max_size=40))
 def test_any_name_that_is_allowed_makes_the_round_trip(desk, name):
     """Whatever `BlobPath` lets through, Storage understands as the same name."""
+    name = f"{uuid.uuid4().hex}/{name}"  # no example meets another's blobs
     try:
         path = desk.path(name)
     except ConfigError:
         assume(False)
-    assume(not path.is_prefix and name not in desk.container.list())
+    assume(not path.is_prefix)
     check(desk, name)
 
 
