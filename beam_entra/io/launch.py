@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 from beam_entra.errors import BeamEntraError, find_rendered_error
 
-__all__ = ["TRACEBACK_VARIABLE", "command_line", "print_error"]
+__all__ = ["TRACEBACK_VARIABLE", "command_line", "find_interrupt", "print_error"]
 
 TRACEBACK_VARIABLE = "BEAM_ENTRA_TRACEBACK"
 _INTERRUPTED = 130
@@ -36,8 +36,9 @@ def command_line() -> Iterator[None]:
     except BeamEntraError as error:
         print_error(error)
         sys.exit(1)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         print("interrupted", file=sys.stderr)
+        _print_notes(interrupt)
         sys.exit(_INTERRUPTED)
     finally:
         for handler in logging.getLogger().handlers:
@@ -47,13 +48,24 @@ def command_line() -> Iterator[None]:
 def print_error(error: BeamEntraError) -> None:
     """Print an error as people read it, with what was noted on its way."""
     print(f"{type(error).__name__}: {error}", file=sys.stderr)
-    for note in getattr(error, "__notes__", ()):
-        print(f"    {note}", file=sys.stderr)
+    _print_notes(error)
     print(f"    (set {TRACEBACK_VARIABLE}=1 for the traceback)", file=sys.stderr)
 
 
+def find_interrupt(error: BaseException | None) -> KeyboardInterrupt | None:
+    """The Ctrl-C behind an error: Beam makes a RuntimeError of one that falls into a DoFn."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error
+
+
+def _print_notes(error: BaseException) -> None:
+    for note in getattr(error, "__notes__", ()):
+        print(f"    {note}", file=sys.stderr)
+
+
 class _HoldBack(logging.Filter):
-    """Drops log records that carry one of our errors as a traceback: it is printed in the end, once."""
+    """Drops log records that carry one of our errors, or a Ctrl-C, as a traceback: it is printed in the end, once."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         if record.levelno < logging.WARNING:
@@ -62,7 +74,7 @@ class _HoldBack(logging.Filter):
         if isinstance(error, BeamEntraError) or isinstance(record.msg, BeamEntraError):
             return False
         text = record.getMessage() + (f"\n{type(error).__module__}.{type(error).__name__}: {error}" if error else "")
-        return find_rendered_error(text) is None and not _ours_is_cause(error)
+        return find_rendered_error(text) is None and not _ours_is_cause(error) and find_interrupt(error) is None
 
 
 def _ours_is_cause(error: BaseException | None) -> bool:

@@ -31,6 +31,7 @@ from beam_entra.errors import (
     find_rendered_error,
 )
 from beam_entra.io.dofn import METRICS_NAMESPACE
+from beam_entra.io.launch import find_interrupt
 from beam_entra.io.options import EntraOptions
 from beam_entra.session import JobScope, Session, close_session, open_session, seal_job
 
@@ -253,10 +254,10 @@ def _failed_state(result: Any) -> BaseException | None:
 
 
 def _as_ours(failure: BaseException | None) -> BaseException | None:
-    """The error that a worker raised, found in what the runner made of it."""
+    """The error that a worker raised, or the Ctrl-C, found in what the runner made of it."""
     if failure is None or isinstance(failure, BeamEntraError) or not isinstance(failure, Exception):
         return failure
-    return find_rendered_error(str(failure)) or failure
+    return find_interrupt(failure) or find_rendered_error(str(failure)) or failure
 
 
 def _metrics(result: Any) -> dict[str, int]:
