@@ -56,8 +56,8 @@ class Screen:
             what, *figures, remark = row
             cells = "  ".join(figure.rjust(width) for figure, width in zip(figures, widths[1:-1], strict=True))
             style = "dim" if row is head else ""
-            told = Text.assemble((f"{what:<{widths[0]}}  {cells}", style), (f"   {remark}".rstrip(), "dim"))
-            self._indented(told)
+            line = f"{what:<{widths[0]}}  {cells}"
+            self._indented(Text.assemble((line, style), (f"   {remark}".rstrip(), "dim")))
 
     def error(self, text: str) -> None:
         """What a program printed on its standard error: the first line is the error."""
@@ -102,7 +102,8 @@ class Screen:
                     f"read {seen.read_bytes / 1e6:.1f} MB  staged {seen.staged_bytes / 1e6:.1f} MB  "
                     f"{seen.kinds['sas_issued']} SAS  {seen.kinds.total()} audit records"
                 )
-                progress.update(task, description=seen.phase, completed=min(seen.read_bytes, total_bytes), figures=figures)
+                read_bytes = min(seen.read_bytes, total_bytes)
+                progress.update(task, description=seen.phase, completed=read_bytes, figures=figures)
 
             yield tick
 
