@@ -14,7 +14,7 @@ from __future__ import annotations
 import itertools
 import threading
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -76,12 +76,14 @@ class BundleSession:
         self._lock = threading.RLock()
         self._request_numbers = itertools.count()
         self._last: Receipt | None = None
-        self._closed = False
+        self._record_lock = threading.Lock()
+        self._opened = self._closed = False
         tried = f"open a bundle of {step}"
         with self._noting_refusals(audience, "token"):
             session.check_deadline(tried)
             self.token = self._checked_token(audience, tried)
         self._record(BundleOpened, step=step, token=self.token.token_id)
+        self._opened = True
 
     def __enter__(self) -> BundleSession:
         return self
@@ -117,6 +119,8 @@ class BundleSession:
 
     def list_blobs(self, prefix: BlobPath, name_prefix: str) -> Iterator[BlobProperties]:
         """The blobs below a prefix that the job may read, whose names begin with `name_prefix`."""
+        if not name_prefix.startswith(prefix.name):
+            raise ValueError("a listing stays below the prefix that it is granted for")
         access = _Access(self, prefix, Permission.LIST)
         with self._noting_refusals(str(prefix), "list"):
             access.sas()  # a denial comes before the first request
@@ -124,14 +128,14 @@ class BundleSession:
         while True:
             with self._noting_refusals(str(prefix), "list"):
                 page, answer = next(pages, (None, None))
-            if page is None or answer is None:
-                return
-            for blob in page.blobs:
-                if not prefix.covers(blob.path):
-                    raise AccessDenied(
-                        f"Storage listed {blob.path}, which is not below {prefix}",
-                        Diagnosis(request_id=answer.request_id, hint="check the account's endpoint"),
-                    )
+                if page is None or answer is None:
+                    return
+                for blob in page.blobs:
+                    if not prefix.covers(blob.path):
+                        raise AccessDenied(
+                            f"Storage listed {blob.path}, which is not below {prefix}",
+                            Diagnosis(request_id=answer.request_id, hint="check the account's endpoint"),
+                        )
             self._record(
                 Listed,
                 sas=access.sas_id,
@@ -247,8 +251,9 @@ class BundleSession:
         """Record a refusal. That it cannot be recorded does not undo it: it is added to the error instead."""
         known = error.diagnosis
         try:
-            self._record(
+            self.session.record(
                 Denied,
+                bundle=self.id if self._opened else None,  # nothing is of a bundle that was never opened
                 path=path,
                 permission=permission,
                 reason=error.message,
@@ -326,8 +331,8 @@ class BundleSession:
         )
 
     def _record(self, model: Any, **facts: Any) -> Receipt:
-        receipt = self.session.record(model, bundle=self.id, **facts)
-        self._last = receipt
+        with self._record_lock:  # so that the last receipt is the last record's
+            receipt = self._last = self.session.record(model, bundle=self.id, **facts)
         return receipt
 
     def _next_request_id(self) -> str:

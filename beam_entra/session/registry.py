@@ -20,8 +20,8 @@ _LOCK = threading.Lock()
 def open_session(scope: JobScope, *, clock: Clock = utc_now) -> Session:
     """This process's session of a job; made at the first call.
 
-    A forked child makes its own. One whose trail could not be written is replaced: a bundle that is tried again gets a new
-    segment, and a store that is back.
+    A forked child makes its own. One whose trail could not be written is replaced: a bundle that is tried again gets a
+    new segment, and a store that is back.
     """
     with _LOCK:
         session = _SESSIONS.get(scope.job)
@@ -31,8 +31,18 @@ def open_session(scope: JobScope, *, clock: Clock = utc_now) -> Session:
         return session
 
 
+def _start_over() -> None:
+    """In a forked child: sessions are the parent's, and the lock may be held by a thread that is not here."""
+    global _LOCK  # noqa: PLW0603 - there is one a process
+    _LOCK = threading.Lock()
+    _SESSIONS.clear()
+
+
+os.register_at_fork(after_in_child=_start_over)
+
+
 def adopt_session(session: Session) -> None:
-    """Make `session` the one that this process's DoFns use for its job; for tests with a clock or source of their own."""
+    """Make `session` the one that this process's DoFns use for its job; for tests with a clock or source of theirs."""
     with _LOCK:
         _SESSIONS[session.scope.job] = session
 

@@ -43,13 +43,17 @@ class JobScope:
         """
         check_credential(manifest.identity)
         job = f"{manifest.pipeline}-{now.astimezone(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
-        deadline = (now + manifest.lifetime.job).replace(microsecond=0)  # Storage counts in whole seconds
-        return cls(job=job, manifest=manifest, launched=now, deadline=deadline)
+        return cls(job=job, manifest=manifest, launched=now, deadline=_whole_seconds(now + manifest.lifetime.job))
 
     @property
     def folder(self) -> BlobPath:
         """Where the job's audit trail lies: a folder of its own below the manifest's audit path."""
         return self.manifest.audit.child(f"{self.job}/")
+
+    @property
+    def ends(self) -> datetime:
+        """The deadline that the job was launched with; `to_seal` does not move it."""
+        return _whole_seconds(self.launched + self.manifest.lifetime.job)
 
     @property
     def identity(self) -> str:
@@ -59,7 +63,7 @@ class JobScope:
 
     def to_seal(self, now: datetime) -> JobScope:
         """The same job with enough time to seal its trail, for when its own time is over."""
-        return replace(self, deadline=max(self.deadline, now + _TIME_TO_SEAL))
+        return replace(self, deadline=max(self.deadline, _whole_seconds(now + _TIME_TO_SEAL)))
 
     def to_json(self) -> str:
         """For pipeline options, which are text."""
@@ -92,3 +96,8 @@ class JobScope:
                 f"the pipeline options hold no job scope that this version can read ({type(error).__name__})",
                 Diagnosis(hint="launch with the version of beam_entra that the workers have"),
             ) from None
+
+
+def _whole_seconds(instant: datetime) -> datetime:
+    """What Storage counts in: the end of a key or SAS could never be equal to a deadline between two seconds."""
+    return instant.replace(microsecond=0)

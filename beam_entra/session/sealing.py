@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import uuid
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from datetime import timedelta
 from os import PathLike
 from typing import Any, cast
 
@@ -12,7 +14,7 @@ from beam_entra.audit import Receipt
 from beam_entra.audit.record import SEAL_NAME, Record
 from beam_entra.audit.seal import Seal, seal
 from beam_entra.clock import Clock, utc_now
-from beam_entra.errors import BlobNotFound, ConfigError, Diagnosis
+from beam_entra.errors import AuditError, AuditUnavailable, BlobNotFound, ConfigError, Diagnosis
 from beam_entra.paths import BlobPath
 from beam_entra.session.bundle import BundleSession
 from beam_entra.session.scope import JobScope
@@ -23,6 +25,7 @@ from beam_entra.storage.exchange import Authorise
 __all__ = ["StorageTrail", "open_trail", "seal_job"]
 
 _READERS = 8
+_TIME_TO_RECORD = timedelta(seconds=30)
 
 
 class StorageTrail:
@@ -74,8 +77,13 @@ class _Closing:
 
     def read(self, name: str) -> bytes:
         """All bytes of one of them."""
-        if name not in self._own:
+        if name in self._contents:
             return self._contents[name]
+        if name not in self._own:
+            raise AuditError(
+                f"{name} was begun while the trail was being sealed: a worker of the job is still at work",
+                Diagnosis(tried=f"seal {self._folder}", hint="seal the trail when the job has ended"),
+            )
         authorise = _with(self._own[name])
         blob, _ = self._service.properties(self._folder.child(name), authorise, _request_id())
         content = self._service.read_range(
@@ -92,13 +100,18 @@ def seal_job(session: Session, *, outcome: str, error: str | None) -> Seal:
     3. End the own segment. From here on nothing is recorded: the seal is the record.
     4. Read the own segment, verify all, write the seal.
 
-    Call it when no worker of the job can write any more.
+    Call it when no worker of the job can write any more. After the job's deadline, or so short before it that the sealing
+    would not end in time, no SAS can be recorded, since none may outlive the deadline: then the sealing leaves no record.
 
     Raises:
         TrailBroken: The segments do not verify. No seal was written.
         AuditUnavailable: The trail cannot be read or written.
     """
     folder = session.scope.folder
+    if session.clock() > session.scope.ends - _TIME_TO_RECORD:
+        with suppress(AuditUnavailable):
+            session.end_trail()
+        return _seal_unrecorded(session, folder, outcome=outcome, error=error)
     with session.bundle("seal the audit trail", for_sealing=True) as bundle:
         bundle.settle()  # the own segment is there from here on
         reader = _Closing(session, bundle, folder)
@@ -108,8 +121,20 @@ def seal_job(session: Session, *, outcome: str, error: str | None) -> Seal:
     return seal(reader, store, job=session.scope.job, outcome=outcome, error=error, clock=session.clock)
 
 
-class _AuditorSession(Session):
-    """Reads a trail, and nothing else. It leaves no trail of its own; the account's log has its requests."""
+def _seal_unrecorded(session: Session, folder: BlobPath, *, outcome: str, error: str | None) -> Seal:
+    sealer = _UnrecordedSession(
+        session.scope.to_seal(session.clock()), clock=session.clock, source=session.source, pause=session.pause
+    )
+    try:
+        reader = StorageTrail(sealer.bundle("seal the audit trail", for_sealing=True), folder)
+        store = AppendBlobSegments(sealer.service, folder, sealer.authorise_append)
+        return seal(reader, store, job=session.scope.job, outcome=outcome, error=error, clock=session.clock)
+    finally:
+        sealer.close()
+
+
+class _UnrecordedSession(Session):
+    """Reads a trail, or seals it late. It leaves no trail of its own; the account's log has its requests."""
 
     def record(self, model: type[Record], *, bundle: str | None = None, **facts: Any) -> Receipt:
         return _NOTHING_TO_WAIT_FOR
@@ -148,7 +173,7 @@ def open_trail(
             f"{folder} is not below the manifest's audit path {manifest.audit}",
             Diagnosis(hint="name a trail of this pipeline, or give the manifest of the pipeline that wrote it"),
         )
-    session = _AuditorSession(JobScope.launch(manifest, now=clock()), clock=clock)
+    session = _UnrecordedSession(JobScope.launch(manifest, now=clock()), clock=clock)
     return StorageTrail(session.bundle("read an audit trail", for_sealing=True), folder)
 
 

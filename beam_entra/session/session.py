@@ -16,7 +16,7 @@ from beam_entra.access.downscope import Permission, SasSpec, downscope
 from beam_entra.audit import Receipt, SegmentFacts, SegmentWriter
 from beam_entra.audit.record import KeyAcquired, Record, SasIssued, TokenAcquired
 from beam_entra.clock import Clock, utc_now
-from beam_entra.errors import AuditUnavailable, Diagnosis, IdentityExpired
+from beam_entra.errors import Diagnosis, IdentityExpired
 from beam_entra.identity import STORAGE_AUDIENCE, AccessToken, CredentialSource, EntraSource, TokenBroker
 from beam_entra.paths import BlobPath
 from beam_entra.session.bundle import BundleSession
@@ -53,12 +53,12 @@ class Session:
         self.scope = scope
         self.clock = clock
         self.pid = os.getpid()
+        self.pause = pause
+        self.source = source or EntraSource(scope.manifest.identity, clock=clock)
         self.service = BlobService(
             scope.manifest.accounts.__getitem__, exchange=Exchange(connection_pool, pause=pause), clock=clock
         )
-        self.broker = TokenBroker(
-            source or EntraSource(scope.manifest.identity, clock=clock), clock=clock, acquired=self._token_acquired
-        )
+        self.broker = TokenBroker(self.source, clock=clock, acquired=self._token_acquired)
         self._keys: dict[str, DelegationKey] = {}
         self._key_lock = threading.Lock()
         self._audit_sas: dict[BlobPath, Sas] = {}
@@ -71,6 +71,7 @@ class Session:
             process=self.process,
         )
         self._last_receipt: Receipt | None = None
+        self._record_lock = threading.Lock()
         self._counts: Counter[str] = Counter()
         self._counts_lock = threading.Lock()
         self._resources: dict[str, Any] = {}
@@ -86,8 +87,8 @@ class Session:
 
         Args:
             step: What the bundle is for, in the trail.
-            for_sealing: It may list and read the audit trail, and nothing else. For the launcher and auditors; no DoFn has
-                such a bundle, so a pipeline cannot read its own trail.
+            for_sealing: It may list and read the audit trail, and nothing else. For the launcher and auditors; no DoFn
+                has such a bundle, so a pipeline cannot read its own trail.
 
         Raises:
             IdentityExpired: The job's deadline has passed.
@@ -98,8 +99,8 @@ class Session:
 
     def record(self, model: type[Record], *, bundle: str | None = None, **facts: Any) -> Receipt:
         """Append to the trail. Wait on the receipt before anything of the access is let out."""
-        receipt = self._trail.append(model, bundle=bundle, **facts)
-        self._last_receipt = receipt
+        with self._record_lock:  # so that the last receipt is the last record's
+            receipt = self._last_receipt = self._trail.append(model, bundle=bundle, **facts)
         return receipt
 
     @property
@@ -272,14 +273,13 @@ class Session:
         with self._audit_sas_lock:
             sas = self._audit_sas.get(path)
             if sas is None or not self.live(sas):
-                now = self.check_deadline(f"append to {path}")
 
                 def spec_for(key_expires: datetime | None) -> SasSpec:
                     return downscope(
                         self.scope.manifest,
                         path,
                         Permission.APPEND,
-                        now=now,
+                        now=self.check_deadline(f"append to {path}"),
                         deadline=self.scope.deadline,
                         key_expires=key_expires,
                     )
