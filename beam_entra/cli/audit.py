@@ -28,6 +28,8 @@ _ENDPOINTS = click.option(
     "--endpoints",
     "endpoints",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    envvar="BEAM_ENTRA_ENDPOINTS",
+    show_envvar=True,
     help="Where the services are on this machine, for a local set-up.",
 )
 
