@@ -21,8 +21,8 @@ def command_line() -> Iterator[None]:
     """Run what a person launched: `with command_line(): main()`.
 
     An error of ours is printed once, with its fix, and the exit code is 1; Ctrl-C gives 130. What a runner logs of the
-    same error on its way to the launcher is held back. With the environment variable `BEAM_ENTRA_TRACEBACK=1` nothing
-    is held back and every traceback is shown.
+    same error on its way to the launcher is held back; worker processes that share the terminal print what they print.
+    With the environment variable `BEAM_ENTRA_TRACEBACK=1` nothing is held back and every traceback is shown.
     """
     if os.environ.get(TRACEBACK_VARIABLE) == "1":
         yield
@@ -74,6 +74,7 @@ class _HoldBack(logging.Filter):
         if isinstance(error, BeamEntraError) or isinstance(record.msg, BeamEntraError):
             return False
         text = record.getMessage() + (f"\n{type(error).__module__}.{type(error).__name__}: {error}" if error else "")
+        text = text.replace("\\n", "\n")  # the job service logs a worker's message as one escaped line
         return find_rendered_error(text) is None and not _ours_is_cause(error) and find_interrupt(error) is None
 
 

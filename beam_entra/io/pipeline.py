@@ -38,7 +38,7 @@ from beam_entra.session import JobScope, Session, close_session, open_session, s
 __all__ = ["JobReport", "ScopedPipeline"]
 
 _LOGGER = logging.getLogger(__name__)
-_NO_SEAL_POSSIBLE = (IdentityRejected, IdentityUnavailable, AuditUnavailable)
+_NO_SEAL_POSSIBLE = (IdentityRejected, IdentityUnavailable)
 _ISSUED = {"token_acquired": "token", "key_acquired": "delegation key"}
 _ENDED_WELL = (PipelineState.DONE, PipelineState.UPDATED)
 
@@ -138,6 +138,7 @@ class ScopedPipeline(beam.Pipeline):  # type: ignore[misc]  # Beam's Pipeline is
         self.result: Any = None
         self._report_file = _writable(entra.job_report)
         self._started = time.monotonic()
+        self._launch_recorded = False
         super().__init__(runner=runner, options=chosen)
         self._wait = not chosen.view_as(StandardOptions).no_wait_until_finish
 
@@ -153,8 +154,12 @@ class ScopedPipeline(beam.Pipeline):  # type: ignore[misc]  # Beam's Pipeline is
             IdentityError: The job gets no token. Nothing has run.
             AuditUnavailable: Its audit cannot be written. Nothing has run.
         """
-        with self.session.bundle("launch"):
-            pass
+        session = self.session
+        try:
+            with session.bundle("launch"):
+                pass
+        finally:
+            self._launch_recorded = session.started
         return super().run(test_runner_api)
 
     def __exit__(
@@ -184,8 +189,6 @@ class ScopedPipeline(beam.Pipeline):  # type: ignore[misc]  # Beam's Pipeline is
         """
         wall_s = time.monotonic() - self._started
         session = self.session
-        if session.clock() >= self.scope.deadline:
-            session = Session(self.scope.to_seal(session.clock()), clock=session.clock)
         try:
             sealed = seal_job(session, outcome=outcome, error=error)
         finally:
@@ -211,8 +214,8 @@ class ScopedPipeline(beam.Pipeline):  # type: ignore[misc]  # Beam's Pipeline is
         if failure is None:
             self.seal()
             return
-        if not self.session.started or isinstance(failure, _NO_SEAL_POSSIBLE):
-            if self.session.started:
+        if not self._any_record or isinstance(failure, _NO_SEAL_POSSIBLE):
+            if self._any_record:
                 failure.add_note(f"the audit trail {self.scope.folder} is not sealed")
             with suppress(AuditUnavailable):
                 close_session(self.scope.job)
@@ -224,6 +227,11 @@ class ScopedPipeline(beam.Pipeline):  # type: ignore[misc]  # Beam's Pipeline is
             failure.add_note(f"{'audit:':<9} {report.audit}, sealed, digest {report.seal.digest}")
         except BeamEntraError as unsealed:
             failure.add_note(f"and the audit trail {self.scope.folder} could not be sealed: {unsealed.message}")
+
+    @property
+    def _any_record(self) -> bool:
+        """Whether the launcher recorded anything. Its session is another one after a failure of the first one's trail."""
+        return self._launch_recorded or self.session.started
 
     @property
     def ends(self) -> datetime:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 
 import apache_beam as beam
 
@@ -53,6 +52,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, "")
     with command_line():
         main()

@@ -1,0 +1,325 @@
+"""`ScopedPipeline` and `command_line`: how jobs end, what is told of it, and when one does not begin."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+import textwrap
+import threading
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import apache_beam as beam
+import pytest
+from apache_beam.options.pipeline_options import PipelineOptions
+
+from beam_entra import EntraOptions, JsonLines, ReadFromBlob, ScopedPipeline, WriteToBlob, command_line
+from beam_entra.clock import utc_now
+from beam_entra.errors import (
+    AuditUnavailable,
+    BeamEntraError,
+    BlobNotFound,
+    ConfigError,
+    IdentityExpired,
+    IdentityRejected,
+    NotGranted,
+)
+from beam_entra.io.launch import TRACEBACK_VARIABLE
+from beam_entra.session import JobScope, Session, adopt_session, open_session
+from beam_entra.testing.storage_requests import matching
+
+
+def copy_orders(lake: Any, p: Any) -> None:
+    """Read everything, write it."""
+    orders = p | ReadFromBlob(lake.raw.url("in/*"), JsonLines())
+    orders | WriteToBlob(lake.curated.url("out/"), JsonLines())
+
+
+def touched(lake: Any) -> int:
+    """Requests to the containers with data."""
+    names = {lake.raw.name, lake.curated.name}
+    return int(lake.cloud.proxy.count(lambda request: request.container in names))
+
+
+# How a job ends
+
+
+def test_a_job_that_ends_well_is_sealed_and_reported(lake: Any) -> None:
+    """The report says where the trail is, what is in it, and what was counted."""
+    lake.upload_json("in/a.jsonl", [{"id": 1}, {"id": 2}])
+    pipeline = lake.pipeline()
+    assert pipeline.report is None
+    with pipeline as p:
+        copy_orders(lake, p)
+    report = pipeline.report
+    assert (report.job, report.outcome) == (pipeline.scope.job, "ok")
+    assert report.audit == lake.audit.url(f"audit/{report.job}/")
+    summary = lake.trail(report.job).verify()
+    assert (summary.seal_digest, dict(summary.counts)) == (report.seal.digest, dict(report.records))
+    assert summary.open_bundles == 0
+    assert report.records["committed"] == 3
+    assert report.metrics["records_written"] == 2
+    assert report.wall_s > 0
+    assert pipeline.ends == pipeline.scope.deadline
+
+
+def test_an_error_while_the_pipeline_is_built_leaves_no_trail(lake: Any) -> None:
+    """Nothing was accessed, so there is nothing to seal, and the error is the user's own."""
+    with pytest.raises(ZeroDivisionError), lake.pipeline():
+        raise ZeroDivisionError
+    assert lake.jobs() == []
+
+
+def test_an_error_of_the_user_after_an_access_is_sealed_as_failed(lake: Any) -> None:
+    """The error arrives as it is; the seal names its type and not its text, which might hold anything."""
+    pipeline = lake.pipeline()
+    with pytest.raises(ValueError, match="hush"), pipeline as p, p.session.bundle("look"):
+        raise ValueError("hush")
+    seal = lake.only_trail().verify().seal
+    assert (seal.outcome, seal.error) == ("failed", "ValueError")
+
+
+def test_an_error_of_the_users_in_a_worker_is_sealed_as_failed(lake: Any) -> None:
+    """And arrives with its text."""
+    lake.upload_json("in/a.jsonl", [{"id": 0}])
+
+    def divide(order: dict[str, int]) -> float:
+        return 1 / order["id"]
+
+    with pytest.raises(Exception, match="division by zero"), lake.pipeline() as p:
+        p | ReadFromBlob(lake.raw.url("in/*"), JsonLines()) | beam.Map(divide)
+    assert lake.only_trail().verify().seal.outcome == "failed"
+
+
+def test_an_error_of_ours_in_a_worker_arrives_as_what_it_was(lake: Any) -> None:
+    """Type, message and fix, whatever the runner made of it on the way; the seal has the message."""
+    with pytest.raises(BlobNotFound, match="no blob matches") as caught, lake.pipeline() as p:
+        copy_orders(lake, p)
+    assert "allow_empty" in str(caught.value)
+    assert "no blob matches" in str(lake.only_trail().verify().seal.error)
+
+
+@pytest.mark.parametrize("interrupt", [KeyboardInterrupt, SystemExit])
+def test_an_interrupted_job_is_sealed_as_interrupted(lake: Any, interrupt: type[BaseException]) -> None:
+    """Ctrl-C and exits pass through, and are on record."""
+    pipeline = lake.pipeline()
+    with pytest.raises(interrupt), pipeline as p, p.session.bundle("look"):
+        raise interrupt
+    assert lake.only_trail().verify().seal.outcome == "interrupted"
+    assert pipeline.report.outcome == "interrupted"
+
+
+def out_of_time(pipeline: ScopedPipeline, clock: Any) -> Callable[[Any], Any]:
+    """A step at which the job's time runs out. Workers of this process have the clock in their session."""
+    adopt_session(Session(pipeline.scope, clock=clock))
+    scope = pipeline.scope
+
+    def step(element: Any) -> Any:
+        now = open_session(scope).clock
+        if now() < scope.deadline:
+            now.advance(timedelta(minutes=2, seconds=1))  # type: ignore[attr-defined]  # it is the fake one
+        return element
+
+    return step
+
+
+def test_a_deadline_that_passes_ends_every_access_and_the_trail_is_sealed(lake: Any, beam_entra_clock: Any) -> None:
+    """In the middle of the job its time is over: a clear error with the fix, nothing visible, and a seal."""
+    lake.upload_json("in/a.jsonl", [{"id": 1}])
+    pipeline = lake.pipeline(manifest=lake.manifest(job="2m", sas="1m"))
+    step = out_of_time(pipeline, beam_entra_clock)
+    with pytest.raises(IdentityExpired, match="time ended") as caught, pipeline as p:
+        orders = p | ReadFromBlob(lake.raw.url("in/*"), JsonLines()) | beam.Map(step)
+        orders | WriteToBlob(lake.curated.url("out/"), JsonLines())
+    assert "give the job more time" in str(caught.value)
+    assert lake.curated.list() == []
+    seal = lake.only_trail().verify().seal
+    assert seal.outcome == "failed"
+    assert "time ended" in str(seal.error)
+
+
+def test_a_deadline_that_passes_before_a_record_is_durable_is_sealed_too(lake: Any, beam_entra_clock: Any) -> None:
+    """Then it is the audit that cannot be written any more; the launcher still can seal what there is."""
+    lake.upload_json("in/a.jsonl", [{"id": 1}])
+    pipeline = lake.pipeline(manifest=lake.manifest(job="2m", sas="1m"))
+    adopt_session(Session(pipeline.scope, clock=beam_entra_clock))
+    held = lake.cloud.proxy.hold(answer=True, where=matching("ListBlobs", container=lake.raw.name), times=1)
+    raised: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            with pipeline as p:
+                copy_orders(lake, p)
+        except BeamEntraError as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    held.gate.wait_for_arrivals()
+    beam_entra_clock.advance(timedelta(minutes=2, seconds=1))
+    held.gate.open()
+    thread.join()
+    assert len(raised) == 1
+    assert "time ended" in str(raised[0])
+    assert "give the job more time" in str(raised[0])
+    assert lake.curated.list() == []
+    assert lake.only_trail().verify().seal.outcome == "failed"
+
+
+# When a job does not begin
+
+
+def test_a_job_without_a_sound_identity_runs_nothing(lake: Any) -> None:
+    """A client that Entra does not know: refused before any bundle, with Entra's code; no data was touched."""
+    lake.upload_json("in/a.jsonl", [{"id": 1}])
+    unknown = lake.manifest(client="00000000-0000-4000-8000-000000000000")
+    with pytest.raises(IdentityRejected, match="AADSTS700016"), lake.pipeline(manifest=unknown) as p:
+        copy_orders(lake, p)
+    assert touched(lake) == 0
+
+
+def test_a_job_whose_audit_has_no_container_runs_nothing(lake: Any) -> None:
+    """Audited or it did not happen: without a place for the trail there is no access."""
+    lake.upload_json("in/a.jsonl", [{"id": 1}])
+    nowhere = f"abfss://nowhere@{lake.audit.account}.dfs.core.windows.net/audit/"
+    with pytest.raises(AuditUnavailable) as caught, lake.pipeline(manifest=lake.manifest(audit=nowhere)) as p:
+        copy_orders(lake, p)
+    assert "container" in str(caught.value)
+    assert touched(lake) == 0
+
+
+def test_a_job_without_a_role_to_issue_sas_runs_nothing(lake: Any) -> None:
+    """The missing role is named."""
+    lake.upload_json("in/a.jsonl", [{"id": 1}])
+    lake.cloud.proxy.without_role()
+    with pytest.raises(AuditUnavailable, match="refused") as caught, lake.pipeline() as p:
+        copy_orders(lake, p)
+    assert "Storage Blob Delegator" in str(caught.value)
+    assert touched(lake) == 0
+
+
+def test_a_pipeline_without_a_manifest_is_refused() -> None:
+    """With the flag that is missing."""
+    with pytest.raises(ConfigError) as caught:
+        ScopedPipeline(options=PipelineOptions(["--runner=DirectRunner"]))
+    assert "--access_manifest" in caught.value.hint
+
+
+def test_flags_say_manifest_and_endpoints(lake: Any) -> None:
+    """As on a command line; the job scope that workers need is in the options, and holds no secret."""
+    argv = [f"--access_manifest={lake.write_manifest()}", f"--access_endpoints={lake.cloud.endpoints_file}"]
+    pipeline = ScopedPipeline(argv=argv)
+    assert pipeline.scope.manifest.accounts[lake.raw.account].endpoint == lake.cloud.endpoint(lake.raw.account)
+    assert pipeline.options.view_as(EntraOptions).job_scope() == pipeline.scope
+    assert JobScope.from_json(pipeline.scope.to_json()) == pipeline.scope
+    assert pipeline.scope.deadline - utc_now() <= timedelta(hours=1)
+
+
+# The command line
+
+
+def command(lake: Any, body: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a few lines under `command_line` in a process of their own."""
+    lines = [
+        "import logging, sys, os, signal",
+        "from beam_entra import command_line",
+        "from beam_entra.errors import *",
+        "with command_line():",
+        textwrap.indent(textwrap.dedent(body), "    "),
+    ]
+    return subprocess.run(
+        [sys.executable, "-c", "\n".join(lines)],
+        env=lake.environment(**environment),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+RAISE = 'raise NotGranted("no grant covers it", Diagnosis(tried="read a", hint="add a line"))'
+
+
+def test_one_error_is_printed_and_no_traceback(lake: Any) -> None:
+    """Type, cause and fix on standard error, exit code 1."""
+    ended = command(lake, RAISE)
+    assert ended.returncode == 1
+    assert ended.stdout == ""
+    errors = [line for line in ended.stderr.splitlines() if "apitools" not in line]
+    assert errors[0] == "NotGranted: no grant covers it"
+    assert any("add a line" in line for line in errors)
+    assert "Traceback" not in ended.stderr
+
+
+def test_the_traceback_is_there_for_who_asks(lake: Any) -> None:
+    """`BEAM_ENTRA_TRACEBACK=1`, which the error names."""
+    assert f"{TRACEBACK_VARIABLE}=1" in command(lake, RAISE).stderr
+    ended = command(lake, RAISE, **{TRACEBACK_VARIABLE: "1"})
+    assert ended.returncode == 1
+    assert "Traceback" in ended.stderr
+
+
+def test_ctrl_c_ends_with_130(lake: Any) -> None:
+    """As shells expect, in one word."""
+    ended = command(lake, "signal.raise_signal(signal.SIGINT)")
+    assert ended.returncode == 130
+    assert "Traceback" not in ended.stderr
+    assert "interrupted" in ended.stderr
+
+
+def test_errors_of_others_keep_their_traceback(lake: Any) -> None:
+    """What is no error of ours is a defect to look into."""
+    ended = command(lake, "1 / 0")
+    assert ended.returncode == 1
+    assert "Traceback" in ended.stderr
+    assert "ZeroDivisionError" in ended.stderr
+
+
+def test_notes_of_an_error_are_printed(lake: Any) -> None:
+    """Such as that the trail could not be sealed."""
+    ended = command(lake, 'e = AuditUnavailable("gone")\ne.add_note("the trail is not sealed")\nraise e')
+    assert "the trail is not sealed" in ended.stderr
+
+
+def test_what_a_runner_logs_of_our_error_is_held_back_and_nothing_else(caplog: pytest.LogCaptureFixture) -> None:
+    """Only records with one of our errors, as an exception or in a rendered traceback."""
+    logger = logging.getLogger("some.runner")
+    shown: list[str] = []
+
+    class Show(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            shown.append(record.getMessage())
+
+    handler = Show()
+    logging.getLogger().addHandler(handler)
+    try:
+        with command_line():
+            try:
+                raise NotGranted("no")
+            except NotGranted:
+                logger.exception("a bundle failed")
+            logger.error("worker: Traceback\n  ...\nbeam_entra.errors.NotGranted: no\n    fix:      add")
+            try:
+                raise ZeroDivisionError
+            except ZeroDivisionError:
+                logger.exception("a bundle failed otherwise")
+            logger.warning("beware")
+        logger.error("beam_entra.errors.NotGranted: afterwards")
+    finally:
+        logging.getLogger().removeHandler(handler)
+    assert shown == ["a bundle failed otherwise", "beware", "beam_entra.errors.NotGranted: afterwards"]
+
+
+def test_a_job_refused_by_the_manifest_prints_one_error(lake: Any) -> None:
+    """The whole way: flags, manifest, refusal, record, one error with the line to add."""
+    launched = lake.launch("--input", lake.raw.url("secret/*"), "--output", lake.curated.url("out/"))
+    _, errors = launched.communicate(timeout=60)
+    assert launched.returncode == 1
+    assert errors.count("NotGranted: ") == 1
+    assert "Traceback" not in errors
+    assert f'the line "{lake.raw.url("secret/")}"' in errors
+    assert lake.only_trail().verify().seal.outcome == "failed"
+
+
