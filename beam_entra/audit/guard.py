@@ -30,7 +30,7 @@ _RUN = re.compile(r"[A-Za-z0-9+/_-]{40,}(?:={1,2}(?![A-Za-z0-9+/_=-]))?")
 _WINDOW = 40
 _LETTERS_OF_A_KEY = 10  # of each case in a window: random base64 has 16 +- 3, the names people give have fewer
 _LETTERS_OF_A_PADDED_KEY = 4
-_CHANGES_OF_A_KEY = 15  # between upper case, lower case and the rest: random base64 has 25 +- 3; words and times have few
+_CHANGES_OF_A_KEY = 15  # between upper case, lower case and the rest: random base64 has 25 +- 3, words have few
 
 
 class SecretInRecord(ValueError):

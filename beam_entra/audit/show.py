@@ -40,6 +40,7 @@ from beam_entra.paths import BlobPath, BlobPattern
 
 __all__ = ["Story", "describe", "printable", "show_blob", "show_trail"]
 
+_SHORT = 16  # characters; a UUID is longer and shown by its first 8
 _STYLES = {
     "denied": "bold red",
     "committed": "green",
@@ -221,14 +222,14 @@ def _blob_lines(records: list[AnyRecord], blob: BlobPattern) -> Iterator[tuple[i
     steps = {r.bundle: r.step for r in records if isinstance(r, BundleOpened)}
     opened = next((r for r in records if isinstance(r, SegmentOpened)), None)
     yield 0, None, printable(f"host {opened.host}, pid {opened.pid}" if opened else "unknown process")
-    said: list[object] = []
+    said: set[int] = set()
     for access in sorted(touched, key=lambda r: "" if isinstance(r, Denied) else r.sas):  # stable: time within a SAS
         sas = None if isinstance(access, Denied) else issued.get(access.sas)
         key = keys.get(sas.key) if sas else None
         chain = [tokens.get(key.token) if key else None, key, sas]
         for depth, link in enumerate(chain):
-            if link is not None and link not in said:
-                said.append(link)
+            if link is not None and id(link) not in said:
+                said.add(id(link))
                 step = f"  in {steps.get(sas.bundle, '?')}" if sas and link is sas and sas.bundle else ""
                 yield depth + 1, link, _line(link) + printable(step)
         yield 1 + sum(link is not None for link in chain), access, _line(access)
@@ -248,7 +249,9 @@ def _line(record: AnyRecord) -> str:
 
 
 def _print(console: Console, *parts: str | Text) -> None:
-    console.print(Text.assemble(*parts), soft_wrap=True)
+    line = Text.assemble(*parts)
+    line.rstrip()
+    console.print(line, soft_wrap=True)
 
 
 def printable(text: str) -> str:
@@ -257,7 +260,7 @@ def printable(text: str) -> str:
 
 
 def _short(identifier: str) -> str:
-    return identifier if len(identifier) <= 12 else identifier[:8]
+    return identifier if len(identifier) <= _SHORT else identifier[:8]
 
 
 def _clock(time: datetime) -> str:

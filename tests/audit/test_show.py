@@ -50,6 +50,7 @@ def test_every_record_once_in_order_and_aligned(trails: ModuleType) -> None:
     assert times == sorted(times)
     columns = {re.match(r"  \S+  \S+ +", line).end() for line in lines[:first]}  # type: ignore[union-attr]  # it matched above
     assert len(columns) == 1
+    assert not any(line != line.rstrip() for line in _shown(store).splitlines())
 
 
 def test_colour_only_on_a_terminal(trails: ModuleType) -> None:
@@ -146,4 +147,4 @@ def test_describes_every_kind(trails: ModuleType) -> None:
     assert {type(record) for record in seen} == set(get_args(AnyRecord))
     assert all(any(describe(record)) for record in seen)
     read = next(record for record in seen if isinstance(record, Read))
-    assert describe(read.model_copy(update={"sas": "0123456789abcdef"}))[0] == "01234567"
+    assert describe(read.model_copy(update={"sas": "0123456789abcdefg"}))[0] == "01234567"

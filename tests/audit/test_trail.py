@@ -6,9 +6,11 @@ import itertools
 import json
 import linecache
 import os
+import signal
 import sys
 import threading
 from collections.abc import Callable
+from datetime import datetime
 from types import FrameType, ModuleType
 from typing import Any
 
@@ -222,6 +224,7 @@ def test_poison(writer: SegmentWriter, store: Any, deny: Callable[..., Receipt],
     """After a failed append everybody who waits, appends or closes is told so, with the original diagnosis."""
     failure, message = FAILURES[name]
     deny(writer).wait(10)
+    broken_before = writer.broken
     store.open.clear()
     store.entered.clear()
     under_way = deny(writer)
@@ -246,6 +249,7 @@ def test_poison(writer: SegmentWriter, store: Any, deny: Callable[..., Receipt],
         with pytest.raises(AuditUnavailable, match=message) as caught:
             attempt()
         failed.append(caught.value)
+    assert (broken_before, writer.broken) == (False, True)
     assert len(failed) == 8
     for error in failed:
         assert isinstance(error, AuditUnavailable)
@@ -342,6 +346,28 @@ def test_store_that_waits_for_itself_fails(store: Any, deny: Callable[..., Recei
         deny(writer).wait(10)
 
 
+def _in_child(attempts: list[Callable[[], object]]) -> int:
+    """Fork; how many of the attempts the child is refused because it is one. Negative: it hung, and was killed."""
+    child = os.fork()
+    if child:
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) - 100
+    refused = -1
+    try:
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(10)
+        refused = sum(map(_is_refused_after_fork, attempts))
+    finally:
+        os._exit(100 + refused)
+
+
+def _is_refused_after_fork(attempt: Callable[[], object]) -> bool:
+    try:
+        attempt()
+    except AuditUnavailable as error:
+        return "fork" in error.message
+    return False
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this platform")
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_fork_does_not_fork_the_chain(writer: SegmentWriter, store: Any, deny: Callable[..., Receipt]) -> None:
@@ -349,22 +375,29 @@ def test_fork_does_not_fork_the_chain(writer: SegmentWriter, store: Any, deny: C
     store.open.clear()
     receipt = deny(writer)
     assert store.entered.wait(10)
-    child = os.fork()
-    if child == 0:
-        answers = 0
-        for attempt in (lambda: deny(writer), lambda: receipt.wait(5)):
-            try:
-                attempt()
-            except AuditUnavailable as error:
-                answers += "fork" in error.message
-        writer.close()
-        os._exit(answers)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 2
+    assert _in_child([lambda: deny(writer), lambda: receipt.wait(5), writer.close]) == 2
     store.open.set()
     receipt.wait(10)
     deny(writer).wait(10)
     writer.close()
     assert check_segments(store).counts["denied"] == 2
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this platform")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_fork_in_the_middle_of_an_append(store: Any, deny: Callable[..., Receipt], trails: ModuleType) -> None:
+    """A child that was forked while another thread held the lock does not wait for it for ever."""
+    answers: list[int] = []
+    ticking = trails.Clock()
+
+    def clock() -> datetime:  # is read under the lock
+        answers.append(_in_child([lambda: deny(forking), forking.close]))
+        return ticking()  # type: ignore[no-any-return]  # trails is a fixture
+
+    forking = SegmentWriter(store, trails.facts(), clock)
+    deny(forking).wait(10)
+    forking.close()
+    assert answers == [1]
 
 
 def _interrupt_at(line: int) -> Callable[..., Any]:

@@ -16,6 +16,8 @@ from beam_entra.audit.segments import check_segments
 from beam_entra.audit.verify import verify
 from beam_entra.errors import TrailBroken
 
+OTHER_BUNDLE = "f0000000-0000-4000-8000-00000000000f"
+
 Change = Callable[[Any, Any], Any]  # (trails, records or files) -> None or files
 
 
@@ -45,6 +47,10 @@ def _repeat(kind: str) -> Change:
     return change
 
 
+def _both(first: Change, second: Change) -> Change:
+    return lambda trails, records: (first(trails, records), second(trails, records))
+
+
 def _name(trails: Any, process: int, number: int) -> str:
     return f"segment-{trails.PROCESSES[process]}-{number:05d}.jsonl"
 
@@ -72,6 +78,18 @@ def _drop_roll(trails: Any, records: Any) -> None:
 def _after_roll(trails: Any, records: Any) -> None:
     found, _ = trails.find(records, "segment_rolled")
     found.append(dict(trails.find(records, "denied")[0][-1]))
+
+
+def _wrong_link(process: int, number: int) -> Change:
+    """A segment says that it continues another than the one before it, or one where there is none."""
+    previous = {"segment": f"segment-{OTHER_BUNDLE}-00000.jsonl", "head": "ab" * 32}
+    return lambda trails, records: records[_name(trails, process, number)][0].update(forced={"previous": previous})
+
+
+def _roll_to_another_process(trails: Any, records: Any) -> None:
+    found, at = trails.find(records, "segment_rolled")
+    last = records[_name(trails, 0, 3)]
+    last.append(found[at] | {"next": _name(trails, 1, 0), "time": last[-1]["time"]})
 
 
 def _name_another(trails: Any, records: Any) -> None:
@@ -117,7 +135,6 @@ def _seal_inside(trails: Any, records: Any) -> None:
     found[at] = envelope | {"kind": "sealed", "job": "j", "outcome": "ok", "error": None, "segments": [], "counts": {}}
 
 
-OTHER_BUNDLE = "f0000000-0000-4000-8000-00000000000f"
 EARLY, LATE = "2030-01-31T09:20:00.000000Z", "2030-02-28T09:30:00.000000Z"
 
 SEMANTIC: dict[str, tuple[int, Change]] = {
@@ -134,11 +151,20 @@ SEMANTIC: dict[str, tuple[int, Change]] = {
     "a segment under another manifest": (5, _in_second_process(manifest_digest="cd" * 32)),
     "a seal inside a segment": (5, _seal_inside),
     "a continued segment that is missing": (6, _drop_segment(0, 1)),
+    "a last segment that is missing, before another process's": (6, _drop_segment(0, 3)),
+    "a last segment that is missing, after all others": (
+        6,
+        lambda trails, records: (_drop_segment(0, 3)(trails, records), _drop_segment(1, 0)(trails, records)),
+    ),
     "a continuation that is missing its start": (6, _drop_segment(0, 0)),
     "a continuation of nothing": (6, _orphan),
     "a roll that is not recorded": (6, _drop_roll),
     "a record after the roll": (6, _after_roll),
+    "a second roll": (6, _repeat("segment_rolled")),
     "a roll to another segment": (6, _name_another),
+    "a roll to another process's segment": (6, _roll_to_another_process),
+    "a continuation that names another segment": (6, _wrong_link(0, 1)),
+    "a first segment that says it continues one": (6, _wrong_link(1, 0)),
     "a time that runs backwards": (7, _edit("denied", time=EARLY)),
     "a token id given twice": (8, _repeat("token_acquired")),
     "a key id given twice": (8, _repeat("key_acquired")),
@@ -189,6 +215,7 @@ SEMANTIC: dict[str, tuple[int, Change]] = {
     "a read for another bundle": (12, _edit("read", bundle=None)),
     "a read after the SAS's end": (12, _sas_of("read", expires="2030-01-31T09:30:00.500000Z")),
     "a commit without an intent": (13, _drop("commit_intended")),
+    "a commit found without an intent": (13, _both(_drop("commit_intended"), _edit("committed", confirmed=True))),
     "a commit of another id": (13, _edit("committed", commit="c99")),
     "a commit of another size": (13, _edit("committed", size=11)),
     "a commit with other rows": (13, _edit("committed", rows=None)),
@@ -205,10 +232,6 @@ def test_rule(trails: ModuleType, name: str) -> None:
         change = _both(change, _later("read", "2030-01-31T09:33:00.000000Z"))
     with pytest.raises(TrailBroken, match=rf"^\S+ line \d+: rule {rule}: "):
         verify(trails.MemoryTrail(trails.rewritten(files, lambda records: change(trails, records))))
-
-
-def _both(first: Change, second: Change) -> Change:
-    return lambda trails, records: (first(trails, records), second(trails, records))
 
 
 def _later(kind: str, time: str) -> Change:
@@ -280,6 +303,10 @@ BYTES: dict[str, tuple[int, Callable[[Any, dict[str, bytes]], Any]]] = {
         15,
         lambda trails, files: {k: v for k, v in files.items() if k != _name(trails, 1, 0)},
     ),
+    "an empty segment that was removed": (
+        15,
+        lambda trails, files: files | _seal_of(trails.resealed({**files, _name(trails, 2, 0): b""})),
+    ),
     "a segment that was added": (15, lambda trails, files: {**files, _name(trails, 2, 0): b""}),
     "a segment that was emptied": (15, lambda trails, files: files | {_name(trails, 1, 0): b""}),
     "a segment that lost its last line": (15, lambda trails, files: _cut(files, _name(trails, 1, 0))),
@@ -291,6 +318,10 @@ BYTES: dict[str, tuple[int, Callable[[Any, dict[str, bytes]], Any]]] = {
     "a seal that lists a segment twice": (15, _listed_twice),
     "a seal in another order": (15, _listed_backwards),
 }
+
+
+def _seal_of(files: dict[str, bytes]) -> dict[str, bytes]:
+    return {SEAL_NAME: files[SEAL_NAME]}
 
 
 def _replace(files: dict[str, bytes], name: str, old: bytes, new: bytes) -> dict[str, bytes]:
@@ -341,6 +372,21 @@ def test_names_segment_and_line(trails: ModuleType) -> None:
     with pytest.raises(TrailBroken, match=f"^{name} line 2: rule 2: unknown kind of record") as caught:
         verify(trails.MemoryTrail(changed))
     assert "compare it" in caught.value.hint
+
+
+def test_names_where_a_segment_was_cut_or_grew(trails: ModuleType) -> None:
+    """The first record that is missing, or too many, is pointed at; so is a segment that is gone."""
+    store, _ = trails.sample()
+    name = _name(trails, 1, 0)
+    cut, grown = _cut(store.files, name), _grown(trails, store.files, name)
+    gone = {other: data for other, data in store.files.items() if other != name}
+    for files, message in (
+        (cut, f"^{name} line 4: rule 15: it ends after 3 of 4 records"),
+        (grown, f"^{name} line 5: rule 15: it was sealed with 4 records and has 5"),
+        (gone, f"^{name} line 1: rule 15: sealed, and missing"),
+    ):
+        with pytest.raises(TrailBroken, match=message):
+            verify(trails.MemoryTrail(files))
 
 
 def test_summary(trails: ModuleType) -> None:
