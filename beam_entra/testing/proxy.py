@@ -265,8 +265,6 @@ class _ProxyHandler(RequestHandler):
             response = self._forward(running)
             running.status = response.status
             running.request_id = response.headers.get("x-ms-request-id", "")
-            if action.lose_answer:
-                response.read()
             if action.after is not None:
                 action.after()
         except (OSError, http.client.HTTPException) as error:

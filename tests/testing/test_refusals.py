@@ -291,6 +291,16 @@ def test_an_issuer_of_an_unknown_authority_is_not_believed(tenant: LocalTenant, 
         assert_refused(post, app.client_id, stranger.assertion(SUBJECT).reveal(), 50166)
 
 
+def test_an_issuer_must_say_its_own_name(tenant: LocalTenant, issuer: WorkloadIssuer, post: Post) -> None:
+    """A discovery document for another issuer, if only by a slash, is not that issuer's."""
+    app = tenant.register_app()
+    nearly = f"{issuer.url}/"
+    app.add_federated_credential(nearly, SUBJECT)
+    claims = jwt.decode(issuer.assertion(SUBJECT).reveal(), options={"verify_signature": False}) | {"iss": nearly}
+    key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+    assert_refused(post, app.client_id, jwt.encode(claims, key, algorithm="RS256"), 50166)
+
+
 def test_an_issuer_must_be_reached_over_https(tenant: LocalTenant, post: Post) -> None:
     """A plain http issuer is not even asked."""
     app = tenant.register_app()
