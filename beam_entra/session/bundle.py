@@ -3,7 +3,8 @@
 Each access takes the same steps:
 
 1. The deadline has not passed and a grant covers the path; else the refusal is recorded and nothing is sent.
-2. A SAS for exactly this path and permission: the bundle's own while it lives, else a new one, recorded.
+2. A SAS for exactly this path and permission: the bundle's own while it lives, else a new one, recorded. Each attempt
+   at the request asks for it again.
 3. The request. When its answer's head is here, the access is recorded, and the record becomes durable while the body is
    still on its way.
 4. Only when the record is durable does the caller get anything.
@@ -97,12 +98,17 @@ class BundleSession:
         """A live token for another service that the manifest names under `[grants] token`.
 
         Raises:
-            NotGranted: It does not name it. Nothing was sent.
+            NotGranted: It does not name it, or it is Storage's. Nothing was sent.
             IdentityError: No token.
         """
         tried = f"acquire a token for {audience}"
         with self._noting_refusals(audience, "token"):
             self.session.check_deadline(tried)
+            if audience == STORAGE_AUDIENCE:
+                raise NotGranted(
+                    "a token for Storage is handed to nobody: it reaches past every grant on a path",
+                    Diagnosis(tried=tried, hint="use the bundle's read, list_blobs, stage and commit"),
+                )
             token = self._checked_token(audience, tried)
         self.session.settle()  # the record of the token is durable before anybody has it
         return token
@@ -113,6 +119,7 @@ class BundleSession:
         """Size and ETag of one blob that the job may read."""
         access = _Access(self, path, Permission.READ)
         with self._noting_refusals(str(path), "read"):
+            access.sas()
             found, answer = self.session.service.properties(path, access, self._next_request_id())
         self._record_read(access, found, answer, 0, 0).wait()
         return found
@@ -123,7 +130,7 @@ class BundleSession:
             raise ValueError("a listing stays below the prefix that it is granted for")
         access = _Access(self, prefix, Permission.LIST)
         with self._noting_refusals(str(prefix), "list"):
-            access.sas()  # a denial comes before the first request
+            access.sas()
             pages = self.session.service.list_pages(prefix, name_prefix, access, self._next_request_id)
         while True:
             with self._noting_refusals(str(prefix), "list"):
@@ -169,6 +176,7 @@ class BundleSession:
         """Stage a block of a blob that the job may write. Call `settle` before telling anybody that it is staged."""
         access = _Access(self, path, Permission.WRITE)
         with self._noting_refusals(str(path), "write"):
+            access.sas()
             answer = self.session.service.put_block(path, block_id, data, access, self._next_request_id())
         self._record(
             Staged,

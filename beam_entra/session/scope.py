@@ -88,8 +88,8 @@ class JobScope:
             return cls(
                 job=fields["job"],
                 manifest=AccessManifest.from_dict(fields["manifest"]),
-                launched=datetime.fromisoformat(fields["launched"]),
-                deadline=datetime.fromisoformat(fields["deadline"]),
+                launched=_aware(fields["launched"]),
+                deadline=_aware(fields["deadline"]),
             )
         except (ValueError, KeyError, TypeError) as error:
             raise ConfigError(
@@ -101,3 +101,10 @@ class JobScope:
 def _whole_seconds(instant: datetime) -> datetime:
     """What Storage counts in: the end of a key or SAS could never be equal to a deadline between two seconds."""
     return instant.replace(microsecond=0)
+
+
+def _aware(text: str) -> datetime:
+    instant = datetime.fromisoformat(text)
+    if instant.tzinfo is None:
+        raise ValueError("an instant without a time zone")
+    return instant

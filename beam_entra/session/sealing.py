@@ -100,8 +100,9 @@ def seal_job(session: Session, *, outcome: str, error: str | None) -> Seal:
     3. End the own segment. From here on nothing is recorded: the seal is the record.
     4. Read the own segment, verify all, write the seal.
 
-    Call it when no worker of the job can write any more. After the job's deadline, or so short before it that the sealing
-    would not end in time, no SAS can be recorded, since none may outlive the deadline: then the sealing leaves no record.
+    Call it when no worker of the job can write any more. After the job's deadline, or so short before it that the
+    sealing would not end in time, no SAS can be recorded, since none may outlive the deadline: then the sealing leaves
+    no record.
 
     Raises:
         TrailBroken: The segments do not verify. No seal was written.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
@@ -16,7 +17,6 @@ from beam_entra.audit import TrailSummary, check_segments
 from beam_entra.audit.verify import verify
 from beam_entra.clock import Clock, utc_now
 from beam_entra.errors import AuditError
-from beam_entra.identity import CredentialSource
 from beam_entra.paths import BlobPath
 from beam_entra.session import JobScope, Session, seal_job
 from beam_entra.storage import new_block_id
@@ -50,7 +50,7 @@ class Job:
         cloud: LocalCloud,
         make: Callable[..., LocalContainer],
         *,
-        token_life: str = "15m",
+        sas_life: str = "15m",
         client: str = "",
         audiences: tuple[str, ...] = (),
         lasts: timedelta | None = None,
@@ -67,7 +67,7 @@ class Job:
             assertion_file = "{cloud.assertion_file}"
             [lifetime]
             job = "1h"
-            token = "{token_life}"
+            token = "{sas_life}"
             [grants]
             read = ["{self.raw.url("orders/")}", "{self.raw.url("products.csv")}"]
             write = ["{self.curated.url("orders/")}"]
@@ -84,10 +84,9 @@ class Job:
             self.scope = replace(self.scope, deadline=ends, launched=ends - self.manifest.lifetime.job)
         self.sessions: list[Session] = []
 
-    def session(self, *, clock: Clock = utc_now, source: CredentialSource | None = None, patient: bool = True) -> Session:
-        """A worker process's session; without patience its pauses at Storage take no time."""
-        more: dict[str, Any] = {} if patient else {"pause": lambda seconds: None}
-        session = Session(self.scope, clock=clock, source=source, **more)
+    def session(self, *, clock: Clock = utc_now, pause: Callable[[float], object] = time.sleep) -> Session:
+        """A worker process's session."""
+        session = Session(self.scope, clock=clock, pause=pause)
         self.sessions.append(session)
         return session
 

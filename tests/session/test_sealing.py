@@ -57,7 +57,6 @@ def test_a_job_that_did_nothing_is_sealed(job):
 
 def test_refusals_do_not_break_the_trail(make_job):
     """Denials of every kind, also those before a bundle was open, and the trail still verifies."""
-    app = None
     job = make_job(audiences=("https://graph.microsoft.com",))
     job.raw.upload("orders/a.jsonl", b"1")
     session = job.session()
@@ -75,7 +74,6 @@ def test_refusals_do_not_break_the_trail(make_job):
         job.cloud.tenant.resources.append("https://graph.microsoft.com")
     summary = job.seal_and_verify(session)
     assert summary.counts["denied"] == 4
-    assert app is None
     assert [record["by"] for record in job.records("denied")] == ["manifest", "manifest", "manifest", "entra"]
 
 
@@ -124,7 +122,7 @@ def test_a_sealing_that_was_interrupted_can_be_done_again(job):
 
 def test_after_the_deadline(make_job):
     """A job whose time is over is sealed all the same, and its trail verifies."""
-    job = make_job(token_life="5s", lasts=timedelta(seconds=4))
+    job = make_job(sas_life="5s", lasts=timedelta(seconds=4))
     job.raw.upload("orders/a.jsonl", b"1")
     worker = job.session()
     read_blob(worker, job)
@@ -211,7 +209,7 @@ def test_a_segment_that_appears_meanwhile(job):
 @pytest.mark.parametrize("status", [403, 503])
 def test_a_seal_that_cannot_be_written(job, status):
     """When Storage refuses the seal, the launcher is told, and the segments stay as they are."""
-    session = job.session(patient=False)
+    session = job.session(pause=lambda seconds: None)
     read_blob(session, job)
     seal_blob = f"{job.scope.folder.name}seal.jsonl"
     job.cloud.proxy.respond(status, "AuthorizationFailure", where=matching("AppendBlock", blob=seal_blob))
