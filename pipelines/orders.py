@@ -7,7 +7,8 @@ An order is a line of JSON:
 
 * A line that is none goes to `dead/`, with the reason, its blob and its byte offset.
 * An order that comes more than once counts once: the one updated last, and of several updated in one second the one
-  whose fields compare greatest. The outcome depends neither on the runner nor on which blob is read first.
+  whose fields, in the order of above, compare greatest. The outcome depends neither on the runner nor on which blob
+  is read first.
 * A product that `--products` does not know has the category `unknown`: the order is sound, the list is behind.
 * Money is counted in cents.
 
@@ -26,7 +27,8 @@ import re
 from argparse import ArgumentParser
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
-from typing import Any, NamedTuple
+from operator import itemgetter
+from typing import Any, TypedDict
 
 import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
@@ -40,10 +42,11 @@ __all__ = ["Order", "OrdersOptions", "main", "newest", "parse_order"]
 _INSTANT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", re.ASCII)
 _PRICE = re.compile(r"\d{1,7}\.\d\d", re.ASCII)
 _MOST = 10_000
+_PRECEDENCE = itemgetter("updated_at", "ordered_at", "customer", "product", "quantity", "unit_price_cents")
 
 
-class Order(NamedTuple):
-    """What counts of an order. Of two with the same id the greater one does, hence the time comes first."""
+class Order(TypedDict):
+    """What counts of an order. A plain dict, which goes through any runner, and from `__main__` too."""
 
     updated_at: str
     ordered_at: str
@@ -52,10 +55,6 @@ class Order(NamedTuple):
     product: str
     quantity: int
     unit_price_cents: int
-
-    @property
-    def amount_cents(self) -> int:
-        return self.quantity * self.unit_price_cents
 
 
 class OrdersOptions(EntraOptions, PipelineOptions):
@@ -82,14 +81,14 @@ def main(argv: Sequence[str] | None = None) -> None:
 
         sold = (
             orders
-            | "By id" >> beam.Map(lambda order: (order.order_id, tuple(order)))
+            | "By id" >> beam.Map(lambda order: (order["order_id"], order))
             | "Same id" >> beam.GroupByKey()
-            | "Newest" >> beam.MapTuple(newest)
+            | "Newest" >> beam.MapTuple(lambda order_id, versions: newest(versions))
             | "Category" >> beam.Map(with_category, AsDict(products))
         )
         revenue = (
             sold
-            | "Amount" >> beam.MapTuple(lambda order, category: ((order.ordered_at[:10], category), order.amount_cents))
+            | "Amount" >> beam.MapTuple(sale)
             | "Sum" >> beam.CombinePerKey(sum)
         )
 
@@ -128,29 +127,39 @@ def product_category(row: Mapping[str, str]) -> tuple[str, str]:
     return row["product"], row["category"]
 
 
-def newest(order_id: str, versions: Iterable[tuple[Any, ...]]) -> Order:
+def newest(versions: Iterable[Order]) -> Order:
     """The one that counts of those with the same id."""
-    return Order(*max(versions))
+    return max(versions, key=_PRECEDENCE)
+
+
+def amount_cents(order: Order) -> int:
+    """What an order comes to."""
+    return order["quantity"] * order["unit_price_cents"]
 
 
 def with_category(order: Order, categories: Mapping[str, str]) -> tuple[Order, str]:
     """An order and its product's category."""
-    return order, categories.get(order.product, "unknown")
+    return order, categories.get(order["product"], "unknown")
 
 
 def order_row(order: Order, category: str) -> dict[str, Any]:
     """A row of `clean/`."""
     return {
-        "order_id": order.order_id,
-        "ordered_at": order.ordered_at,
-        "updated_at": order.updated_at,
-        "customer": order.customer,
-        "product": order.product,
+        "order_id": order["order_id"],
+        "ordered_at": order["ordered_at"],
+        "updated_at": order["updated_at"],
+        "customer": order["customer"],
+        "product": order["product"],
         "category": category,
-        "quantity": order.quantity,
-        "unit_price": _amount(order.unit_price_cents),
-        "amount": _amount(order.amount_cents),
+        "quantity": order["quantity"],
+        "unit_price": _amount(order["unit_price_cents"]),
+        "amount": _amount(amount_cents(order)),
     }
+
+
+def sale(order: Order, category: str) -> tuple[tuple[str, str], int]:
+    """Day and category of an order, and what it adds to their revenue."""
+    return (order["ordered_at"][:10], category), amount_cents(order)
 
 
 def revenue_row(day_and_category: tuple[str, str], cents: int) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 
 import click
@@ -17,6 +18,7 @@ class _Commands(click.Group):
     """Prints an error of ours as one, without a traceback; exit code 1."""
 
     def invoke(self, ctx: click.Context) -> object:
+        logging.getLogger("azure.identity").setLevel(logging.ERROR)  # it warns of each failure that it raises
         try:
             return super().invoke(ctx)
         except BeamEntraError as error:

@@ -70,6 +70,8 @@ class _HoldBack(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         if record.levelno < logging.WARNING:
             return True
+        if record.name.startswith("azure.identity."):
+            return False  # it warns of each failure that it raises; the error tells it
         error = record.exc_info[1] if record.exc_info else None
         if isinstance(error, BeamEntraError) or isinstance(record.msg, BeamEntraError):
             return False

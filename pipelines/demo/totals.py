@@ -172,5 +172,5 @@ def _order(line: bytes) -> Row | None:
 
 
 def _precedence(order: Row) -> tuple[Any, ...]:
-    keys = ("updated_at", "ordered_at", "order_id", "customer", "product", "quantity")
+    keys = ("updated_at", "ordered_at", "customer", "product", "quantity")
     return *(order[key] for key in keys), Decimal(order["unit_price"])
