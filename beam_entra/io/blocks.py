@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Executor, Future, wait
 from contextlib import closing
 from dataclasses import dataclass
@@ -131,8 +131,8 @@ def _with_tail(
     stop: int,
     size: int,
     incomplete: Callable[[], bool],
-) -> Iterator[tuple[bytes | bytearray, bool]]:
-    """The pieces up to `stop`, then small ones for as long as a record is incomplete; with each, whether the blob ends."""
+) -> Generator[tuple[bytes | bytearray, bool], None, None]:
+    """The pieces up to `stop`, then more for as long as a record is incomplete; with each, whether the blob ends."""
     at = start
     for piece in chunks(start, min(stop, size)):
         at += len(piece)

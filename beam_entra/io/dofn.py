@@ -33,10 +33,10 @@ def scope_of(pipeline: beam.Pipeline) -> JobScope:
 class ScopedDoFn(beam.DoFn):  # type: ignore[misc]  # Beam's DoFn is untyped
     """A DoFn with a bundle session: refreshed tokens, audit and metrics.
 
-    In `process`, `self.bundle()` is the bundle session and `self.token()` a live token. Both open at their first use in a
-    bundle; a bundle that uses neither leaves no record. What `process` yields may depend only on what the bundle session
-    gave: then nothing leaves the bundle before its record is durable. (They are methods since Beam looks at every
-    attribute of a DoFn when a pipeline is built.)
+    In `process`, `self.bundle()` is the bundle session and `self.token()` a live token. Both open at their first use in
+    a bundle; a bundle that uses neither leaves no record. What `process` yields may depend only on what the bundle
+    session gave: then nothing leaves the bundle before its record is durable. (They are methods since Beam looks at
+    every attribute of a DoFn when a pipeline is built.)
 
     Override `setup`, `start_bundle`, `finish_bundle` and `teardown` only together with a call to `super()`.
 

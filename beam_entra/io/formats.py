@@ -167,11 +167,11 @@ class Csv(Format):
         parse: Parse | None = None,
     ) -> None:
         if columns is not None and (not columns or len(set(columns)) != len(columns)):
-            raise ConfigError("Csv columns are empty or name one twice", Diagnosis(hint="give each column its own name"))
+            raise ConfigError("Csv columns are empty or one is named twice", Diagnosis(hint="give each its own name"))
         if columns is None and not header:
             raise ConfigError("Csv without a header needs its columns", Diagnosis(hint="name them: Csv(columns=[...])"))
         if len(delimiter) != 1 or delimiter in '"\r\n':
-            raise ConfigError(f"{delimiter!r} is no CSV delimiter", Diagnosis(hint="use one character: Csv(delimiter=',')"))
+            raise ConfigError(f"{delimiter!r} is no CSV delimiter", Diagnosis(hint="use one character: delimiter=','"))
         self.columns = tuple(columns) if columns is not None else None
         self.has_header = header
         self.delimiter = delimiter
@@ -202,8 +202,8 @@ class Csv(Format):
             raise _not_writable(element, "is no row", "write dicts, named tuples or sequences with a value a column")
         for value in values:
             if not isinstance(value, _CSV_VALUES) and value is not None:
-                kind = type(value).__name__
-                raise _not_writable(element, f"has a {kind} in it, which CSV cannot hold", "map it to text before WriteToBlob")
+                problem = f"has a {type(value).__name__} in it, which CSV cannot hold"
+                raise _not_writable(element, problem, "map it to text before WriteToBlob")
         return self._line(values, element)
 
     def header(self) -> bytes:
@@ -240,7 +240,7 @@ class Csv(Format):
 
     def _line(self, values: Sequence[Any], element: object) -> bytes:
         writer = csv.writer(_Echo(), delimiter=self.delimiter, lineterminator="\r\n")
-        return _encoded(writer.writerow(values), element)  # type: ignore[arg-type]  # what `_Echo.write` returns
+        return _encoded(writer.writerow(values), element)  # what `_Echo.write` returns
 
 
 class _Echo:

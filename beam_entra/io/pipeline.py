@@ -230,7 +230,7 @@ class ScopedPipeline(beam.Pipeline):  # type: ignore[misc]  # Beam's Pipeline is
 
     @property
     def _any_record(self) -> bool:
-        """Whether the launcher recorded anything. Its session is another one after a failure of the first one's trail."""
+        """Whether the launcher recorded anything; its session is another one once a trail could not be written."""
         return self._launch_recorded or self.session.started
 
     @property

@@ -80,8 +80,8 @@ class ReadAllFromBlob(beam.PTransform):  # type: ignore[misc]  # Beam's PTransfo
     Args:
         format: How records lie in the blobs.
         compression: `auto` decompresses names that end in `.gz`.
-        block_bytes: How much is fetched in one request and handed on at once; two blocks are fetched ahead. A blob that can
-            be read in pieces is read in pieces of 16 blocks, by as many workers as there are.
+        block_bytes: How much is fetched in one request and handed on at once; two blocks are fetched ahead. A blob that
+            can be read in pieces is read in pieces of 16 blocks, by as many workers as there are.
         max_record_bytes: When this much of a record has been fetched and its end is not in sight, the read fails rather
             than fill the memory.
         allow_empty: A pattern that matches nothing is no error. A container that is not there still is one.
@@ -198,7 +198,7 @@ class _Match(ScopedDoFn):
         if not found and not self._settings.allow_empty:
             raise BlobNotFound(
                 f"no blob matches {pattern}",
-                Diagnosis(tried=f"match {pattern}", hint="check the pattern, or say allow_empty=True if that may be so"),
+                Diagnosis(tried=f"match {pattern}", hint="check the pattern; if that may be so, say allow_empty=True"),
             )
 
 
@@ -206,7 +206,7 @@ def match(bundle: BundleSession, pattern: BlobPattern, *, allow_empty: bool = Fa
     """The blobs that a pattern matches, as they are now: their ETags are what a read will insist on.
 
     Raises:
-        BlobNotFound: There is no such container; or, unless `allow_empty`, the pattern is a name and there is no such blob.
+        BlobNotFound: There is no such container; or no such blob, if the pattern is a name and not `allow_empty`.
     """
     if pattern.glob is None:
         try:
@@ -242,7 +242,7 @@ class _Claims:
         return claimed
 
     def finish(self) -> None:
-        """Claim the end of the range: what lies behind the last claimed record is done, since no record begins there."""
+        """Claim the end of the range: what lies behind the last claimed record is done, as no record begins there."""
         if not self._refused:
             self._tracker.try_claim(self.stop())
 
@@ -344,7 +344,7 @@ class _Decode(beam.DoFn):  # type: ignore[misc]  # Beam's DoFn is untyped
             first = bad[0]
             raise FormatError(
                 f"the record at byte {first.offset} of {first.path} cannot be decoded: {first.reason}",
-                Diagnosis(hint="mend the blob, or keep such records apart: ReadFromBlob(...).with_exception_handling()"),
+                Diagnosis(hint="mend the blob, or keep such records apart: ReadFromBlob().with_exception_handling()"),
             )
         for record in bad:
             yield beam.pvalue.TaggedOutput(BAD, record)

@@ -3,10 +3,10 @@
 Workers stage blocks straight to the final blobs, where nobody can see them. What a bundle has staged leaves it as a few
 small `Staged` values. One step behind a GroupByKey commits, each blob once:
 
-1. `_COMMITTING`: what is about to be committed, by which job. If another job's commit has begun under this prefix, it is
-   there already, and nothing of this job becomes visible.
-2. Each blob: Put Block List of the blocks that the bundles which succeeded have staged; blocks of dead attempts are in no
-   list. A retry of the step finds its own blobs by their blocks.
+1. `_COMMITTING`: what is about to be committed, by which job. If another job's commit has begun under this prefix, it
+   is there already, and nothing of this job becomes visible.
+2. Each blob: Put Block List of the blocks that the bundles which succeeded have staged; blocks of dead attempts are in
+   no list. A retry of the step finds its own blobs by their blocks.
 3. `_SUCCESS`: the blobs of the job, their ETags, sizes and rows.
 
 Any number of bundles may stage to one blob, so automatic sharding gives one blob a worker process, not one a bundle.
@@ -103,10 +103,10 @@ class WriteToBlob(beam.PTransform):  # type: ignore[misc]  # Beam's PTransform i
     Args:
         prefix: `abfss://container@account.dfs.core.windows.net/orders/`: where the blobs go.
         format: How elements become records.
-        shards: Write exactly this many blobs, filled alike (fewer if there are fewer elements). None: about one a worker
-            process, more where they grow long.
+        shards: Write exactly this many blobs, filled alike (fewer if there are fewer elements). None: about one a
+            worker process, more where they grow long.
         compression: `gzip` or `none`.
-        overwrite: Replace blobs of the same names, an earlier run's. Needs `shards`: other names would stay beside them.
+        overwrite: Replace blobs of the same names, an earlier run's. Needs `shards`: others would stay beside them.
         block_bytes: Size of a staged block.
 
     Raises:
@@ -408,13 +408,13 @@ def commit(
             Diagnosis(
                 tried=error.diagnosis.tried,
                 request_id=error.diagnosis.request_id,
-                hint=f"see {settings.prefix}{COMMITTING} for the job and its blobs; write to a new prefix, or remove them",
+                hint=f"see {settings.prefix}{COMMITTING} for job and blobs; write to a new prefix, or remove them",
             ),
         ) from None
     done = _commit_blobs(bundle, settings, header, commit_id, parts)
     if _put_json(bundle, settings, SUCCESS, _summary(facts, done), commit_id, settings.overwrite).confirmed:
-        # Another attempt was here before, and may have been at it when this one was: each has changed ETags that the other
-        # had seen. It is through, since it wrote this blob last; so what this one finds now, is.
+        # Another attempt was here before, perhaps at the same time: each has changed ETags that the other had seen.
+        # That one is through, since it wrote this blob last; so what this one finds now stays as it is.
         done = _commit_blobs(bundle, settings, header, commit_id, parts)
         _put_json(bundle, settings, SUCCESS, _summary(facts, done), commit_id, overwrite=True)
     return done

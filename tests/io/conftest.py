@@ -16,6 +16,7 @@ import pytest
 from beam_entra import EntraOptions, ScopedPipeline
 from beam_entra.access import AccessManifest, Endpoints
 from beam_entra.audit.verify import TrailSummary, verify
+from beam_entra.clock import utc_now
 from beam_entra.session import BundleSession, JobScope, Session
 from beam_entra.testing.local import LocalCloud, LocalContainer
 
@@ -100,8 +101,8 @@ class Lake:
 
     def pipeline(self, *flags: str, manifest: AccessManifest | None = None) -> ScopedPipeline:
         """A pipeline of a job under the manifest, on DirectRunner unless a flag says another."""
-        chosen = list(flags) if any(flag.startswith("--runner") for flag in flags) else ["--runner=DirectRunner", *flags]
-        return ScopedPipeline(options=EntraOptions(chosen), access_manifest=manifest or self.manifest())
+        default = () if any(flag.startswith("--runner") for flag in flags) else ("--runner=DirectRunner",)
+        return ScopedPipeline(options=EntraOptions([*default, *flags]), access_manifest=manifest or self.manifest())
 
     def trail(self, job: str) -> Trail:
         """The audit trail of a job."""
@@ -185,14 +186,10 @@ def lake(
 @pytest.fixture
 def bundle(lake: Lake) -> Iterable[BundleSession]:
     """A bundle session of a job under the lake's manifest."""
-    session = Session(JobScope.launch(lake.manifest(), now=_now()))
+    session = Session(JobScope.launch(lake.manifest(), now=utc_now()))
     try:
         yield session.bundle("test")
     finally:
         session.close()
 
 
-def _now() -> Any:
-    from beam_entra.clock import utc_now
-
-    return utc_now()

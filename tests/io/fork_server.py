@@ -1,11 +1,10 @@
 """Runs attempts of bundles and launches of jobs, each in a process of its own that a test may kill.
 
-It imports once what they need and starts no thread, so that a fork is sound and costs milliseconds. Started with a socket
-(the number of its descriptor as the argument), it reads one JSON object a line, and answers with one a line:
+It imports once what they need and starts no thread, so that a fork is sound and costs milliseconds. Started with the
+number of a socket's descriptor as its argument, it reads one JSON object a line, and answers with one a line:
 
-    {"stage": {...}, "outputs": PATH}   -> {"pid": N}, and when the process has ended {"status": N}
-    {"commit": {...}, "outputs": PATH}
-    {"launch": [ARGUMENT, ...], "outputs": PATH}
+    {"step": "stage" or "commit", "inputs": PATH, "outputs": PATH}   or   {"launch": [ARGUMENT, ...], "outputs": PATH}
+    -> {"pid": N}, and when the process has ended {"status": N}
 
 `outputs` is where the process leaves what its bundle gave, and beside it (`.log`) what it printed. It is written when
 the bundle has finished, and not before: as a runner persists a bundle's outputs.

@@ -1,6 +1,6 @@
 """A small job for tests that need a process of their own: read JSON Lines, count, write.
 
-    python job.py --input PATTERN --output PREFIX [--shards N] [flags of Beam and of the access manifest]
+python job.py --input PATTERN --output PREFIX [--shards N] [flags of Beam and of the access manifest]
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import json
 
 import apache_beam as beam
 
-from beam_entra import EntraOptions, JsonLines, ReadFromBlob, ScopedPipeline, WriteToBlob, command_line
+from beam_entra import EntraOptions, JsonLines, ReadAllFromBlob, ReadFromBlob, ScopedPipeline, WriteToBlob, command_line
 
 
 class JobOptions(EntraOptions):
@@ -40,8 +40,6 @@ def main() -> None:
     with pipeline as p:
         orders = p | ReadFromBlob(options.input, JsonLines(), block_bytes=options.block_bytes) | beam.Map(check)
         if options.look_at:
-            from beam_entra import ReadAllFromBlob
-
             p | "Look at" >> beam.Create([options.look_at]) | "Look" >> ReadAllFromBlob()
         orders | beam.Reshuffle() | WriteToBlob(
             options.output, JsonLines(), shards=options.shards, block_bytes=options.block_bytes

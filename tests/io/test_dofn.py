@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import pickle
-import urllib.request
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,7 +14,8 @@ from apache_beam.testing.util import assert_that, equal_to
 from beam_entra import Scoped, ScopedDoFn, scope_of
 from beam_entra.clock import utc_now
 from beam_entra.errors import BeamEntraError, ConfigError, IdentityRejected, NotGranted
-from beam_entra.session import JobScope, open_session
+from beam_entra.session import JobScope, close_session, open_session
+from beam_entra.storage.transport import connection_pool
 from beam_entra.testing.certificates import RunCertificates
 from beam_entra.testing.https import Answer, HttpsServer, Request, ServiceHandler
 from beam_entra.testing.local import LocalCloud
@@ -37,7 +36,7 @@ class NameService:
         certificates = RunCertificates(
             ca_file=cloud.ca_file, server_file=cloud.folder / "server.pem", key_file=cloud.folder / "server.key"
         )
-        self._context = certificates.client_context()
+        self._ca_file = str(cloud.ca_file)
         self.seen: list[str] = []
         self.server = HttpsServer(certificates.server_context(), ServiceHandler, self, name="names").start()
 
@@ -50,8 +49,8 @@ class NameService:
         """401 without a sound token; else the name."""
         token = request.headers.get("authorization", "").removeprefix("Bearer ")
         try:
-            with urllib.request.urlopen(self._keys, context=self._context) as keys:  # noqa: S310  # our own https URL
-                found = jwt.PyJWKSet.from_dict(json.load(keys))[jwt.get_unverified_header(token)["kid"]]
+            keys = connection_pool(self._ca_file).request("GET", self._keys).json()
+            found = jwt.PyJWKSet.from_dict(keys)[jwt.get_unverified_header(token)["kid"]]
             claims = jwt.decode(token, found, algorithms=["RS256"], audience=self.audience, issuer=self._issuer)
         except (jwt.PyJWTError, KeyError) as error:
             self.seen.append(type(error).__name__)
@@ -78,14 +77,9 @@ class LookUp(ScopedDoFn):
 
     def process(self, number: int) -> Iterator[str]:
         """Ask for the name of a number."""
-        import ssl  # a DoFn's own imports
-        import urllib.request
-
-        request = urllib.request.Request(
-            f"{self._url}/{number}", headers={"Authorization": f"Bearer {self.token().secret.reveal()}"}
-        )
-        with urllib.request.urlopen(request, context=ssl.create_default_context(cafile=self._ca_file)) as answer:
-            yield answer.read().decode()
+        pool = connection_pool(self._ca_file)
+        header = {"Authorization": f"Bearer {self.token().secret.reveal()}"}
+        yield pool.request("GET", f"{self._url}/{number}", headers=header).data.decode()
 
 
 def test_a_connector_acts_with_the_jobs_own_token(lake: Any, names: NameService) -> None:
@@ -153,8 +147,6 @@ class Read(ScopedDoFn):
 @pytest.fixture
 def scope(lake: Any) -> Iterator[JobScope]:
     """A launched job; its session in this process is closed at the end."""
-    from beam_entra.session import close_session
-
     made = JobScope.launch(lake.manifest(token=[GRAPH]), now=utc_now())
     yield made
     close_session(made.job)
@@ -235,7 +227,7 @@ def test_side_inputs_reach_a_connector(lake: Any) -> None:
 
 def test_a_token_cannot_leave_by_accident(scope: JobScope) -> None:
     """Neither pickled nor printed; only `.secret.reveal()` opens it."""
-    fn = Read().scoped(scope, "Read")
+    fn = LookUp("https://unused", "").scoped(scope, "Look up")
     fn.start_bundle()
     token = fn.token()
     assert token.secret.reveal() not in repr(token) + str(token)

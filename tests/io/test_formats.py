@@ -86,18 +86,18 @@ def test_csv_rows_come_back_as_they_were(
     rows: list[tuple[str, str]], delimiter: str, header: bool, piece: int
 ) -> None:
     """Quotes, separators, line ends and unicode in fields survive, however the blob is cut."""
-    format = Csv(["a", "b, c"], delimiter=delimiter, header=header)
+    csv_format = Csv(["a", "b, c"], delimiter=delimiter, header=header)
     rows = [(first.removeprefix("\ufeff"), second) for first, second in rows]
     elements = [{"a": first, "b, c": second} for first, second in rows]
-    assert read_back(written(elements, format), format, piece=piece) == (elements, [])
+    assert read_back(written(elements, csv_format), csv_format, piece=piece) == (elements, [])
 
 
 @given(st.lists(st.text(), max_size=8))
 def test_one_column_of_empty_fields_is_not_lost(values: list[str]) -> None:
     """A row that is one empty field is a row; an empty line is none."""
-    format = Csv(["only"])
+    csv_format = Csv(["only"])
     elements = [{"only": value} for value in values]
-    assert read_back(written(elements, format), format) == (elements, [])
+    assert read_back(written(elements, csv_format), csv_format) == (elements, [])
 
 
 @given(st.lists(st.lists(_text, min_size=3, max_size=3), max_size=5))
@@ -177,8 +177,8 @@ def test_elements_of_beams_kinds_are_written_as_csv(name: str) -> None:
 def test_csv_takes_sequences_and_values_with_a_text() -> None:
     """A sequence is a row in the order of the columns; None is an empty field."""
     values = [1, None, 2.5, Decimal("0.10"), date(2024, 1, 2), True, "x"]
-    format = Csv([f"c{number}" for number in range(len(values))])
-    assert format.encode(values) == b"1,,2.5,0.10,2024-01-02,True,x\r\n"
+    csv_format = Csv([f"c{number}" for number in range(len(values))])
+    assert csv_format.encode(values) == b"1,,2.5,0.10,2024-01-02,True,x\r\n"
 
 
 @dataclass(frozen=True, kw_only=True)

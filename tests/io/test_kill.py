@@ -1,6 +1,6 @@
 """Workers and launches that die at any moment: in the end each record is there once, and nothing of the dead is seen.
 
-The runner here is a stand-in that does what a runner promises: it keeps a bundle's outputs when the bundle has finished,
+The runner here is a stand-in that does what a runner promises: it keeps the outputs of a bundle that has finished,
 runs a bundle that has not again in a new process, and gives the commit step the outputs of those that have. The
 processes run the real DoFns and die by SIGKILL: at the moment when the n-th request of the whole write reaches the
 proxy, before Storage sees it or when Storage has done it, for every n in turn.

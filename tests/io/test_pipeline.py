@@ -130,9 +130,9 @@ def test_a_deadline_that_passes_ends_every_access_and_the_trail_is_sealed(lake: 
     lake.upload_json("in/a.jsonl", [{"id": 1}])
     pipeline = lake.pipeline(manifest=lake.manifest(job="2m", sas="1m"))
     step = out_of_time(pipeline, beam_entra_clock)
+    read, write = ReadFromBlob(lake.raw.url("in/*"), JsonLines()), WriteToBlob(lake.curated.url("out/"), JsonLines())
     with pytest.raises(IdentityExpired, match="time ended") as caught, pipeline as p:
-        orders = p | ReadFromBlob(lake.raw.url("in/*"), JsonLines()) | beam.Map(step)
-        orders | WriteToBlob(lake.curated.url("out/"), JsonLines())
+        p | read | beam.Map(step) | write
     assert "give the job more time" in str(caught.value)
     assert lake.curated.list() == []
     seal = lake.only_trail().verify().seal

@@ -19,10 +19,10 @@ from apache_beam.testing import test_stream
 from apache_beam.testing.util import assert_that, equal_to
 from apache_beam.transforms.window import FixedWindows, TimestampedValue
 
-from beam_entra import Csv, Format, JsonLines, Lines, WriteToBlob
+from beam_entra import Csv, Format, JsonLines, WriteToBlob
 from beam_entra.clock import utc_now
 from beam_entra.errors import BlobExists, ConfigError, FormatError, NotGranted, StorageError
-from beam_entra.io.write import _AutoShards, _check_blocks, Stager, Staged, WriteSettings, commit
+from beam_entra.io.write import Staged, Stager, WriteSettings, _AutoShards, _check_blocks, commit
 from beam_entra.paths import BlobPath
 from beam_entra.session import JobScope, Session
 from beam_entra.testing.storage_requests import StorageRequest
@@ -227,7 +227,8 @@ def test_metrics_and_lineage_are_reported(lake: Any) -> None:
     metrics = pipeline.report.metrics
     size = len(lake.curated.download(lake.parts()[0]))
     assert metrics["records_written"] == 100
-    assert metrics["bytes_staged"] == size + sum(len(lake.curated.download(f"out/{m}")) for m in ("_COMMITTING", "_SUCCESS"))
+    markers = sum(len(lake.curated.download(f"out/{name}")) for name in ("_COMMITTING", "_SUCCESS"))
+    assert metrics["bytes_staged"] == size + markers
     assert metrics["blobs_committed"] == 3
     (sink,) = Lineage.query(pipeline.result.metrics(), Lineage.SINK)
     assert sink.replace("`", "") == f"abs:{lake.curated.account}.{lake.curated.name}.{lake.parts()[0]}"
@@ -320,9 +321,10 @@ def test_overwrite_replaces_an_earlier_run(lake: Any) -> None:
 def test_two_sinks_on_one_prefix_are_refused_when_the_pipeline_is_built(lake: Any) -> None:
     """Else the second would fail when everything has been computed."""
     pipeline = lake.pipeline()
-    with pytest.raises(ConfigError, match="two sinks") as caught, pipeline as p:
-        for number in range(2):
-            p | f"C{number}" >> beam.Create([1]) | f"W{number}" >> WriteToBlob(lake.curated.url("out/"), JsonLines())
+    values = pipeline | beam.Create([1])
+    values | "One" >> WriteToBlob(lake.curated.url("out/"), JsonLines())
+    with pytest.raises(ConfigError, match="two sinks") as caught:
+        values | "Two" >> WriteToBlob(lake.curated.url("out/"), JsonLines())
     assert "prefix of its own" in caught.value.hint
     assert lake.curated.list() == []
 
