@@ -9,7 +9,7 @@ RUN  := $(VENV)/bin/python
 
 # Where Azurite is kept; see beam_entra/testing/node.py.
 export BEAM_ENTRA_CACHE ?= $(CURDIR)/.local
-# npm would write into the home folder.
+# npm would write into the home folder; what it keeps here goes once Azurite is there.
 export npm_config_cache ?= $(BEAM_ENTRA_CACHE)/npm
 export npm_config_update_notifier := false
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -75,4 +75,5 @@ $(INSTALLED): pyproject.toml setup.py constraints.txt
 $(AZURITE): beam_entra/testing/node.py beam_entra/testing/azurite_npm/package-lock.json | $(INSTALLED)
 	@echo "Installing Azurite into $(BEAM_ENTRA_CACHE) (once)"
 	@$(RUN) -c 'from beam_entra.testing.node import *; install_azurite(default_cache())'
+	@rm -rf "$(BEAM_ENTRA_CACHE)/npm"
 	@touch $@

@@ -66,10 +66,11 @@ def test_the_readmes_pipeline_runs_on_a_local_cloud_as_the_readme_says(tmp_path:
     look = f"""
         trap 'beam-entra local down >/dev/null' EXIT
         {script.replace(lines[-1], "")}
-        for blob in $(beam-entra local ls {curated}/clean/); do case $blob in */part-*) beam-entra local cat $blob;; esac; done
-        for blob in $(beam-entra local ls {curated}/dead/); do case $blob in */part-*) beam-entra local cat $blob;; esac; done
-        beam-entra audit verify abfss://audit@contosolake.dfs.core.windows.net/orders/ --access_manifest orders.access.toml \\
-            --access_endpoints "$BEAM_ENTRA_ENDPOINTS"
+        for blob in $(beam-entra local ls {curated}/clean/; beam-entra local ls {curated}/dead/); do
+            case $blob in */part-*) beam-entra local cat $blob;; esac
+        done
+        beam-entra audit verify abfss://audit@contosolake.dfs.core.windows.net/orders/ \\
+            --access_manifest orders.access.toml --access_endpoints "$BEAM_ENTRA_ENDPOINTS"
     """
     done = run(look, tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -82,7 +83,8 @@ class Graph:
     """Microsoft Graph as far as the README's connector needs it: it checks the token's signature and audience."""
 
     def __init__(self, cloud: LocalCloud) -> None:
-        self._keys = jwt.PyJWKClient(f"{cloud.authority}/{cloud.tenant_id}/discovery/v2.0/keys", ssl_context=_trust(cloud))
+        keys = f"{cloud.authority}/{cloud.tenant_id}/discovery/v2.0/keys"
+        self._keys = jwt.PyJWKClient(keys, ssl_context=_trust(cloud))
 
     def answer(self, request: Request) -> Answer:
         token = request.headers.get("authorization", "").removeprefix("Bearer ")
@@ -91,8 +93,8 @@ class Graph:
             jwt.decode(token, key, algorithms=["RS256"], audience=GRAPH)
         except jwt.PyJWTError:
             return Answer(status=401)
-        user = request.path.rsplit("/", 1)[1]
-        return Answer(headers={"Content-Type": "application/json"}, body=b'{"displayName": "%s"}' % user.upper().encode())
+        user = request.path.rsplit("/", 1)[1].upper().encode()
+        return Answer(headers={"Content-Type": "application/json"}, body=b'{"displayName": "%s"}' % user)
 
 
 def _trust(cloud: LocalCloud) -> Any:
@@ -162,10 +164,10 @@ def test_the_docs_format_reads_what_it_writes_and_refuses_the_rest() -> None:
     """The format of docs/extending.md decodes what it encodes, and what it cannot decode is a bad record."""
     namespace: dict[str, Any] = {}
     exec(blocks("docs/extending.md", "python")[0], namespace)  # noqa: S102 - the docs' own block
-    format = namespace["KeyValue"]()
-    data = format.encode(("colour", "green")) + b"nothing\n" + format.encode(("size", "7"))
+    key_value = namespace["KeyValue"]()
+    data = key_value.encode(("colour", "green")) + b"nothing\n" + key_value.encode(("size", "7"))
     bad: list[Any] = []
-    assert list(decode(Block(path="p", offset=0, data=data), format, bad)) == [("colour", "green"), ("size", "7")]
+    assert list(decode(Block(path="p", offset=0, data=data), key_value, bad)) == [("colour", "green"), ("size", "7")]
     assert [(record.offset, record.record) for record in bad] == [(13, b"nothing")]
 
 
@@ -173,7 +175,8 @@ def test_the_docs_credential_source_is_known_by_its_name() -> None:
     """The source of docs/extending.md is one that a manifest can name."""
     block = blocks("docs/extending.md", "python")[1]
     code = f"{block}\nfrom beam_entra.identity import credential_names\nprint(credential_names())"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, timeout=60)
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=60)
     assert "our_managed_identity" in done.stdout
 
 
