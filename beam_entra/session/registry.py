@@ -23,12 +23,16 @@ def open_session(scope: JobScope, *, clock: Clock = utc_now) -> Session:
     A forked child makes its own. One whose trail could not be written is replaced: a bundle that is tried again gets a
     new segment, and a store that is back.
     """
+    ended: list[Session] = []
     with _LOCK:
         session = _SESSIONS.get(scope.job)
         if session is None or session.broken or session.pid != os.getpid():
-            _forget_ended()
+            ended = _take_ended()
             session = _SESSIONS[scope.job] = Session(scope, clock=clock)
-        return session
+    for other in ended:  # not under the lock: it may take as long as their store does
+        with contextlib.suppress(AuditUnavailable):
+            other.close()
+    return session
 
 
 def _start_over() -> None:
@@ -59,9 +63,7 @@ def close_session(job: str) -> None:
         session.close()
 
 
-def _forget_ended() -> None:
+def _take_ended() -> list[Session]:
     """A worker process that serves many jobs drops those whose time is over. Their records are durable long since."""
     ended = [job for job, session in _SESSIONS.items() if session.clock() >= session.scope.deadline]
-    for job in ended:
-        with contextlib.suppress(AuditUnavailable):
-            _SESSIONS.pop(job).close()
+    return [_SESSIONS.pop(job) for job in ended]

@@ -227,7 +227,7 @@ class Session:
             return shared
 
     def close(self) -> None:
-        """Make the trail durable and end it; forget tokens, keys and SAS.
+        """Make the trail durable and end it; forget tokens, keys, SAS and what the bundles shared.
 
         Raises:
             AuditUnavailable: Some record is not durable.
@@ -238,6 +238,7 @@ class Session:
             self.broker.close()
             self._keys.clear()
             self._audit_sas.clear()
+            self._resources.clear()  # threads of a pool end with it
 
     def end_trail(self) -> None:
         """Make the trail durable and end it: nothing can be accessed any more, since nothing can be recorded."""

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import pytest
+import urllib3
 
 from beam_entra.errors import AccessDenied, BlobChanged, BlobNotFound, StorageError, Throttled
 from beam_entra.paths import BlobPath
@@ -130,11 +131,30 @@ def test_a_blob_that_changes_within_a_read_is_an_error(desk):
     assert ranges(desk)[1] == f"bytes=1000000-{len(CONTENT) - 1}"
 
 
-def test_an_answer_of_another_version_is_not_believed(desk):
-    """A cache that answers with another version, or ignores the condition, is found by the ETag."""
-    blob = desk.upload(b"content")
-    with pytest.raises(BlobChanged):
-        desk.read(replace(blob, etag='"0x8DC000000000000"'))
+def careless(header: str) -> type[urllib3.PoolManager]:
+    """The wire with something on the way that drops a header, as a cache or proxy may."""
+
+    class Careless(urllib3.PoolManager):
+        def __init__(self, ca_file: str) -> None:
+            super().__init__(ca_certs=ca_file)
+
+        def urlopen(self, method, url, *, headers, **more):
+            kept = {name: value for name, value in headers.items() if name != header}
+            return super().urlopen(method, url, headers=kept, **more)
+
+    return Careless
+
+
+@pytest.mark.parametrize("header", ["If-Match", "x-ms-range"])
+def test_an_answer_of_another_version_or_range_is_not_believed(desk, header):
+    """Where a condition is lost on the way, the answer's own ETag and range tell."""
+    blob = desk.upload(CONTENT)
+    desk.container.upload("a.jsonl", CONTENT if header == "x-ms-range" else CONTENT[::-1])
+    if header == "x-ms-range":
+        blob = desk.service.properties(blob.path, desk.may("a.jsonl", "r"), desk.next_id())[0]
+    service = desk.service_at(pool=careless(header))
+    with pytest.raises(BlobChanged, match="another version or range"):
+        service.read_range(blob, 10, 20, desk.may("a.jsonl", "r"), desk.next_id, lambda *_: None)
 
 
 def test_a_missing_blob_and_a_missing_container_are_told_apart(desk):
