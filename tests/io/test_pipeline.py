@@ -175,8 +175,10 @@ def test_a_job_without_a_sound_identity_runs_nothing(lake: Any) -> None:
     """A client that Entra does not know: refused before any bundle, with Entra's code; no data was touched."""
     lake.upload_json("in/a.jsonl", [{"id": 1}])
     unknown = lake.manifest(client="00000000-0000-4000-8000-000000000000")
-    with pytest.raises(IdentityRejected, match="AADSTS700016"), lake.pipeline(manifest=unknown) as p:
+    pipeline = lake.pipeline(manifest=unknown)
+    with pytest.raises(IdentityRejected, match="AADSTS700016"), pipeline as p:
         copy_orders(lake, p)
+    assert pipeline.result is None, "no runner was asked to run anything"
     assert touched(lake) == 0
 
 
@@ -184,8 +186,10 @@ def test_a_job_whose_audit_has_no_container_runs_nothing(lake: Any) -> None:
     """Audited or it did not happen: without a place for the trail there is no access."""
     lake.upload_json("in/a.jsonl", [{"id": 1}])
     nowhere = f"abfss://nowhere@{lake.audit.account}.dfs.core.windows.net/audit/"
-    with pytest.raises(AuditUnavailable) as caught, lake.pipeline(manifest=lake.manifest(audit=nowhere)) as p:
+    pipeline = lake.pipeline(manifest=lake.manifest(audit=nowhere))
+    with pytest.raises(AuditUnavailable) as caught, pipeline as p:
         copy_orders(lake, p)
+    assert pipeline.result is None, "no runner was asked to run anything"
     assert "container" in str(caught.value)
     assert touched(lake) == 0
 

@@ -21,10 +21,10 @@ from apache_beam.transforms.window import FixedWindows, TimestampedValue
 
 from beam_entra import Csv, Format, JsonLines, WriteToBlob
 from beam_entra.clock import utc_now
-from beam_entra.errors import BlobExists, ConfigError, FormatError, NotGranted, StorageError
-from beam_entra.io.write import Staged, Stager, WriteSettings, _AutoShards, _check_blocks, commit
+from beam_entra.errors import AccessDenied, BlobExists, ConfigError, FormatError, NotGranted, StorageError
+from beam_entra.io.write import Staged, Stager, WriteSettings, _AutoShards, _check_blocks, _Stage, commit
 from beam_entra.paths import BlobPath
-from beam_entra.session import JobScope, Session
+from beam_entra.session import JobScope, Session, close_session, open_session
 from beam_entra.testing.storage_requests import StorageRequest
 
 COMMIT_ID = "6ba7b810-9dad-11d1-80b4-00c04fd430c8"
@@ -489,6 +489,43 @@ def test_blocks_of_a_bundle_that_was_given_up_are_in_no_blob(lake: Any, bundle: 
     staged = stage(bundle, settings, [{"id": at} for at in range(20)])
     commit(bundle, settings, staged, COMMIT_ID)
     assert outcome(lake, "out/")[0] == list(range(20))
+
+
+def test_a_bundle_that_is_tried_again_in_the_same_process_holds_nothing_of_the_first_try(lake: Any) -> None:
+    """The runner gives up on a bundle and starts it again with the same DoFn: only the second try counts."""
+    settings = settings_for(lake, shards=1, block_bytes=60)
+    scope = JobScope.launch(lake.manifest(), now=utc_now())
+    fn = _Stage(settings).scoped(scope, "Write/Stage")
+    fn.setup()
+    for _ in range(2):
+        fn.start_bundle()
+        for at in range(20):
+            fn.process({"id": at})
+    staged = [windowed.value for windowed in fn.finish_bundle()]
+    fn.teardown()
+    assert sum(part.rows for part in staged) == 20
+    with open_session(scope).bundle("commit") as bundle:
+        commit(bundle, settings, staged, COMMIT_ID)
+    assert outcome(lake, "out/")[0] == list(range(20))
+    close_session(scope.job)
+
+
+def test_a_bundle_whose_last_blocks_fail_waits_for_the_others_before_it_ends(lake: Any) -> None:
+    """What is under way when a bundle fails is over when the runner has been told that the bundle is given up."""
+    settings = settings_for(lake, shards=4, block_bytes=10_000)
+    scope = JobScope.launch(lake.manifest(), now=utc_now())
+    fn = _Stage(settings).scoped(scope, "Write/Stage")
+    fn.start_bundle()
+    for at in range(40):
+        fn.process({"id": at})
+    lake.cloud.proxy.respond(403, "AuthenticationFailed", where=in_output(lake, "PutBlock"), times=1)
+    held = lake.cloud.proxy.hold(0.3, where=in_output(lake, "PutBlock"), times=3)
+    with pytest.raises(AccessDenied):
+        list(fn.finish_bundle())
+    fn.teardown()
+    assert sum(exchange.fault == "hold" for exchange in lake.cloud.proxy.requests) == held.hits
+    assert [r["outcome"] for r in lake.trail(scope.job).records("bundle_closed")] == ["abandoned"]
+    close_session(scope.job)
 
 
 def test_no_more_is_held_and_under_way_than_a_few_blocks(lake: Any, bundle: Any) -> None:
