@@ -124,10 +124,10 @@ def _report(summary: TrailSummary, out: Console, *, in_detail: bool) -> None:
     unclosed = f", {summary.open_bundles} ended without closing" if summary.open_bundles else ""
     out.print(
         Text.assemble(
-            ("ok", "bold green"),
-            f"  job {summary.job}  {summary.seal.outcome}  ",
-            f"{summary.records} records in {len(summary.segments)} segments, ",
-            f"{summary.bundles} bundles{unclosed}",
+            ("verified", "bold green"),
+            f"  {summary.job}  ended {summary.seal.outcome}; ",
+            f"{_many(summary.records, 'record')} in {_many(len(summary.segments), 'segment')}, ",
+            f"{_many(summary.bundles, 'bundle')}{unclosed}",
         ),
         soft_wrap=True,
     )
@@ -153,3 +153,7 @@ def _console(*, stderr: bool = False) -> Console:
 def _fail(message: str) -> NoReturn:
     _console(stderr=True).print(Text.assemble(("error", "bold red"), f"  {message}"), soft_wrap=True)
     raise click.exceptions.Exit(1)
+
+
+def _many(number: int, what: str) -> str:
+    return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"

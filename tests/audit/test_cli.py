@@ -39,7 +39,7 @@ def test_verify(job: Path, trails: ModuleType) -> None:
     assert result.exit_code == 0, result.output
     assert result.stderr == ""
     first, *segments, last = result.stdout.splitlines()
-    assert first.startswith(f"ok  job {trails.JOB}  ok  ")
+    assert first.startswith(f"verified  {trails.JOB}  ended ok; ")
     assert "3 bundles, 1 ended without closing" in first
     assert len(segments) == len(list(job.iterdir())) - 1
     assert re.search(r"4 records  worker-1 pid \d, 1 ended without closing$", segments[-1])
