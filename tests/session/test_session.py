@@ -7,13 +7,14 @@ import json
 import logging
 import os
 import pickle
+import signal
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import pytest
 
@@ -663,6 +664,40 @@ def test_a_forked_child_has_its_own_session(job):
         close_session(job.scope.job)
     assert len(job.trail.names()) == 2
     job.check_unsealed()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="only where processes fork")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork.*:DeprecationWarning")
+def test_a_fork_while_another_thread_opens_a_session(make_job):
+    """A child that is forked in that moment is not left with a lock that nobody in it will ever release."""
+    first, second, third = make_job(), make_job(), make_job()
+    slow, asked, go = threading.Event(), threading.Event(), threading.Event()
+
+    def clock() -> datetime:
+        if slow.is_set():
+            asked.set()
+            go.wait(20)
+        return utc_now()
+
+    adopt_session(first.session(clock=clock))
+    slow.set()
+    opening = threading.Thread(target=open_session, args=(second.scope,))
+    opening.start()
+    try:
+        assert asked.wait(20)
+        child = os.fork()
+        if child == 0:  # pragma: no cover - not measured in the child
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)  # which ends the child
+            signal.alarm(10)
+            open_session(third.scope)
+            os._exit(0)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    finally:
+        slow.clear()
+        go.set()
+        opening.join(20)
+        for job in (first, second):
+            close_session(job.scope.job)
 
 
 def test_a_session_whose_job_is_over_is_forgotten(make_job):
