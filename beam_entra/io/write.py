@@ -3,8 +3,9 @@
 Workers stage blocks straight to the final blobs, where nobody can see them. What a bundle has staged leaves it as a few
 small `Staged` values. One step behind a GroupByKey commits, each blob once:
 
-1. `_COMMITTING`: what is about to be committed, by which job. If another job's commit has begun under this prefix, it
-   is there already, and nothing of this job becomes visible.
+1. `_COMMITTING`: what is about to be committed, by which job. If another commit has begun under this prefix, it is
+   there already, and nothing of this one becomes visible. Another commit is another job's, or one of other blocks: a
+   runner that has lost a bundle's outputs computes them again, and both must not be committed.
 2. Each blob: Put Block List of the blocks that the bundles which succeeded have staged; blocks of dead attempts are in
    no list. A retry of the step finds its own blobs by their blocks.
 3. `_SUCCESS`: the blobs of the job, their ETags, sizes and rows.
@@ -24,6 +25,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from hashlib import sha256
 from typing import Any
 
 import apache_beam as beam
@@ -387,7 +389,7 @@ def commit(
         commit_id: The same in every attempt.
 
     Raises:
-        BlobExists: Another job has begun to commit under the prefix, or a blob of the same name is there.
+        BlobExists: Another commit has begun under the prefix, or a blob of the same name is there.
     """
     parts: dict[str, list[Staged]] = defaultdict(list)
     for part in sorted(staged, key=lambda part: (part.path, part.blocks)):
@@ -400,11 +402,13 @@ def commit(
     job = bundle.session.scope
     facts = {"job": job.job, "pipeline": job.manifest.pipeline, "environment": job.manifest.environment}
     facts["commit"] = commit_id
+    blocks = _digest(parts)
+    plan = {**facts, "blobs": list(parts), "blocks_sha256": blocks}
     try:
-        _put_json(bundle, settings, COMMITTING, {**facts, "blobs": list(parts)}, commit_id, settings.overwrite)
+        _put_json(bundle, settings, COMMITTING, plan, commit_id, settings.overwrite, what=blocks)
     except BlobExists as error:
         raise BlobExists(
-            f"a commit under {settings.prefix} has begun before: this job made nothing visible there",
+            f"a commit under {settings.prefix} has begun before: this one made nothing visible there",
             Diagnosis(
                 tried=error.diagnosis.tried,
                 request_id=error.diagnosis.request_id,
@@ -461,12 +465,26 @@ def _commit_blob(
     )
 
 
+def _digest(parts: dict[str, list[Staged]]) -> str:
+    """Names exactly these blocks in these blobs."""
+    blocks = {path: [part.blocks for part in of_blob] for path, of_blob in sorted(parts.items())}
+    return sha256(json.dumps(blocks).encode("ascii")).hexdigest()
+
+
 def _put_json(
-    bundle: BundleSession, settings: WriteSettings, name: str, value: object, commit_id: str, overwrite: bool
+    bundle: BundleSession,
+    settings: WriteSettings,
+    name: str,
+    value: object,
+    commit_id: str,
+    overwrite: bool,
+    *,
+    what: str = "",
 ) -> CommittedBlob:
+    """Write a marker, once: an attempt with the same `commit_id` and `what` finds it done."""
     path = settings.prefix.child(name)
     data = json.dumps(value, indent=2).encode("ascii") + b"\n"
-    block = _block_id(commit_id, name)
+    block = _block_id(commit_id, name + what)
     bundle.stage(path, block, data)
     return bundle.commit(
         path,

@@ -241,6 +241,8 @@ def test_a_pattern_outside_the_grants_is_refused_at_launch_and_audited(lake: Any
     assert data_requests(lake) == []
     (denied,) = lake.only_trail().records("denied")
     assert (denied["by"], denied["request_id"]) == ("manifest", None)
+    steps = {record["step"] for record in lake.only_trail().records("bundle_opened")}
+    assert steps == {"launch", "seal the audit trail"}, "it did not come as far as a worker"
     assert lake.only_trail().verify().seal.outcome == "failed"
 
 

@@ -290,7 +290,7 @@ def test_a_second_job_into_the_same_prefix_is_refused_and_changes_nothing(lake: 
     """The error names `_COMMITTING`; every blob of the first job is as it was."""
     write(lake, list(range(10)), JsonLines(), shards=1)
     before = {name: (lake.curated.download(name), lake.etag(lake.curated, name)) for name in lake.curated.list()}
-    with pytest.raises(BlobExists, match="made nothing visible there") as caught:
+    with pytest.raises(BlobExists, match="this one made nothing visible there") as caught:
         write(lake, list(range(20)), JsonLines())
     assert lake.curated.url("out/_COMMITTING") in str(caught.value)
     after = {name: (lake.curated.download(name), lake.etag(lake.curated, name)) for name in lake.curated.list()}
@@ -338,6 +338,8 @@ def test_a_prefix_outside_the_grants_is_refused_at_launch_and_audited(lake: Any)
     assert lake.cloud.proxy.count(in_output(lake)) == 0
     (denied,) = lake.only_trail().records("denied")
     assert denied["permission"] == "write"
+    steps = {record["step"] for record in lake.only_trail().records("bundle_opened")}
+    assert steps == {"launch", "seal the audit trail"}, "it did not come as far as a worker"
 
 
 def test_input_without_end_is_refused(lake: Any) -> None:
@@ -427,12 +429,25 @@ def test_a_commit_step_that_runs_again_changes_nothing_but_etags(lake: Any, bund
         assert {blob["etag"] for blob in lake.success()["blobs"]} == {lake.etag(lake.curated, n) for n in lake.parts()}
 
 
+def test_an_attempt_with_other_blocks_is_another_commit(lake: Any, bundle: Any) -> None:
+    """A runner that lost a bundle's outputs stages them anew and repeats the step: that fails, and doubles nothing."""
+    settings = settings_for(lake, block_bytes=60)
+    elements = [{"id": at} for at in range(30)]
+    first, again = stage(bundle, settings, elements), stage(bundle, settings, elements)
+    assert first[0].path != again[0].path, "with automatic shards even the names differ"
+    commit(bundle, settings, first, COMMIT_ID)
+    before = outcome(lake, "out/")
+    with pytest.raises(BlobExists, match="has begun before"):
+        commit(bundle, settings, again, COMMIT_ID)
+    assert outcome(lake, "out/") == before
+
+
 def test_two_attempts_of_the_commit_at_once_give_one_outcome(
     lake: Any, sessions: Callable[[JobScope], Session]
 ) -> None:
     """A zombie runs beside its successor, in another process: both end well, and nothing is doubled."""
     scope = JobScope.launch(lake.manifest(), now=utc_now())
-    for number in range(10):
+    for number in range(4):
         settings = settings_for(lake, prefix=f"out/{number}/", shards=3, block_bytes=60)
         with sessions(scope).bundle("stage") as bundle:
             staged = stage(bundle, settings, [{"id": at} for at in range(60)])
@@ -447,6 +462,32 @@ def test_two_attempts_of_the_commit_at_once_give_one_outcome(
             first, second = (future.result() for future in [pool.submit(attempt), pool.submit(attempt)])
         assert [blob.path for blob in first] == [blob.path for blob in second]
         assert outcome(lake, f"out/{number}/")[0] == list(range(60))
+
+
+def test_success_is_true_when_its_first_writer_was_overtaken(
+    lake: Any, sessions: Callable[[JobScope], Session]
+) -> None:
+    """One attempt has committed and is about to say so; another confirms all blobs, which changes their ETags."""
+    scope = JobScope.launch(lake.manifest(), now=utc_now())
+    settings = settings_for(lake, shards=2, block_bytes=60)
+    with sessions(scope).bundle("stage") as bundle:
+        staged = stage(bundle, settings, [{"id": at} for at in range(20)])
+    held = lake.cloud.proxy.hold(
+        where=lambda request: in_output(lake, "PutBlockList")(request) and request.blob == "out/_SUCCESS", times=1
+    )
+
+    def attempt() -> None:
+        with sessions(scope).bundle("commit") as bundle:
+            commit(bundle, settings, staged, COMMIT_ID)
+
+    overtaken = threading.Thread(target=attempt)
+    overtaken.start()
+    held.gate.wait_for_arrivals()
+    attempt()
+    assert outcome(lake, "out/")[0] == list(range(20))
+    held.gate.open()
+    overtaken.join()
+    assert outcome(lake, "out/")[0] == list(range(20))
 
 
 def test_a_zombie_of_another_job_cannot_commit_over_the_one_that_came_first(
