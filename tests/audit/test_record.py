@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import typing
 from collections.abc import Callable
@@ -78,7 +79,7 @@ def test_documents_every_field() -> None:
     for model in (*typing.get_args(AnyRecord), Record, Previous, SealedSegment):
         own = set(model.model_fields) - (set(Record.model_fields) if model is not Record else set())
         for field in own - {"kind"}:
-            assert f"        {field}: " in (model.__doc__ or ""), f"{model.__name__}.{field}"
+            assert f"\n    {field}: " in (inspect.getdoc(model) or ""), f"{model.__name__}.{field}"
 
 
 def test_times_are_utc_with_microseconds(trails: ModuleType) -> None:
