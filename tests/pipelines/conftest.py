@@ -37,6 +37,16 @@ class Ended:
         return f"exit code {self.status}\n{self.out}\n{self.err}"
 
 
+def ended(process: subprocess.Popen[str]) -> Ended:
+    """Wait for the end of a launch; one that does not end is killed."""
+    with process:
+        try:
+            out, err = process.communicate(timeout=120)
+        finally:
+            process.kill()
+    return Ended(status=process.returncode, out=out, err=err)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Shop:
     """Containers for one test, and the pipeline over them."""
@@ -83,8 +93,8 @@ class Shop:
                 self.raw.upload(path.relative_to(source).as_posix(), path.read_bytes())
         return source
 
-    def run(self, *flags: str, manifest: Path | None = None, **changed: str | None) -> Ended:
-        """Launch `python -m pipelines.orders` with its usual flags; those in `changed` are others, or left out."""
+    def launch(self, *flags: str, manifest: Path | None = None, **changed: str | None) -> subprocess.Popen[str]:
+        """Start `python -m pipelines.orders` with its usual flags; those in `changed` are others, or left out."""
         usual = {
             "access_manifest": str(manifest or self.manifest()),
             "access_endpoints": str(self.cloud.endpoints_file),
@@ -98,16 +108,18 @@ class Shop:
         given = [f"--{name}={value}" for name, value in {**usual, **changed}.items() if value is not None]
         settings = {**os.environ, "AZURE_FEDERATED_TOKEN_FILE": str(self.cloud.assertion_file)}
         settings.pop("BEAM_ENTRA_ENDPOINTS", None)
-        done = subprocess.run(
+        return subprocess.Popen(
             [sys.executable, "-m", "pipelines.orders", *given, *flags],
             cwd=ROOT,
             env=settings,
-            capture_output=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
-            timeout=120,
-            check=False,
         )
-        return Ended(status=done.returncode, out=done.stdout, err=done.stderr)
+
+    def run(self, *flags: str, manifest: Path | None = None, **changed: str | None) -> Ended:
+        """Launch it, and wait for its end."""
+        return ended(self.launch(*flags, manifest=manifest, **changed))
 
     def report(self) -> dict[str, Any]:
         """What the last run reported."""

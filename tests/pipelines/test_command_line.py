@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -10,7 +11,7 @@ import pytest
 
 from beam_entra.audit.verify import verify
 from beam_entra.testing.issuer import WorkloadIssuer
-from tests.pipelines.conftest import Ended, Shop
+from tests.pipelines.conftest import Ended, Shop, ended
 
 NOBODY = "00000000-0000-4000-8000-000000000000"
 Change = Callable[[Shop], dict[str, str | None]]
@@ -151,26 +152,26 @@ def test_a_launch_that_goes_wrong_says_so_once(stocked: Shop, name: str) -> None
     manifest = stocked.manifest(*case.manifest)
     case.before(stocked)
     try:
-        ended = stocked.run(manifest=manifest, **case.flags(stocked))
+        done = stocked.run(manifest=manifest, **case.flags(stocked))
     finally:
         stocked.cloud.issuer.write_assertion_file(stocked.cloud.assertion_file, stocked.cloud.subject)
-    assert ended.status == 1, ended.said
-    assert ended.out == ""
-    _holds_one_error(ended, case)
-    assert stocked.cloud.find_leaks(ended.said) == []
+    assert done.status == 1, done.said
+    assert done.out == ""
+    _holds_one_error(done, case)
+    assert stocked.cloud.find_leaks(done.said) == []
     assert stocked.curated.list() == []
     if case.denied_by:
         _stands_in_the_trail(stocked, case)
 
 
-def _holds_one_error(ended: Ended, case: Case) -> None:
-    lines = ended.err.splitlines()
-    assert lines[0].startswith(f"{case.error}: "), ended.said
-    assert [line for line in lines[1:] if not line.startswith("    ")] == [], ended.said
-    assert "Traceback" not in ended.err
-    assert "    fix: " in ended.err or ".toml" in case.says[0], ended.said
+def _holds_one_error(done: Ended, case: Case) -> None:
+    lines = done.err.splitlines()
+    assert lines[0].startswith(f"{case.error}: "), done.said
+    assert [line for line in lines[1:] if not line.startswith("    ")] == [], done.said
+    assert "Traceback" not in done.err
+    assert "    fix: " in done.err or ".toml" in case.says[0], done.said
     for text in case.says:
-        assert text in ended.err, ended.said
+        assert text in done.err, done.said
 
 
 def _stands_in_the_trail(shop: Shop, case: Case) -> None:
@@ -181,11 +182,29 @@ def _stands_in_the_trail(shop: Shop, case: Case) -> None:
     assert shop.report()["outcome"] == "failed"
 
 
+def test_ctrl_c_ends_the_job_and_seals_its_trail(stocked: Shop) -> None:
+    """In the middle of a read: no traceback, nothing visible, and a trail that says it was interrupted."""
+    read = stocked.cloud.proxy.hold(
+        where=lambda request: request.method == "GET" and f"/{stocked.raw.name}/orders/" in request.path
+    )
+    process = stocked.launch()
+    read.gate.wait_for_arrivals(timeout_s=60)
+    process.send_signal(signal.SIGINT)
+    read.gate.open()
+    done = ended(process)
+    assert done.status == 130, done.said
+    assert done.err.startswith("interrupted\n    audit: "), done.said
+    assert len(done.err.splitlines()) == 2, done.said
+    assert stocked.curated.list() == []
+    assert stocked.report()["outcome"] == "interrupted"
+    verify(stocked.trail(), seal_digest=stocked.report()["seal_digest"])
+
+
 def test_help_reads_well(shop: Shop) -> None:
     """Its own flags and those of identity and access; Beam's are mentioned, not listed."""
-    ended = shop.run("--help")
-    assert ended.status == 0, ended.said
-    assert ended.out.startswith("usage: python -m pipelines.orders")
+    done = shop.run("--help")
+    assert done.status == 0, done.said
+    assert done.out.startswith("usage: python -m pipelines.orders")
     for text in ("--input", "--products", "--output", "--access_manifest", "--job_report", "--runner=DirectRunner"):
-        assert text in ended.out
-    assert "entra_job_scope" not in ended.out
+        assert text in done.out
+    assert "entra_job_scope" not in done.out
