@@ -182,15 +182,15 @@ def _stands_in_the_trail(shop: Shop, case: Case) -> None:
     assert shop.report()["outcome"] == "failed"
 
 
-def test_ctrl_c_ends_the_job_and_seals_its_trail(stocked: Shop) -> None:
-    """In the middle of a read: no traceback, nothing visible, and a trail that says it was interrupted."""
-    read = stocked.cloud.proxy.hold(
-        where=lambda request: request.method == "GET" and f"/{stocked.raw.name}/orders/" in request.path
-    )
+@pytest.mark.parametrize("method", ["GET", "PUT"], ids=["while it reads", "while it stages"])
+def test_ctrl_c_ends_the_job_and_seals_its_trail(stocked: Shop, method: str) -> None:
+    """In the middle of a request: no traceback, nothing visible, and a trail that says it was interrupted."""
+    folder = f"/{stocked.raw.name}/orders/" if method == "GET" else f"/{stocked.curated.name}/orders/run/"
+    held = stocked.cloud.proxy.hold(where=lambda request: request.method == method and folder in request.path)
     process = stocked.launch()
-    read.gate.wait_for_arrivals(timeout_s=60)
+    held.gate.wait_for_arrivals(timeout_s=60)
     process.send_signal(signal.SIGINT)
-    read.gate.open()
+    held.gate.open()
     done = ended(process)
     assert done.status == 130, done.said
     assert done.err.startswith("interrupted\n    audit: "), done.said
