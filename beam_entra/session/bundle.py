@@ -41,7 +41,7 @@ from beam_entra.storage.answers import Answer
 if TYPE_CHECKING:
     from beam_entra.session.session import Session
 
-__all__ = ["BundleSession", "CommittedBlob"]
+__all__ = ["BundleSession", "CommittedBlob", "Fetched"]
 
 Outcome = Literal["ok", "failed", "abandoned"]
 _REFUSED_BY = {NotGranted: "manifest", IdentityExpired: "deadline", AccessDenied: "storage", IdentityRejected: "entra"}
@@ -64,6 +64,25 @@ class CommittedBlob:
     size_bytes: int
     rows: int
     confirmed: bool = False
+
+
+class Fetched:
+    """Bytes that are here, and may be had when what is recorded of their access is durable."""
+
+    __slots__ = ("_content", "_receipts")
+
+    def __init__(self, content: bytearray, receipts: list[Receipt]) -> None:
+        self._content, self._receipts = content, receipts
+
+    def take(self) -> bytearray:
+        """The bytes, once their records are durable.
+
+        Raises:
+            AuditUnavailable: Some record is not durable.
+        """
+        for receipt in self._receipts:
+            receipt.wait()
+        return self._content
 
 
 class BundleSession:
@@ -152,8 +171,8 @@ class BundleSession:
             ).wait()
             yield from page.blobs
 
-    def read(self, blob: BlobProperties, start: int, stop: int) -> bytearray:
-        """Bytes [start, stop) of this version of a blob that the job may read.
+    def fetch(self, blob: BlobProperties, start: int, stop: int) -> Fetched:
+        """Bytes [start, stop) of this version of a blob that the job may read, in hand when their records are durable.
 
         Raises:
             BlobChanged: The blob is no longer this version.
@@ -167,10 +186,12 @@ class BundleSession:
         with self._noting_refusals(str(blob.path), "read"):
             access.sas()
             content = self.session.service.read_range(blob, start, stop, access, self._next_request_id, answered)
-        for receipt in receipts:
-            receipt.wait()
         self.session.count("bytes_read", len(content))
-        return content
+        return Fetched(content, receipts)
+
+    def read(self, blob: BlobProperties, start: int, stop: int) -> bytearray:
+        """As `fetch`, waited for."""
+        return self.fetch(blob, start, stop).take()
 
     def stage(self, path: BlobPath, block_id: str, data: bytes) -> None:
         """Stage a block of a blob that the job may write. Call `settle` before telling anybody that it is staged."""

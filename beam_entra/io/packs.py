@@ -1,0 +1,76 @@
+"""Small blobs travel in packs: many requests under way at once, and no order among them.
+
+A small blob is one request whose time is the way there and back. A pack is what one worker takes at a time; how many of its
+blobs are fetched at once, and held, is bounded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Executor, Future, wait
+from queue import SimpleQueue
+from typing import TypeVar
+
+from beam_entra.storage import BlobProperties
+
+__all__ = ["Pack", "fetch_unordered", "packed"]
+
+Pack = tuple[BlobProperties, ...]
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def packed(
+    blobs: Iterable[BlobProperties], *, small_bytes: int, pack_blobs: int, pack_bytes: int
+) -> Iterator[Pack]:
+    """Small blobs together, each other one alone; it holds back no more than one pack.
+
+    Args:
+        small_bytes: How long a small blob may be.
+        pack_blobs, pack_bytes: How many blobs, and bytes, may be in a pack.
+    """
+    pack: list[BlobProperties] = []
+    size = 0
+    for blob in blobs:
+        if blob.size_bytes > small_bytes:
+            yield (blob,)
+            continue
+        if pack and (len(pack) >= pack_blobs or size + blob.size_bytes > pack_bytes):
+            yield tuple(pack)
+            pack, size = [], 0
+        pack.append(blob)
+        size += blob.size_bytes
+    if pack:
+        yield tuple(pack)
+
+
+def fetch_unordered(
+    fetch: Callable[[Item], Result], items: Iterable[Item], *, executor: Executor, depth: int
+) -> Generator[tuple[Item, Result], None, None]:
+    """Each item with what was fetched for it, as soon as it is here: one that takes long stalls no other.
+
+    Args:
+        depth: How many at most are under way, or here and not yet consumed.
+    """
+    waiting = iter(items)
+    arrived: SimpleQueue[Future[Result]] = SimpleQueue()
+    under_way: dict[Future[Result], Item] = {}
+
+    def refill() -> None:
+        for item in waiting:
+            future = executor.submit(fetch, item)
+            under_way[future] = item
+            future.add_done_callback(arrived.put)
+            if len(under_way) >= depth:
+                return
+
+    try:
+        refill()
+        while under_way:
+            future = arrived.get()
+            yield under_way[future], future.result()
+            del under_way[future]  # only now: what the consumer holds counts
+            refill()
+    finally:
+        wait([future for future in under_way if not future.cancel()])
