@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.defects import find_defects
 from benchmarks.machine import facts
 from benchmarks.results import findings
 from benchmarks.rows import GROUPS, groups_of
@@ -58,12 +60,16 @@ def main(rows: tuple[str, ...], pairs: int, scale: float, only_list: bool, resul
             sys.exit(1)
         known["groups"][group.name] = {"pairs": pairs, "sides": runs}
         _save(results, known)
+    if not rows:
+        console.print("[bold]what azfs gets wrong[/bold]")
+        known["defects"] = [asdict(defect) for defect in find_defects()]
+        _save(results, known)
     Console(width=None if sys.stdout.isatty() else 200).print(_table(known, {group.name for group in chosen}))
     click.echo(f"{time.monotonic() - began:.0f} s; {results}" + ("" if scale == 1 else f"; at {scale:g} of the size"))
 
 
 def _load(results: Path, scale: float) -> dict[str, Any]:
-    fresh = {"taken": "", "scale": scale, "machine": facts(), "groups": {}}
+    fresh = {"taken": "", "scale": scale, "machine": facts(), "groups": {}, "defects": []}
     if not results.exists():
         return fresh
     kept: dict[str, Any] = json.loads(results.read_text(encoding="utf-8"))
