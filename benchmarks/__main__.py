@@ -23,6 +23,7 @@ from benchmarks.run import SideFailed, run_group
 from benchmarks.table import HEADINGS, cells
 
 _FEWEST_PAIRS = 5
+_WIDE = 300
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -64,7 +65,7 @@ def main(rows: tuple[str, ...], pairs: int, scale: float, only_list: bool, resul
         console.print("[bold]what azfs gets wrong[/bold]")
         known["defects"] = [asdict(defect) for defect in find_defects()]
         _save(results, known)
-    Console(width=None if sys.stdout.isatty() else 200).print(_table(known, {group.name for group in chosen}))
+    Console(width=None if sys.stdout.isatty() else _WIDE).print(_table(known, {group.name for group in chosen}))
     click.echo(f"{time.monotonic() - began:.0f} s; {results}" + ("" if scale == 1 else f"; at {scale:g} of the size"))
 
 

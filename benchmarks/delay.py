@@ -22,6 +22,7 @@ __all__ = ["DelayProxy", "relay"]
 
 _UNDER_WAY_BYTES = 64 << 20
 _BUFFER_BYTES = 16 << 20
+_NO_MORE, _LOST = "no more", "lost"  # one way ended; both did
 _EARLY_S = 0.0005  # epoll counts in milliseconds and rounds up
 
 
@@ -54,16 +55,17 @@ class _Way:
     def __init__(self, delay_s: float, not_before: float) -> None:
         self._loop = asyncio.get_running_loop()
         self._delay_s, self._not_before = delay_s, not_before
-        self._due: deque[tuple[float, bytes | None]] = deque()  # None: the end
+        self._due: deque[tuple[float, bytes | str]] = deque()
         self._armed = False
         self._size = 0
         self.source: asyncio.Transport | None = None
         self.sink: asyncio.Transport | None = None
         self.sink_full = False
 
-    def feed(self, data: bytes | None) -> None:
+    def feed(self, data: bytes | str) -> None:
+        """Bytes came, or the end did."""
         self._due.append((max(self._loop.time() + self._delay_s, self._not_before), data))
-        self._size += len(data or b"")
+        self._size += len(data)
         self.hold_back()
         self.arm()
 
@@ -88,17 +90,16 @@ class _Way:
         if sink is None or sink.is_closing():
             return
         now = self._loop.time() + _EARLY_S
-        ready: list[bytes] = []
-        ended = False
         while self._due and self._due[0][0] <= now:
             data = self._due.popleft()[1]
-            ended = data is None
-            ready.append(data or b"")
-            self._size -= len(data or b"")
-        if ready:
-            sink.writelines(ready)
-        if ended:
-            sink.close()
+            self._size -= len(data)
+            if isinstance(data, bytes):
+                sink.write(data)
+            elif data == _NO_MORE and sink.can_write_eof():
+                sink.write_eof()
+            else:
+                sink.close()
+                return
         self.hold_back()
         self.arm()
 
@@ -119,11 +120,11 @@ class _End(asyncio.Protocol):
         self._out.feed(data)
 
     def eof_received(self) -> bool:
-        self._out.feed(None)
+        self._out.feed(_NO_MORE)
         return True
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._out.feed(None)
+        self._out.feed(_LOST)
 
     def pause_writing(self) -> None:
         self._into.sink_full = True
@@ -150,7 +151,7 @@ async def relay(upstream: int, rtt_s: float) -> asyncio.Server:
         try:
             await loop.create_connection(lambda: _End(back, there), "127.0.0.1", upstream)
         except OSError:
-            back.feed(None)
+            back.feed(_LOST)
 
     return await loop.create_server(accept, "127.0.0.1", 0, backlog=512)
 

@@ -75,14 +75,14 @@ def azfs_orders(task: Task) -> Work:
         )
         sold = (
             parsed["orders"]
-            | "By id" >> beam.Map(lambda order: (order.order_id, tuple(order)))
+            | "By id" >> beam.Map(lambda order: (order["order_id"], order))
             | "Same id" >> beam.GroupByKey()
-            | "Newest" >> beam.MapTuple(job.newest)
+            | "Newest" >> beam.MapTuple(lambda order_id, versions: job.newest(versions))
             | "Category" >> beam.Map(job.with_category, AsDict(products))
         )
         revenue = (
             sold
-            | "Amount" >> beam.MapTuple(lambda order, category: ((order.ordered_at[:10], category), order.amount_cents))
+            | "Amount" >> beam.MapTuple(job.sale)
             | "Sum" >> beam.CombinePerKey(sum)
         )
         _write_json(sold | "Row" >> beam.MapTuple(job.order_row), "Clean", out + "clean/part")
