@@ -300,7 +300,7 @@ _DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
 
 def _as_mapping(element: Any) -> Any:
     """Rows of the kinds that Beam pipelines pass around, as dicts; anything else as it is."""
-    if isinstance(element, (Mapping, str)):
+    if type(element) is dict or isinstance(element, (Mapping, str)):  # the first at a tenth of the second's price
         return element
     for method in ("as_dict", "_asdict"):  # beam.Row, BadRecord; named tuples
         convert = getattr(element, method, None)
