@@ -1,6 +1,6 @@
-"""Each side in a process of its own: a task a line on standard input, an outcome a line on standard output.
+"""Each side in a process of its own: a task a line on its input, an outcome a line on its output.
 
-The server imports Beam once and forks a child for each task, which saves the two seconds that importing it takes. It has
+The server imports Beam once and forks a child for each task, which saves the two seconds that importing takes. It has
 no other thread and opens nothing, so a child begins as a fresh process does.
 
 A side is a function that gets the task, imports what it needs, and returns the work to be timed; that returns how many

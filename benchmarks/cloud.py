@@ -127,8 +127,8 @@ class BenchCloud:
     def digest_of(self, prefix: str) -> list[object]:
         """What a side has written, whatever the names and the order: a line for each folder below the prefix.
 
-        Each says how many lines there are, and a sum of their checksums. Dead letters have a reason of their own on each
-        side, so only their number counts.
+        Each says how many lines there are, and a sum of their checksums. Dead letters have a reason of their own on
+        each side, so only their number counts.
         """
         folders: dict[str, tuple[int, int]] = {}
         for name in self.cloud.list_blobs(ACCOUNT, CURATED, prefix):

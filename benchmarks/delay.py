@@ -4,8 +4,8 @@ It prints its port and ends when its standard input does. TLS passes through it 
 
 * Each byte is handed on half a round trip after it came, in order, each way.
 * A new connection costs a round trip before its first byte, as a TCP handshake does; over loopback it would be free.
-* It does not limit bandwidth: up to 64 MB a direction may be under way, and there is neither slow start nor loss. That is
-  kinder than a real network to whoever opens many connections. Its own floor is a row of the benchmark.
+* It does not limit bandwidth: up to 64 MB a direction may be under way, and there is neither slow start nor loss. That
+  is kinder than a real network to whoever opens many connections. Its own floor is a row of the benchmark.
 """
 
 from __future__ import annotations

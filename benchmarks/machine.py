@@ -8,7 +8,6 @@ import re
 from importlib.metadata import version
 from pathlib import Path
 
-
 __all__ = ["facts"]
 
 _PACKAGES = ("apache-beam", "azure-storage-blob", "azure-core", "urllib3", "pyarrow", "pydantic")

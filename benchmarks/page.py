@@ -23,26 +23,28 @@ _HOW = """\
 
 `make bench` runs it again; `make bench ROW=text` runs one row, `make bench SCALE=0.1` takes a quick look.
 
-* Each side of a row runs {pairs} times, A B A B, each time in a process of its own, forked from one that has imported Beam and
-  done nothing else. A trivial pipeline runs in it first, unmeasured, so that nobody pays for Beam's first run.
-* Wall time is from building the pipeline until its end: for us that includes the token, the delegation key, every SAS and record,
-  and sealing and verifying the trail. CPU time is user and system time of that process. Memory is its peak above what it had
-  before. Ratios are taken pair by pair; the median counts, and the range is in brackets.
-* Both sides have the same Azurite, data, runner (FnApiRunner, which DirectRunner falls back to where there is no Prism) and
-  downstream transforms, and their answers must agree: counts, sums, or what was written, line by line.
-* azfs is Beam's own, unchanged, with the account key in a connection string, so that it is never slowed by sign-in. It speaks to
-  Azurite over the same TLS as we do: the connection string names the endpoint, and `REQUESTS_CA_BUNDLE` the run's CA, which the
-  requests library below azure-core reads. One thing is mended for it, since no write would end otherwise: it builds the URL of a
-  copy's source for blob.core.windows.net whatever the connection string says; it is given the endpoint there.
-* Round-trip time is added by a TCP relay in a process of its own (`benchmarks/delay.py`): 20 ms means 10 ms each way, and a round
-  trip for each new connection, as TCP's handshake takes. It does not limit bandwidth, and knows neither slow start nor loss,
-  which is kind to whoever opens many connections. The token endpoint is not delayed.
-* Client, Azurite and relay share the machine's {cores} cores, so a side that gives Azurite less to do is faster for it, and
-  a floor of plain GETs is what this machine can do, not what Storage can."""
+* Each side of a row runs {pairs} times, A B A B, each time in a process of its own, forked from one that has imported
+  Beam and done nothing else. A trivial pipeline runs in it first, unmeasured, so that nobody pays for Beam's first
+  run.
+* Wall time is from building the pipeline until its end: for us that includes the token, the delegation key, every SAS
+  and record, and sealing and verifying the trail. CPU time is user and system time of that process. Memory is its
+  peak above what it had before. Ratios are taken pair by pair; the median counts, and the range is in brackets.
+* Both sides have the same Azurite, data, runner (FnApiRunner, which DirectRunner falls back to where there is no
+  Prism) and downstream transforms, and their answers must agree: counts, sums, or what was written, line by line.
+* azfs is Beam's own, unchanged, with the account key in a connection string, so that it is never slowed by sign-in.
+  It speaks to Azurite over the same TLS as we do: the connection string names the endpoint, and `REQUESTS_CA_BUNDLE`
+  the run's CA, which the requests library below azure-core reads. One thing is mended for it, since no write would
+  end otherwise: it builds the URL of a copy's source for blob.core.windows.net whatever the connection string says;
+  it is given the endpoint there.
+* Round-trip time is added by a TCP relay in a process of its own (`benchmarks/delay.py`): 20 ms means 10 ms each way,
+  and a round trip for each new connection, as TCP's handshake takes. It does not limit bandwidth, and knows neither
+  slow start nor loss, which is kind to whoever opens many connections. The token endpoint is not delayed.
+* Client, Azurite and relay share the machine's {cores} cores, so a side that gives Azurite less to do is faster for
+  it, and a floor of plain GETs is what this machine can do, not what Storage can."""
 
 _UNSCOPED = """\
-The price of identity and audit is that of the same job with a session whose SAS are two static ones for whole containers, and
-whose records go nowhere (`benchmarks/unscoped.py`; the package itself has no such switch)."""
+The price of identity and audit is that of the same job with a session whose SAS are two static ones for whole
+containers, and whose records go nowhere (`benchmarks/unscoped.py`; the package itself has no such switch)."""
 
 
 def render(results: Mapping[str, Any]) -> str:
@@ -87,8 +89,10 @@ def _summary(results: Mapping[str, Any], found: Sequence[Finding]) -> str:
     counted = ", ".join(
         f"{verdicts.count(verdict)} {verdict}" for verdict in ("reached", "missed", "not yet") if verdict in verdicts
     )
-    size = "" if results["scale"] == 1 else f" The data had {results['scale']:g} of its full size: a quick look, no result."
-    return f"Ours against Beam's own azfs, side by side, taken on {results['taken']}. Of what must be reached: {counted}.{size}"
+    whole = results["scale"] == 1
+    size = "" if whole else f" The data had {results['scale']:g} of its full size: a quick look, no result."
+    taken = f"Ours against Beam's own azfs, side by side, taken on {results['taken']}."
+    return f"{taken} Of what must be reached: {counted}.{size}"
 
 
 def _row(finding: Finding) -> tuple[str, ...]:

@@ -110,7 +110,7 @@ def _value(row: Row, run: Mapping[str, Any]) -> float:
         case "peak":
             return _memory(run)
         case "sample":
-            return statistics.median(run["samples_s"])
+            return float(statistics.median(run["samples_s"]))
         case _:
             return float(run["wall_s"])
 

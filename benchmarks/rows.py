@@ -92,7 +92,10 @@ _TEXT = Group(
             given=lambda scale: {"pattern": "lines/*"},
         ),
         Side(
-            name="ours", does="reading.our_text", shown="ReadFromBlob(Lines())", given=lambda scale: {"pattern": "lines/*"}
+            name="ours",
+            does="reading.our_text",
+            shown="ReadFromBlob(Lines())",
+            given=lambda scale: {"pattern": "lines/*"},
         ),
         Side(
             name="batched",
@@ -160,7 +163,9 @@ _SUMS = Group(
         ),
     ),
     rows=(
-        Row(name="sums", shown="JSON summed per key, Arrow batches", ours="batched", theirs="azfs", least=6.0, unit="s"),
+        Row(
+            name="sums", shown="JSON summed per key, Arrow batches", ours="batched", theirs="azfs", least=6.0, unit="s"
+        ),
         Row(name="sums-elements", shown="the same, element by element", ours="ours", theirs="azfs", unit="s"),
     ),
 )
@@ -180,7 +185,9 @@ _ORDERS = Group(
     ),
     rows=(
         Row(name="orders", shown="pipelines.orders", ours="ours", theirs="azfs", least=1.5, unit="s"),
-        Row(name="orders-batched", shown="pipelines.orders_batched", ours="batched", theirs="azfs", least=4.0, unit="s"),
+        Row(
+            name="orders-batched", shown="pipelines.orders_batched", ours="batched", theirs="azfs", least=4.0, unit="s"
+        ),
         Row(
             name="identity",
             shown="price of identity and audit",
@@ -251,10 +258,16 @@ _LARGE = Group(
     rtt_ms=20,
     sides=(
         Side(
-            name="azfs", does="reading.azfs_bytes", shown="azfs, ReadMatches", given=lambda scale: {"pattern": "large/*"}
+            name="azfs",
+            does="reading.azfs_bytes",
+            shown="azfs, ReadMatches",
+            given=lambda scale: {"pattern": "large/*"},
         ),
         Side(
-            name="ours", does="reading.our_bytes", shown="ReadFromBlob(Bytes())", given=lambda scale: {"pattern": "large/*"}
+            name="ours",
+            does="reading.our_bytes",
+            shown="ReadFromBlob(Bytes())",
+            given=lambda scale: {"pattern": "large/*"},
         ),
         Side(
             name="blocks",

@@ -11,9 +11,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from benchmarks.task import Task
 from benchmarks.cloud import BenchCloud, bring_up
 from benchmarks.rows import Group, Side
+from benchmarks.task import Task
 
 __all__ = ["SideFailed", "run_group"]
 
@@ -51,7 +51,7 @@ class _Children:
 
     def __init__(self, cloud: BenchCloud) -> None:
         self._words = (cloud.folder / "children.txt").open("w+", encoding="utf-8")
-        self._server = subprocess.Popen(  # noqa: S603 - the command line is ours
+        self._server = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.child"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

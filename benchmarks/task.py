@@ -9,7 +9,7 @@ from typing import Any
 __all__ = ["Done", "NotYet", "Task"]
 
 
-class NotYet(Exception):  # noqa: N818 - it is no error: the product lacks what the side would measure
+class NotYet(Exception):
     """The package cannot do this yet; says what it lacks."""
 
 

@@ -36,7 +36,7 @@ class _NothingToWaitFor:
 
 
 class _NoToken:
-    token_id = "none"
+    token_id = "none"  # noqa: S105 - the name of a token that there is not
 
 
 class _NoBroker:
@@ -66,7 +66,9 @@ class UnscopedSession(Session):
             for container, variable in (("raw", "BENCH_RAW_SAS"), ("curated", "BENCH_CURATED_SAS"))
         }
 
-    def record(self, model: type[Record], *, bundle: str | None = None, **facts: Any) -> Receipt:
+    def record(
+        self, model: type[Record], *, bundle: str | None = None, prompt: bool = True, **facts: Any
+    ) -> Receipt:
         return self._receipt
 
     def issue(

@@ -2,9 +2,9 @@
 
 Like a database's log. `append` chains a record and returns a receipt; one thread per process hands everything that is
 pending to the store in one request, while the access that the record is about is still under way; the caller waits on
-the receipt before it lets anything out. A record that nobody waits for yet, such as that of a SAS whose access comes next,
-does not start a request: it goes with the next one that does, or alone after a moment. When the store gives up, the writer is poisoned: whoever waits, and whoever
-appends later, gets `AuditUnavailable`.
+the receipt before it lets anything out. A record that nobody waits for yet, such as that of a SAS whose access comes
+next, does not start a request: it goes with the next one that does, or alone after a moment. When the store gives up,
+the writer is poisoned: whoever waits, and whoever appends later, gets `AuditUnavailable`.
 """
 
 from __future__ import annotations

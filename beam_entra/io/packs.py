@@ -1,14 +1,15 @@
 """Small blobs travel in packs: many requests under way at once, and no order among them.
 
-A small blob is one request whose time is the way there and back. A pack is what one worker takes at a time; how many of its
-blobs are fetched at once, and held, is bounded.
+A small blob is one request whose time is the way there and back. A pack is what one worker takes at a time; how many of
+its blobs are fetched at once, and held, is bounded.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Executor, Future, wait
-from queue import SimpleQueue
+from contextlib import suppress
+from queue import Empty, SimpleQueue
 from typing import TypeVar
 
 from beam_entra.storage import BlobProperties
@@ -16,6 +17,8 @@ from beam_entra.storage import BlobProperties
 __all__ = ["Pack", "fetch_unordered", "packed"]
 
 Pack = tuple[BlobProperties, ...]
+
+_COMPANY_S = 0.004  # so long is waited for the next one that could go along
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -46,12 +49,13 @@ def packed(
 
 
 def fetch_unordered(
-    fetch: Callable[[Item], Result], items: Iterable[Item], *, executor: Executor, depth: int
-) -> Generator[tuple[Item, Result], None, None]:
-    """Each item with what was fetched for it, as soon as it is here: one that takes long stalls no other.
+    fetch: Callable[[Item], Result], items: Iterable[Item], *, executor: Executor, depth: int, together: int
+) -> Generator[list[tuple[Item, Result]], None, None]:
+    """Each item with what was fetched for it, some at a time, as they come: one that takes long stalls no other.
 
     Args:
         depth: How many at most are under way, or here and not yet consumed.
+        together: How many at most come together. Fewer do when no other comes within milliseconds.
     """
     waiting = iter(items)
     arrived: SimpleQueue[Future[Result]] = SimpleQueue()
@@ -68,9 +72,13 @@ def fetch_unordered(
     try:
         refill()
         while under_way:
-            future = arrived.get()
-            yield under_way[future], future.result()
-            del under_way[future]  # only now: what the consumer holds counts
+            here = [arrived.get()]
+            with suppress(Empty):
+                while len(here) < min(together, len(under_way)):
+                    here.append(arrived.get(timeout=_COMPANY_S))
+            yield [(under_way[future], future.result()) for future in here]
+            for future in here:  # only now: what the consumer holds counts
+                del under_way[future]
             refill()
     finally:
         wait([future for future in under_way if not future.cancel()])

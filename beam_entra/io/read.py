@@ -36,6 +36,7 @@ _FETCH_THREADS = 32
 _SMALL = 8  # blobs up to so many to a block are small
 _PACK_BLOBS = 256
 _PACK_BYTES = 32 << 20
+_PACK_TOGETHER = 16  # blobs whose records go to the trail in one append, at least where there are so many
 _PACK_AHEAD = 64  # twice the threads: what waits for its audit record keeps no thread from fetching
 _SHOWN_CHARACTERS = 300
 GOOD, BAD = "good", "bad"
@@ -90,9 +91,9 @@ class ReadAllFromBlob(beam.PTransform):  # type: ignore[misc]  # Beam's PTransfo
     Args:
         format: How records lie in the blobs.
         compression: `auto` decompresses names that end in `.gz`.
-        block_bytes: How much is fetched in one request and handed on at once; four blocks are fetched ahead. A blob that
-            can be read in pieces is read in pieces of 16 blocks, by as many workers as there are. Blobs of up to an
-            eighth of a block are read in packs, up to 32 at a time, in no order.
+        block_bytes: How much is fetched in one request and handed on at once; four blocks are fetched ahead. A blob
+            that can be read in pieces is read in pieces of 16 blocks, by as many workers as there are. Blobs of up to
+            an eighth of a block are read in packs, up to 32 at a time, in no order.
         max_record_bytes: When this much of a record has been fetched and its end is not in sight, the read fails rather
             than fill the memory.
         allow_empty: A pattern that matches nothing is no error. A container that is not there still is one.
@@ -342,14 +343,16 @@ class _ReadBlocks(ScopedDoFn, RestrictionProvider):  # type: ignore[misc]  # Bea
         bundle = self.bundle()
         with closing(
             fetch_unordered(
-                lambda blob: bundle.fetch(blob, 0, blob.size_bytes),
+                lambda blob: bundle.fetch(blob, 0, blob.size_bytes, prompt=False),
                 (blob for blob in pack if blob.size_bytes),
                 executor=self._threads(),
                 depth=_PACK_AHEAD,
+                together=_PACK_TOGETHER,
             )
         ) as arriving:
-            for blob, fetched in arriving:
-                yield from self._blocks(blob, iter((fetched.take(),)))
+            for some in arriving:
+                for blob, fetched in some:  # the first one waits, for the records of all
+                    yield from self._blocks(blob, iter((fetched.take(),)))
 
     def _whole(self, blob: BlobProperties) -> Iterator[Block]:
         return self._blocks(blob, self._chunks(blob)(0, blob.size_bytes))

@@ -171,8 +171,11 @@ class BundleSession:
             ).wait()
             yield from page.blobs
 
-    def fetch(self, blob: BlobProperties, start: int, stop: int) -> Fetched:
+    def fetch(self, blob: BlobProperties, start: int, stop: int, *, prompt: bool = True) -> Fetched:
         """Bytes [start, stop) of this version of a blob that the job may read, in hand when their records are durable.
+
+        Args:
+            prompt: Have the records written at once; else when somebody takes the bytes, with all that are pending.
 
         Raises:
             BlobChanged: The blob is no longer this version.
@@ -181,7 +184,7 @@ class BundleSession:
         receipts: list[Receipt] = []
 
         def answered(answer: Answer, begin: int, end: int) -> None:
-            receipts.append(self._record_read(access, blob, answer, begin, end))
+            receipts.append(self._record_read(access, blob, answer, begin, end, prompt=prompt))
 
         with self._noting_refusals(str(blob.path), "read"):
             access.sas()
@@ -229,7 +232,7 @@ class BundleSession:
         access = _Access(self, path, Permission.WRITE)
         with self._noting_refusals(str(path), "write"):
             access.sas()
-            intent = {"path": str(path), "commit": commit_id, "size": size_bytes, "rows": rows}
+            intent: dict[str, Any] = {"path": str(path), "commit": commit_id, "size": size_bytes, "rows": rows}
             self._record(CommitIntended, sas=access.sas_id, blocks=len(block_ids), **intent).wait()
             done = self.session.service.commit(
                 path,
@@ -347,10 +350,11 @@ class BundleSession:
             raise told from None
 
     def _record_read(
-        self, access: _Access, blob: BlobProperties, answer: Answer, start: int, end: int
+        self, access: _Access, blob: BlobProperties, answer: Answer, start: int, end: int, *, prompt: bool = True
     ) -> Receipt:
         return self._record(
             Read,
+            prompt=prompt,
             sas=access.sas_id,
             path=str(blob.path),
             etag=blob.etag,
@@ -359,9 +363,9 @@ class BundleSession:
             **answer.ids(),
         )
 
-    def _record(self, model: Any, **facts: Any) -> Receipt:
+    def _record(self, model: Any, *, prompt: bool = True, **facts: Any) -> Receipt:
         with self._record_lock:  # so that the last receipt is the last record's
-            receipt = self._last = self.session.record(model, bundle=self.id, **facts)
+            receipt = self._last = self.session.record(model, bundle=self.id, prompt=prompt, **facts)
         return receipt
 
     def _next_request_id(self) -> str:

@@ -49,8 +49,8 @@ for _name in ("connection", "connectionpool", "poolmanager", "response", "util.r
 class _Pool(urllib3.PoolManager):
     """A PoolManager that goes to the host's connections at once.
 
-    urllib3's own takes each URL apart and looks at every character of it; a URL with a SAS has hundreds. That is a quarter
-    of the CPU time of a small GET. Ours are well-formed, and never redirected.
+    urllib3's own takes each URL apart and looks at every character of it; a URL with a SAS has hundreds. That is a
+    quarter of the CPU time of a small GET. Ours are well-formed, and never redirected.
     """
 
     def __init__(self, **settings: Any) -> None:

@@ -9,8 +9,8 @@ from beam_entra.access import AccessManifest, Endpoints, Permission
 from beam_entra.clock import utc_now
 from beam_entra.paths import BlobPath
 from beam_entra.session import JobScope, Session
-from benchmarks.task import Done, Task
 from benchmarks.sides.jobs import ours_in
+from benchmarks.task import Done, Task
 
 __all__ = ["our_bundles"]
 

@@ -8,10 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import apache_beam as beam
 
-from benchmarks.task import Done, Task
 from benchmarks.cloud import RAW, RawBlobs
 from benchmarks.data import json_lines
 from benchmarks.sides.jobs import azfs_pipeline, counted, timed
+from benchmarks.task import Done, Task
 
 __all__ = ["gets", "lines_in_memory"]
 
@@ -51,9 +51,8 @@ def gets(task: Task) -> Work:
     blobs, size, piece = task.given["blobs"], task.given["size_bytes"], task.given.get("piece_bytes", _PIECE_BYTES)
     name = task.given["name"]
     raw = RawBlobs(endpoint=f"{task.endpoint}/{RAW}", sas=os.environ["BENCH_RAW_SAS"], ca_file=task.ca_file)
-    ranges = [
-        (name.format(number), start, min(start + piece, size)) for number in range(blobs) for start in range(0, size, piece)
-    ]
+    starts = range(0, size, piece)
+    ranges = [(name.format(number), start, min(start + piece, size)) for number in range(blobs) for start in starts]
 
     def work() -> Done:
         with ThreadPoolExecutor(16) as threads:

@@ -10,11 +10,10 @@ import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from beam_entra import EntraOptions, ScopedPipeline
-from benchmarks.task import Done, NotYet, Task
 from benchmarks.cloud import ACCOUNT, CURATED, RAW
+from benchmarks.task import Done, NotYet, Task
 
 __all__ = [
-    "Collected",
     "azfs_pipeline",
     "collected",
     "counted",
@@ -71,7 +70,9 @@ def azfs_pipeline(task: Task) -> beam.Pipeline:
     return beam.Pipeline(options=PipelineOptions([RUNNER]))
 
 
-def timed(task: Task, pipeline: Callable[[Task], beam.Pipeline], build: Callable[[beam.Pipeline], Any]) -> Callable[[], Any]:
+def timed(
+    task: Task, pipeline: Callable[[Task], beam.Pipeline], build: Callable[[beam.Pipeline], Any]
+) -> Callable[[], Any]:
     """The work of building a pipeline, running it and getting its results."""
     warm_up()
 
@@ -87,9 +88,6 @@ def timed(task: Task, pipeline: Callable[[Task], beam.Pipeline], build: Callable
 def collected(result: Any) -> None:
     """Keep a result for the process that asked."""
     _RESULTS.append(result)
-
-
-Collected = beam.Map(collected)
 
 
 def counted(elements: beam.PCollection[Any]) -> Any:

@@ -9,7 +9,6 @@ import apache_beam as beam
 from apache_beam.io import fileio
 
 from beam_entra import JsonLines, Lines, ReadFromBlob
-from benchmarks.task import Done, Task
 from benchmarks.sides.jobs import (
     azfs_pipeline,
     batched_read,
@@ -24,6 +23,7 @@ from benchmarks.sides.jobs import (
     theirs_in,
     timed,
 )
+from benchmarks.task import Done, Task
 
 __all__ = [
     "azfs_bytes",

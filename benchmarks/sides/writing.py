@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator
 import apache_beam as beam
 
 from beam_entra import Lines, WriteToBlob
-from benchmarks.task import Done, Task
 from benchmarks.data import record
 from benchmarks.sides.azfs import copy_within
 from benchmarks.sides.jobs import azfs_pipeline, ours_out, scoped_pipeline, theirs_out, timed
+from benchmarks.task import Done, Task
 
 __all__ = ["azfs_write", "our_write"]
 

@@ -89,7 +89,8 @@ def test_what_nobody_waits_for_goes_with_the_next(
     deny(writer, reason="prompt").wait(10)
     assert all(receipt.durable for receipt in early)
     assert [verb for verb, _, _ in store.calls] == ["create", "append"]
-    assert [json.loads(line).get("reason") for line in store.lines()] == [None, "early 0", "early 1", "early 2", "prompt"]
+    reasons = [json.loads(line).get("reason") for line in store.lines()]
+    assert reasons == [None, "early 0", "early 1", "early 2", "prompt"]
     writer.close()
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
 from dataclasses import asdict
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
+import beam_entra
 from benchmarks.child import run
 from benchmarks.data import json_lines, many, orders, parquet, record, small
 from benchmarks.task import Task
@@ -41,8 +44,6 @@ def test_a_server_does_each_task_in_a_child_and_outlives_those_that_fail() -> No
 
 def test_what_the_package_lacks_is_said_and_no_failure() -> None:
     """Until it has it."""
-    import beam_entra
-
     if hasattr(beam_entra, "Parquet"):
         pytest.skip("it has it")
     assert run(Task(side="reading.our_parquet", given={"pattern": "x"})) == {"not_yet": "beam_entra has no Parquet yet"}
@@ -79,10 +80,6 @@ def test_data_is_the_same_each_time_and_of_the_size_that_was_asked_for() -> None
 
 def test_parquet_data_has_twenty_columns_and_five_row_groups() -> None:
     """Two of which are read."""
-    import io
-
-    import pyarrow.parquet as pq
-
     ((_, data),) = parquet(1, 100)
     file = pq.ParquetFile(io.BytesIO(data))
     assert (file.metadata.num_columns, file.metadata.num_row_groups, file.metadata.num_rows) == (20, 5, 100)

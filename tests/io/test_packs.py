@@ -81,12 +81,14 @@ def threads() -> Iterator[ThreadPoolExecutor]:
 
 
 def test_each_item_comes_once_with_what_was_fetched_for_it(threads: ThreadPoolExecutor) -> None:
-    """In whatever order."""
-    fetched = list(fetch_unordered(lambda n: n * n, range(100), executor=threads, depth=8))
-    assert sorted(fetched) == [(n, n * n) for n in range(100)]
+    """In whatever order, some at a time."""
+    arriving = list(fetch_unordered(lambda n: n * n, range(100), executor=threads, depth=8, together=3))
+    assert sorted(each for some in arriving for each in some) == [(n, n * n) for n in range(100)]
+    assert {len(some) for some in arriving} <= {1, 2, 3}
 
 
-def test_a_slow_one_stalls_no_other(threads: ThreadPoolExecutor) -> None:
+@pytest.mark.parametrize("together", [1, 4, 100])
+def test_a_slow_one_stalls_no_other(threads: ThreadPoolExecutor, together: int) -> None:
     """Everything else comes before it, however much that is."""
     hold = threading.Event()
 
@@ -95,21 +97,24 @@ def test_a_slow_one_stalls_no_other(threads: ThreadPoolExecutor) -> None:
             assert hold.wait(30)
         return number
 
-    arriving = fetch_unordered(fetch, range(200), executor=threads, depth=6)
-    first = [next(arriving)[0] for _ in range(199)]
+    arriving = fetch_unordered(fetch, range(200), executor=threads, depth=6, together=together)
+    first: list[int] = []
+    while len(first) < 199:
+        first += [item for item, _ in next(arriving)]
     assert 3 not in first
     hold.set()
-    assert [item for item, _ in arriving] == [3]
+    assert list(arriving) == [[(3, 3)]]
 
 
-@pytest.mark.parametrize("depth", [1, 3, 8])
-def test_no_more_is_held_than_it_may(threads: ThreadPoolExecutor, depth: int) -> None:
+@pytest.mark.parametrize(("depth", "together"), [(1, 1), (3, 2), (8, 8), (8, 100)])
+def test_no_more_is_held_than_it_may(threads: ThreadPoolExecutor, depth: int, together: int) -> None:
     """What is under way and what has not been consumed count together."""
-    begun = []
-    arriving = fetch_unordered(lambda n: begun.append(n), range(50), executor=threads, depth=depth)
-    for consumed, _ in enumerate(arriving):
+    begun: list[int] = []
+    consumed = 0
+    for some in fetch_unordered(begun.append, range(50), executor=threads, depth=depth, together=together):
         assert len(begun) <= consumed + depth
-    assert len(begun) == 50
+        consumed += len(some)
+    assert len(begun) == consumed == 50
 
 
 def test_an_error_is_raised_when_it_comes(threads: ThreadPoolExecutor) -> None:
@@ -123,15 +128,15 @@ def test_an_error_is_raised_when_it_comes(threads: ThreadPoolExecutor) -> None:
         ended.append(number)
 
     with pytest.raises(ValueError, match="the first one"):
-        list(fetch_unordered(fetch, range(1000), executor=threads, depth=1000))
+        list(fetch_unordered(fetch, range(1000), executor=threads, depth=1000, together=1))
     assert sorted(begun) == [0, *sorted(ended)]
     assert threads.submit(lambda: len(begun)).result() == len(ended) + 1, "the others never begin"
 
 
 def test_who_stops_early_leaves_nothing_under_way(threads: ThreadPoolExecutor) -> None:
     """What has not begun is cancelled; what has is waited for."""
-    ended = []
-    arriving = fetch_unordered(lambda n: ended.append(n), range(1000), executor=threads, depth=20)
+    ended: list[int] = []
+    arriving = fetch_unordered(ended.append, range(1000), executor=threads, depth=20, together=2)
     next(arriving)
     arriving.close()
     count = len(ended)
