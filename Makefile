@@ -23,7 +23,7 @@ AZURITE   := $(BEAM_ENTRA_CACHE)/.azurite-installed
 TESTS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format azurite constraints clean
+.PHONY: help demo test bench lint format azurite constraints clean
 .DELETE_ON_ERROR:
 MAKEFLAGS += --no-print-directory
 
@@ -37,6 +37,9 @@ demo: $(INSTALLED) $(AZURITE) ## Run the orders pipeline against a local tenant 
 
 test: $(INSTALLED) $(AZURITE) ## Run every test (TESTS="tests/io -k gzip" for some)
 	@exec $(RUN) -m pytest $(TESTS)
+
+bench: $(INSTALLED) $(AZURITE) ## Run side by side with Beam's azfs (ROW=text for one row, ROWS=1 for their names, SCALE=0.1 for a quick look)
+	@exec $(RUN) -m benchmarks $(if $(ROWS),--list) $(foreach row,$(ROW),--row=$(row)) $(if $(SCALE),--scale=$(SCALE)) $(if $(PAIRS),--pairs=$(PAIRS))
 
 lint: $(INSTALLED) ## Check style and types
 	@$(RUN) -m ruff check . && $(RUN) -m mypy

@@ -2,8 +2,9 @@
 
 Like a database's log. `append` chains a record and returns a receipt; one thread per process hands everything that is
 pending to the store in one request, while the access that the record is about is still under way; the caller waits on
-the receipt before it lets anything out. When the store gives up, the writer is poisoned: whoever waits, and whoever
-appends later, gets `AuditUnavailable`.
+the receipt before it lets anything out. A record that nobody waits for yet, such as that of a SAS whose access comes
+next, does not start a request: it goes with the next one that does, or alone after a moment. When the store gives up,
+the writer is poisoned: whoever waits, and whoever appends later, gets `AuditUnavailable`.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from beam_entra.errors import AuditError, AuditUnavailable, Diagnosis
 __all__ = ["Receipt", "SegmentFacts", "SegmentWriter"]
 
 _OWN = (SegmentOpened, SegmentRolled, Sealed)
+_MOMENT_S = 0.05  # for so long at most a record waits for company
 _GROUP_BYTES = APPEND_BYTES - 3 * LINE_BYTES  # room for the record that fills it and the two that roll a segment
 
 
@@ -108,17 +110,22 @@ class SegmentWriter:
         self._changed = threading.Condition(self._lock)  # wakes the flusher
         self._chain: Chain | None = None
         self._groups: deque[Group] = deque()  # oldest first; the last may still grow
+        self._due = False  # something of what is pending is to be written now
         self._blocks = 0  # appends to the current segment, those under way included
         self._thread: threading.Thread | None = None
         self._closed = False
         self._poison: BaseException | None = None
 
-    def append(self, model: type[Record], *, bundle: str | None = None, **facts: Any) -> Receipt:
+    def append(
+        self, model: type[Record], *, bundle: str | None = None, prompt: bool = True, **facts: Any
+    ) -> Receipt:
         """Add a record to the chain. Does not wait: call `wait` on the receipt before anything is let out.
 
         Args:
             model: `Read`, `SasIssued`, ...
             bundle: UUID of the bundle on whose behalf.
+            prompt: Somebody is about to wait for it. Otherwise it is written with the next that is, or when somebody
+                waits after all, or after a moment.
             facts: The model's own fields; `seq`, `prev`, `time` and `kind` are filled in here.
         Raises:
             AuditError: The record is not valid, or seems to hold a secret. Nothing was added.
@@ -138,6 +145,7 @@ class SegmentWriter:
             except BaseException as error:  # an interrupt between two steps may have torn the chain
                 self._fail(error)
                 raise
+            self._due = self._due or prompt or len(self._groups) > 1
             self._changed.notify()
             return Receipt(self, group)
 
@@ -244,11 +252,14 @@ class SegmentWriter:
 
     def _next(self) -> Group | None:
         with self._lock:
-            while not self._groups:
+            while not (self._groups and (self._due or self._closed)):
                 if self._closed or self._poison is not None:
                     return None
-                self._changed.wait()
-            return self._groups.popleft()
+                if not self._changed.wait(_MOMENT_S if self._groups else None):
+                    self._due = True
+            group = self._groups.popleft()
+            self._due = self._due and bool(self._groups)
+            return group
 
     # Failure.
 
@@ -264,6 +275,10 @@ class SegmentWriter:
         self._check_process()
         if threading.current_thread() is self._thread:
             raise AuditUnavailable("the audit store waits for a record that only it can write")
+        with self._lock:
+            if not group.settled.is_set() and not self._due:
+                self._due = bool(self._groups)
+                self._changed.notify()
         if not group.settled.wait(timeout):
             raise AuditUnavailable(
                 f"an audit record was not durable after {timeout} s",

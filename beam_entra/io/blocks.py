@@ -118,9 +118,9 @@ def split_blocks(
             if not claims.try_claim(final):
                 end = _end_before(buffer, at, claims.stop(), end)
                 if end:
-                    yield _block(path, at, bytes(buffer[:end]))
+                    yield _block(path, at, _head(buffer, end))
                 return
-            yield _block(path, at, bytes(buffer[:end]))
+            yield _block(path, at, _head(buffer, end))
             del buffer[:end]
             at += end
 
@@ -172,7 +172,7 @@ def stream_blocks(
         if end == 0 or beginning:
             _check_record(path, at, len(buffer), max_record_bytes)
             continue
-        data = bytes(buffer[:end])
+        data = _head(buffer, end)
         del buffer[:end]
         if header_wanted:
             record = next(format.records(data))
@@ -229,6 +229,12 @@ def _bad_gzip(path: str, problem: str) -> FormatError:
         f"{path} is no sound gzip stream: {problem}",
         Diagnosis(hint="upload the blob again; if it is not compressed, read it with compression='none'"),
     )
+
+
+def _head(buffer: bytearray, end: int) -> bytes:
+    """The first `end` bytes, copied once: a slice of a bytearray would be a copy of its own."""
+    with memoryview(buffer) as whole, whole[:end] as head:
+        return bytes(head)
 
 
 def _block(path: str, at: int, data: bytes) -> Block:

@@ -68,6 +68,13 @@ class Format(ABC):
         """What a written blob begins with, line end included."""
         return b""
 
+    def decode_all(self, block: bytes, header: bytes) -> Sequence[Any] | None:
+        """The elements of a block of whole records at once, if that is faster and every record is a good one.
+
+        None sends the block through `records` and `decode`, which find the bad ones.
+        """
+        return None
+
     def skips(self, record: bytes) -> bool:
         """Whether a record is none, such as an empty line."""
         return False
@@ -97,6 +104,17 @@ class Lines(Format):
 
     def decode(self, record: bytes, header: bytes) -> str:
         return record.decode("utf-8")
+
+    def decode_all(self, block: bytes, header: bytes) -> Sequence[str] | None:
+        if type(self) is not Lines or b"\r" in block:  # a subclass may have a decode of its own
+            return None
+        try:
+            lines = block.decode("utf-8").split("\n")
+        except UnicodeDecodeError:
+            return None
+        if not lines[-1]:
+            lines.pop()
+        return lines
 
     def encode(self, element: Any) -> bytes:
         if not isinstance(element, str):
@@ -282,7 +300,7 @@ _DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
 
 def _as_mapping(element: Any) -> Any:
     """Rows of the kinds that Beam pipelines pass around, as dicts; anything else as it is."""
-    if isinstance(element, (Mapping, str)):
+    if type(element) is dict or isinstance(element, (Mapping, str)):  # the first at a tenth of the second's price
         return element
     for method in ("as_dict", "_asdict"):  # beam.Row, BadRecord; named tuples
         convert = getattr(element, method, None)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -18,6 +19,7 @@ from beam_entra.errors import BeamEntraError, BlobNotFound, ConfigError, Diagnos
 from beam_entra.io.blocks import Block, fetch_ahead, gunzip, split_blocks, stream_blocks
 from beam_entra.io.dofn import METRICS_NAMESPACE, Scoped, ScopedDoFn, scope_of
 from beam_entra.io.formats import Format, Lines, strip_line_end
+from beam_entra.io.packs import Pack, fetch_unordered, packed
 from beam_entra.paths import BlobPath, BlobPattern
 from beam_entra.session import BundleSession, open_session
 from beam_entra.storage import BlobProperties
@@ -29,8 +31,13 @@ Compression = Literal["auto", "gzip", "none"]
 _BLOCK_BYTES = 4 << 20
 _BLOCKS_A_SPLIT = 16
 _MAX_RECORD_BYTES = 64 << 20
-_AHEAD = 2
+_AHEAD = 4
 _FETCH_THREADS = 32
+_SMALL = 8  # blobs up to so many to a block are small
+_PACK_BLOBS = 256
+_PACK_BYTES = 32 << 20
+_PACK_TOGETHER = 16  # blobs whose records go to the trail in one append, at least where there are so many
+_PACK_AHEAD = 64  # twice the threads: what waits for its audit record keeps no thread from fetching
 _SHOWN_CHARACTERS = 300
 GOOD, BAD = "good", "bad"
 
@@ -73,6 +80,10 @@ class ReadSettings:
     def splittable(self, path: BlobPath) -> bool:
         return self.format.splittable and not self.compressed(path)
 
+    @property
+    def small_bytes(self) -> int:
+        return self.block_bytes // _SMALL
+
 
 class ReadAllFromBlob(beam.PTransform):  # type: ignore[misc]  # Beam's PTransform is untyped
     """Reads the records of every blob that the input's patterns match.
@@ -80,8 +91,9 @@ class ReadAllFromBlob(beam.PTransform):  # type: ignore[misc]  # Beam's PTransfo
     Args:
         format: How records lie in the blobs.
         compression: `auto` decompresses names that end in `.gz`.
-        block_bytes: How much is fetched in one request and handed on at once; two blocks are fetched ahead. A blob that
-            can be read in pieces is read in pieces of 16 blocks, by as many workers as there are.
+        block_bytes: How much is fetched in one request and handed on at once; four blocks are fetched ahead. A blob
+            that can be read in pieces is read in pieces of 16 blocks, by as many workers as there are. Blobs of up to
+            an eighth of a block are read in packs, up to 32 at a time, in no order.
         max_record_bytes: When this much of a record has been fetched and its end is not in sight, the read fails rather
             than fill the memory.
         allow_empty: A pattern that matches nothing is no error. A container that is not there still is one.
@@ -183,17 +195,20 @@ def _access_of(pattern: BlobPattern) -> tuple[BlobPath, Permission]:
 
 
 class _Match(ScopedDoFn):
-    """Pattern to blobs. One that matches nothing is an error unless allowed."""
+    """Pattern to packs of blobs. One that matches nothing is an error unless allowed."""
 
     def __init__(self, settings: ReadSettings) -> None:
         self._settings = settings
 
-    def process(self, pattern: str) -> Iterator[BlobProperties]:
+    def process(self, pattern: str) -> Iterator[Pack]:
         found = 0
-        for blob in match(self.bundle(), BlobPattern.parse(pattern), allow_empty=self._settings.allow_empty):
-            found += 1
-            Lineage.sources().add("abs", blob.path.account, blob.path.container, blob.path.name)
-            yield blob
+        blobs = match(self.bundle(), BlobPattern.parse(pattern), allow_empty=self._settings.allow_empty)
+        small_bytes = self._settings.small_bytes
+        for pack in packed(blobs, small_bytes=small_bytes, pack_blobs=_PACK_BLOBS, pack_bytes=_PACK_BYTES):
+            found += len(pack)
+            for blob in pack:
+                Lineage.sources().add("abs", blob.path.account, blob.path.container, blob.path.name)
+            yield pack
         Metrics.counter(METRICS_NAMESPACE, "blobs_matched").inc(found)
         if not found and not self._settings.allow_empty:
             raise BlobNotFound(
@@ -223,7 +238,7 @@ def match(bundle: BundleSession, pattern: BlobPattern, *, allow_empty: bool = Fa
 
 
 class _Whole(OffsetRange):  # type: ignore[misc]  # Beam's class is untyped
-    """The restriction of a blob that is read as a whole: one claim, no split."""
+    """The restriction of what is read as a whole, a blob or a pack: one claim, no split."""
 
     def __init__(self) -> None:
         super().__init__(0, 1)
@@ -256,38 +271,43 @@ def _fetchers() -> ThreadPoolExecutor:
 
 
 class _ReadBlocks(ScopedDoFn, RestrictionProvider):  # type: ignore[misc]  # Beam's class is untyped
-    """Blobs to blocks of whole records, in byte ranges where the format can be split."""
+    """Packs of blobs to blocks of whole records; a large blob in byte ranges where the format can be split."""
 
     def __init__(self, settings: ReadSettings) -> None:
         self._settings = settings
         self._blobs = Metrics.counter(METRICS_NAMESPACE, "blobs_read")
 
-    def initial_restriction(self, blob: BlobProperties) -> OffsetRange:
-        return OffsetRange(0, blob.size_bytes) if self._settings.splittable(blob.path) else _Whole()
+    def initial_restriction(self, pack: Pack) -> OffsetRange:
+        settings = self._settings
+        first, alone = pack[0], len(pack) == 1
+        splits = alone and first.size_bytes > settings.small_bytes and settings.splittable(first.path)
+        return OffsetRange(0, first.size_bytes) if splits else _Whole()
 
     def create_tracker(self, restriction: OffsetRange) -> Any:
         tracker = OffsetRestrictionTracker(restriction)
         return UnsplittableRestrictionTracker(tracker) if isinstance(restriction, _Whole) else tracker
 
-    def split(self, blob: BlobProperties, restriction: OffsetRange) -> Iterator[OffsetRange]:
+    def split(self, pack: Pack, restriction: OffsetRange) -> Iterator[OffsetRange]:
         if isinstance(restriction, _Whole):
             yield restriction
         else:
             split_bytes = _BLOCKS_A_SPLIT * self._settings.block_bytes
             yield from restriction.split(split_bytes, split_bytes // 2)
 
-    def restriction_size(self, blob: BlobProperties, restriction: OffsetRange) -> int:
-        size: int = blob.size_bytes if isinstance(restriction, _Whole) else restriction.size()
+    def restriction_size(self, pack: Pack, restriction: OffsetRange) -> int:
+        whole = isinstance(restriction, _Whole)
+        size: int = sum(blob.size_bytes for blob in pack) if whole else restriction.size()
         return size
 
-    def process(self, blob: BlobProperties, tracker: Any = beam.DoFn.RestrictionParam()) -> Iterator[Block]:
+    def process(self, pack: Pack, tracker: Any = beam.DoFn.RestrictionParam()) -> Iterator[Block]:
         restriction = tracker.current_restriction()
         if restriction.start == 0:
-            self._blobs.inc()
+            self._blobs.inc(len(pack))
         if isinstance(restriction, _Whole):
             if tracker.try_claim(0):
-                yield from self._whole(blob)
+                yield from self._whole(pack[0]) if len(pack) == 1 else self._each(pack)
             return
+        (blob,) = pack
         claims = _Claims(tracker)
         yield from split_blocks(
             str(blob.path),
@@ -300,9 +320,11 @@ class _ReadBlocks(ScopedDoFn, RestrictionProvider):  # type: ignore[misc]  # Bea
         )
         claims.finish()
 
+    def _threads(self) -> ThreadPoolExecutor:
+        return self.bundle().session.resource("fetch threads", _fetchers)
+
     def _chunks(self, blob: BlobProperties) -> Callable[[int, int], Iterator[bytes | bytearray]]:
-        bundle, settings = self.bundle(), self._settings
-        threads = bundle.session.resource("fetch threads", _fetchers)
+        bundle, settings, threads = self.bundle(), self._settings, self._threads()
 
         def chunks(start: int, stop: int) -> Iterator[bytes | bytearray]:
             return fetch_ahead(
@@ -316,9 +338,27 @@ class _ReadBlocks(ScopedDoFn, RestrictionProvider):  # type: ignore[misc]  # Bea
 
         return chunks
 
+    def _each(self, pack: Pack) -> Iterator[Block]:
+        """The blobs of a pack, in whatever order they come."""
+        bundle = self.bundle()
+        with closing(
+            fetch_unordered(
+                lambda blob: bundle.fetch(blob, 0, blob.size_bytes, prompt=False),
+                (blob for blob in pack if blob.size_bytes),
+                executor=self._threads(),
+                depth=_PACK_AHEAD,
+                together=_PACK_TOGETHER,
+            )
+        ) as arriving:
+            for some in arriving:
+                for blob, fetched in some:  # the first one waits, for the records of all
+                    yield from self._blocks(blob, iter((fetched.take(),)))
+
     def _whole(self, blob: BlobProperties) -> Iterator[Block]:
+        return self._blocks(blob, self._chunks(blob)(0, blob.size_bytes))
+
+    def _blocks(self, blob: BlobProperties, pieces: Iterator[bytes | bytearray]) -> Iterator[Block]:
         path, settings = str(blob.path), self._settings
-        pieces: Iterator[bytes | bytearray] = self._chunks(blob)(0, blob.size_bytes)
         if settings.compressed(blob.path):
             pieces = gunzip(path, pieces, piece_bytes=settings.block_bytes)
         return stream_blocks(path, pieces, settings.format, max_record_bytes=settings.max_record_bytes)
@@ -333,7 +373,14 @@ class _Decode(beam.DoFn):  # type: ignore[misc]  # Beam's DoFn is untyped
         self._good = Metrics.counter(METRICS_NAMESPACE, "records_read")
         self._bad = Metrics.counter(METRICS_NAMESPACE, "records_bad")
 
-    def process(self, block: Block) -> Iterator[Any]:
+    def process(self, block: Block) -> Iterable[Any]:
+        elements = self._format.decode_all(block.data, block.header)
+        if elements is None:
+            return self._one_by_one(block)
+        self._good.inc(len(elements))
+        return elements
+
+    def _one_by_one(self, block: Block) -> Iterator[Any]:
         bad: list[BadRecord] = []
         good = yield from decode(block, self._format, bad)
         self._good.inc(good)

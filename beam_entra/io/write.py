@@ -162,9 +162,10 @@ class WriteToBlob(beam.PTransform):  # type: ignore[misc]  # Beam's PTransform i
             )
         check_at_launch(pipeline, self._settings.prefix.child(SUCCESS), Permission.WRITE)
         _claim_prefix(pipeline, self._settings.prefix)
+        if not elements.windowing.is_default():  # where it is, the step would do nothing, and cost as much as encoding
+            elements |= "One window" >> beam.WindowInto(GlobalWindows())
         staged = (
             elements
-            | "One window" >> beam.WindowInto(GlobalWindows())
             | "Stage" >> Scoped(_Stage(self._settings))
             | "To one key" >> beam.Map(_keyed)
         )

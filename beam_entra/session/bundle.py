@@ -41,7 +41,7 @@ from beam_entra.storage.answers import Answer
 if TYPE_CHECKING:
     from beam_entra.session.session import Session
 
-__all__ = ["BundleSession", "CommittedBlob"]
+__all__ = ["BundleSession", "CommittedBlob", "Fetched"]
 
 Outcome = Literal["ok", "failed", "abandoned"]
 _REFUSED_BY = {NotGranted: "manifest", IdentityExpired: "deadline", AccessDenied: "storage", IdentityRejected: "entra"}
@@ -64,6 +64,25 @@ class CommittedBlob:
     size_bytes: int
     rows: int
     confirmed: bool = False
+
+
+class Fetched:
+    """Bytes that are here, and may be had when what is recorded of their access is durable."""
+
+    __slots__ = ("_content", "_receipts")
+
+    def __init__(self, content: bytearray, receipts: list[Receipt]) -> None:
+        self._content, self._receipts = content, receipts
+
+    def take(self) -> bytearray:
+        """The bytes, once their records are durable.
+
+        Raises:
+            AuditUnavailable: Some record is not durable.
+        """
+        for receipt in self._receipts:
+            receipt.wait()
+        return self._content
 
 
 class BundleSession:
@@ -152,8 +171,11 @@ class BundleSession:
             ).wait()
             yield from page.blobs
 
-    def read(self, blob: BlobProperties, start: int, stop: int) -> bytearray:
-        """Bytes [start, stop) of this version of a blob that the job may read.
+    def fetch(self, blob: BlobProperties, start: int, stop: int, *, prompt: bool = True) -> Fetched:
+        """Bytes [start, stop) of this version of a blob that the job may read, in hand when their records are durable.
+
+        Args:
+            prompt: Have the records written at once; else when somebody takes the bytes, with all that are pending.
 
         Raises:
             BlobChanged: The blob is no longer this version.
@@ -162,15 +184,17 @@ class BundleSession:
         receipts: list[Receipt] = []
 
         def answered(answer: Answer, begin: int, end: int) -> None:
-            receipts.append(self._record_read(access, blob, answer, begin, end))
+            receipts.append(self._record_read(access, blob, answer, begin, end, prompt=prompt))
 
         with self._noting_refusals(str(blob.path), "read"):
             access.sas()
             content = self.session.service.read_range(blob, start, stop, access, self._next_request_id, answered)
-        for receipt in receipts:
-            receipt.wait()
         self.session.count("bytes_read", len(content))
-        return content
+        return Fetched(content, receipts)
+
+    def read(self, blob: BlobProperties, start: int, stop: int) -> bytearray:
+        """As `fetch`, waited for."""
+        return self.fetch(blob, start, stop).take()
 
     def stage(self, path: BlobPath, block_id: str, data: bytes) -> None:
         """Stage a block of a blob that the job may write. Call `settle` before telling anybody that it is staged."""
@@ -208,7 +232,7 @@ class BundleSession:
         access = _Access(self, path, Permission.WRITE)
         with self._noting_refusals(str(path), "write"):
             access.sas()
-            intent = {"path": str(path), "commit": commit_id, "size": size_bytes, "rows": rows}
+            intent: dict[str, Any] = {"path": str(path), "commit": commit_id, "size": size_bytes, "rows": rows}
             self._record(CommitIntended, sas=access.sas_id, blocks=len(block_ids), **intent).wait()
             done = self.session.service.commit(
                 path,
@@ -326,10 +350,11 @@ class BundleSession:
             raise told from None
 
     def _record_read(
-        self, access: _Access, blob: BlobProperties, answer: Answer, start: int, end: int
+        self, access: _Access, blob: BlobProperties, answer: Answer, start: int, end: int, *, prompt: bool = True
     ) -> Receipt:
         return self._record(
             Read,
+            prompt=prompt,
             sas=access.sas_id,
             path=str(blob.path),
             etag=blob.etag,
@@ -338,9 +363,9 @@ class BundleSession:
             **answer.ids(),
         )
 
-    def _record(self, model: Any, **facts: Any) -> Receipt:
+    def _record(self, model: Any, *, prompt: bool = True, **facts: Any) -> Receipt:
         with self._record_lock:  # so that the last receipt is the last record's
-            receipt = self._last = self.session.record(model, bundle=self.id, **facts)
+            receipt = self._last = self.session.record(model, bundle=self.id, prompt=prompt, **facts)
         return receipt
 
     def _next_request_id(self) -> str:

@@ -137,7 +137,9 @@ def _seal_unrecorded(session: Session, folder: BlobPath, *, outcome: str, error:
 class _UnrecordedSession(Session):
     """Reads a trail, or seals it late. It leaves no trail of its own; the account's log has its requests."""
 
-    def record(self, model: type[Record], *, bundle: str | None = None, **facts: Any) -> Receipt:
+    def record(
+        self, model: type[Record], *, bundle: str | None = None, prompt: bool = True, **facts: Any
+    ) -> Receipt:
         return _NOTHING_TO_WAIT_FOR
 
 

@@ -14,7 +14,7 @@ from typing import Any, NoReturn, TypeVar
 
 from beam_entra.access.downscope import Permission, SasSpec, downscope
 from beam_entra.audit import Receipt, SegmentFacts, SegmentWriter
-from beam_entra.audit.record import KeyAcquired, Record, SasIssued, TokenAcquired
+from beam_entra.audit.record import BundleClosed, BundleOpened, KeyAcquired, Record, SasIssued, TokenAcquired
 from beam_entra.clock import Clock, utc_now
 from beam_entra.errors import Diagnosis, IdentityExpired
 from beam_entra.identity import STORAGE_AUDIENCE, AccessToken, CredentialSource, EntraSource, TokenBroker
@@ -27,6 +27,7 @@ from beam_entra.storage.transport import connection_pool
 __all__ = ["Session"]
 
 _LONGEST_KEY = timedelta(days=7) - timedelta(minutes=10)  # Storage's limit is 7 days, counted from a start in the past
+_LEAD_UP = (BundleOpened, SasIssued, BundleClosed)  # recorded before or after an access; they let no data out
 _RENEWED_AT = 0.75  # of a SAS's life
 
 T = TypeVar("T")
@@ -97,10 +98,17 @@ class Session:
         """
         return BundleSession(self, step, audience=audience, for_sealing=for_sealing)
 
-    def record(self, model: type[Record], *, bundle: str | None = None, **facts: Any) -> Receipt:
-        """Append to the trail. Wait on the receipt before anything of the access is let out."""
+    def record(
+        self, model: type[Record], *, bundle: str | None = None, prompt: bool = True, **facts: Any
+    ) -> Receipt:
+        """Append to the trail. Wait on the receipt before anything of the access is let out.
+
+        Args:
+            prompt: Have it written at once; else when somebody waits, with all that are pending, or after a moment.
+        """
         with self._record_lock:  # so that the last receipt is the last record's
-            receipt = self._last_receipt = self._trail.append(model, bundle=bundle, **facts)
+            now = prompt and model not in _LEAD_UP
+            receipt = self._last_receipt = self._trail.append(model, bundle=bundle, prompt=now, **facts)
         return receipt
 
     @property

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from beam_entra.errors import (
     AccessDenied,
@@ -54,7 +55,7 @@ class Answer:
     def request_id(self) -> str:
         return self.headers.get("x-ms-request-id", "")
 
-    def ids(self) -> dict[str, str]:
+    def ids(self) -> dict[str, Any]:
         """Both ids, for the audit. `absent` where the service gave none, as Azurite does with delegation keys."""
         return {"request_id": self.request_id or "absent", "client_request_id": self.client_request_id}
 

@@ -11,6 +11,7 @@ import os
 import re
 import ssl
 import threading
+from typing import Any
 
 import urllib3
 
@@ -45,6 +46,33 @@ for _name in ("connection", "connectionpool", "poolmanager", "response", "util.r
     logging.getLogger(f"urllib3.{_name}").addFilter(_FILTER)
 
 
+class _Pool(urllib3.PoolManager):
+    """A PoolManager that goes to the host's connections at once.
+
+    urllib3's own takes each URL apart and looks at every character of it; a URL with a SAS has hundreds. That is a
+    quarter of the CPU time of a small GET. Ours are well-formed, and never redirected.
+    """
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self._hosts: dict[str, urllib3.HTTPConnectionPool] = {}
+
+    def urlopen(  # type: ignore[override]  # as PoolManager does, whose own parent has other arguments
+        self, method: str, url: str, redirect: bool = True, **request: Any
+    ) -> urllib3.BaseHTTPResponse:
+        scheme, _, rest = url.partition("://")
+        host, slash, target = rest.partition("/")
+        origin = f"{scheme}://{host}"
+        connections = self._hosts.get(origin)
+        if connections is None or connections.pool is None:  # new, or pushed out by many others and closed
+            connections = self._hosts[origin] = self.connection_from_url(origin)
+        return connections.urlopen(method, slash + target, redirect=False, **request)
+
+    def clear(self) -> None:
+        self._hosts.clear()
+        super().clear()
+
+
 def connection_pool(ca_file: str = "") -> urllib3.PoolManager:
     """The process's pool for servers that this CA vouches for.
 
@@ -57,7 +85,7 @@ def connection_pool(ca_file: str = "") -> urllib3.PoolManager:
     with _LOCK:
         pool = _POOLS.get(ca_file)
         if pool is None:
-            pool = _POOLS[ca_file] = urllib3.PoolManager(
+            pool = _POOLS[ca_file] = _Pool(
                 num_pools=_HOSTS, maxsize=_CONNECTIONS_PER_HOST, ssl_context=_trusting(ca_file), retries=False
             )
         return pool

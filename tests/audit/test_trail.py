@@ -81,6 +81,46 @@ def test_groups_what_is_pending(writer: SegmentWriter, store: Any, deny: Callabl
     writer.close()
 
 
+def test_what_nobody_waits_for_goes_with_the_next(
+    writer: SegmentWriter, store: Any, deny: Callable[..., Receipt]
+) -> None:
+    """It starts no append of its own, and its order is kept."""
+    early = [deny(writer, prompt=False, reason=f"early {number}") for number in range(3)]
+    deny(writer, reason="prompt").wait(10)
+    assert all(receipt.durable for receipt in early)
+    assert [verb for verb, _, _ in store.calls] == ["create", "append"]
+    reasons = [json.loads(line).get("reason") for line in store.lines()]
+    assert reasons == [None, "early 0", "early 1", "early 2", "prompt"]
+    writer.close()
+
+
+def test_what_is_waited_for_after_all_is_written(
+    writer: SegmentWriter, store: Any, deny: Callable[..., Receipt]
+) -> None:
+    """Whoever waits is served, with all that came before."""
+    first, last = (deny(writer, prompt=False) for _ in range(2))
+    last.wait(10)
+    assert first.durable
+    writer.close()
+
+
+def test_what_nobody_waits_for_ever_is_written_too(
+    writer: SegmentWriter, store: Any, deny: Callable[..., Receipt]
+) -> None:
+    """After a moment, without any call: a killed process leaves a trail up to shortly before."""
+    receipt = deny(writer, prompt=False)
+    assert receipt._group.settled.wait(10)
+    assert receipt.durable
+    writer.close()
+
+
+def test_close_writes_what_nobody_waits_for(writer: SegmentWriter, store: Any, deny: Callable[..., Receipt]) -> None:
+    """An end is no reason to lose it."""
+    receipt = deny(writer, prompt=False)
+    writer.close()
+    assert receipt.durable
+
+
 def test_group_stays_below_what_an_append_takes(
     writer: SegmentWriter, store: Any, deny: Callable[..., Receipt], trails: ModuleType
 ) -> None:

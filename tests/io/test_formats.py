@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from beam_entra.errors import ConfigError, FormatError
 from beam_entra.io.blocks import stream_blocks
-from beam_entra.io.formats import Csv, Format, JsonLines, Lines
+from beam_entra.io.formats import Csv, Format, JsonLines, Lines, strip_line_end
 from beam_entra.io.read import BadRecord, decode
 
 PATH = "abfss://raw@lake.dfs.core.windows.net/a"
@@ -428,3 +428,46 @@ def test_a_dead_letter_can_be_printed() -> None:
     record = BadRecord(path=PATH, offset=1, reason="r", record=b"\xff\n")
     assert record.as_dict()["record"] == "\\xff\n"
     assert set(dataclasses.asdict(record)) == {"path", "offset", "reason", "record"}
+
+
+# A block at once
+
+
+BLOCKS = {
+    "lines": (b"a\nb\n", ["a", "b"]),
+    "no end": (b"a\nb", ["a", "b"]),
+    "blank lines": (b"\na\n\n", ["", "a", ""]),
+    "one blank line": (b"\n", [""]),
+    "beyond ASCII": ("ä\u2028ö\x0bx\x85y\n".encode(), ["ä\u2028ö\x0bx\x85y"]),
+}
+
+
+@pytest.mark.parametrize(("block", "expected"), BLOCKS.values(), ids=BLOCKS)
+def test_lines_are_decoded_a_block_at_a_time(block: bytes, expected: list[str]) -> None:
+    """With the outcome that one record after the other has."""
+    assert Lines().decode_all(block, b"") == expected
+
+
+@given(st.binary(max_size=60), st.booleans())
+def test_a_block_at_once_is_what_its_records_are(data: bytes, newlines: bool) -> None:
+    """For any bytes: the same elements, or none, and then the slow way decides."""
+    block = data.replace(b"\0", b"\n") if newlines else data
+    decoded = Lines().decode_all(block, b"")
+    if decoded is not None:
+        assert decoded == [strip_line_end(record).decode() for record in Lines().records(block)]
+
+
+@pytest.mark.parametrize("block", [b"\xff\n", b"a\r\n", b"a\rb\n"])
+def test_a_block_with_a_bad_record_or_a_carriage_return_goes_the_slow_way(block: bytes) -> None:
+    """There each record is looked at."""
+    assert Lines().decode_all(block, b"") is None
+
+
+def test_a_subclass_of_lines_decodes_its_own_way() -> None:
+    """A block at once would pass its `decode` by."""
+
+    class Shouted(Lines):
+        def decode(self, record: bytes, header: bytes) -> str:
+            return super().decode(record, header).upper()
+
+    assert Shouted().decode_all(b"a\n", b"") is None

@@ -340,3 +340,77 @@ def test_display_data_and_records_name_paths_as_they_are_compared(lake: Any) -> 
     read = ReadFromBlob(f"https://{account}.blob.core.windows.net/{container}/in/a%20b.txt")
     assert read.display_data()["pattern"] == lake.raw.url("in/a b.txt")
     assert json.dumps(read.display_data())
+
+
+# Small blobs travel in packs
+
+
+def test_small_blobs_of_every_kind_come_in_one_pack(lake: Any) -> None:
+    """Plain, compressed, with a byte order mark, CRLF, without an end, empty: each record once, from the right blob."""
+    lake.raw.upload("in/a.jsonl", b'{"id":1}\n{oops\n')
+    lake.raw.upload("in/b.jsonl.gz", gzip.compress(b'{"id":2}\n'))
+    lake.raw.upload("in/c.jsonl", b'\xef\xbb\xbf{"id":3}\r\n{"id":4}')
+    lake.raw.upload("in/d.jsonl", b"")
+    lake.raw.upload("in/e.jsonl", b'\n\n{"id":5}\n{oops')
+    pipeline = lake.pipeline()
+    with pipeline as p:
+        good, bad = p | ReadFromBlob(lake.raw.url("in/*"), JsonLines(ident)).with_exception_handling()
+        assert_that(good, equal_to([1, 2, 3, 4, 5]), label="good")
+        expected = [(lake.raw.url("in/a.jsonl"), 9, b"{oops"), (lake.raw.url("in/e.jsonl"), 11, b"{oops")]
+        assert_that(bad | beam.Map(place), equal_to(expected), label="bad")
+    assert pipeline.report.metrics["blobs_read"] == 5
+    trail = lake.trail(pipeline.report.job)
+    trail.verify()
+    assert len({record["bundle"] for record in trail.records("read")}) == 1, "they were one pack"
+
+
+def test_a_pack_goes_on_while_one_of_its_blobs_is_slow(lake: Any) -> None:
+    """The others are read, and recorded, before it answers."""
+    for number in range(100):
+        lake.upload_json(f"in/{number:03d}.jsonl", [{"id": number}])
+    slow = lake.cloud.proxy.hold(where=lambda request: request.blob == "in/007.jsonl", times=1)
+    pipeline = lake.pipeline()
+
+    def work() -> None:
+        with pipeline as p:
+            ids = p | ReadFromBlob(lake.raw.url("in/*"), JsonLines(ident))
+            assert_that(ids, equal_to(list(range(100))))
+
+    thread, raised = in_background(work)
+    slow.gate.wait_for_arrivals()
+    others = lake.cloud.proxy.requests.wait_for(lambda seen: len(gets(seen)) == 99, timeout_s=60)
+    slow.gate.open()
+    thread.join()
+    assert raised == []
+    assert "in/007.jsonl" not in gets(others)
+
+
+def gets(seen: list[Any]) -> list[str]:
+    """The blobs of the input that have been read."""
+    found = [each.request.blob for each in seen if each.operation == "GetBlob"]
+    return [name for name in found if name.startswith("in/")]
+
+
+def test_one_changed_blob_fails_its_pack(lake: Any) -> None:
+    """A pack is no way around the version that was matched."""
+    for number in range(20):
+        lake.raw.upload(f"in/{number}.txt", b"old\n")
+    held = lake.cloud.proxy.hold(where=matching("GetBlob", container=lake.raw.name), times=1)
+    thread, raised = in_background(lambda: run(lake, ReadFromBlob(lake.raw.url("in/*"))))
+    held.gate.wait_for_arrivals()
+    for number in range(20):
+        lake.raw.upload(f"in/{number}.txt", b"new\n")
+    held.gate.open()
+    thread.join()
+    assert [type(error) for error in raised] == [BlobChanged]
+
+
+def test_a_pack_shares_appends_to_the_trail(lake: Any) -> None:
+    """Each blob has its own SAS and its own records, and they are written together."""
+    for number in range(200):
+        lake.raw.upload(f"in/{number}.txt", b"x\n")
+    pipeline = run(lake, ReadFromBlob(lake.raw.url("in/*")))
+    assert pipeline.report.records["read"] == 200
+    assert pipeline.report.records["sas_issued"] >= 200
+    appends = [seen for seen in lake.cloud.proxy.requests if seen.operation == "AppendBlock"]
+    assert len(appends) < 200, "fewer appends than blobs, with two records for each"

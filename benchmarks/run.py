@@ -1,0 +1,115 @@
+"""Runs the sides of a group in rounds, A B A B, each in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from benchmarks.cloud import BenchCloud, bring_up
+from benchmarks.rows import Group, Side
+from benchmarks.task import Task
+
+__all__ = ["SideFailed", "run_group"]
+
+_ROOT = Path(__file__).resolve().parents[1]
+_LAST_LINES = 15
+
+Runs = dict[str, list[dict[str, Any]]]
+
+
+class SideFailed(RuntimeError):
+    """A side ended with an error, or two sides of a row have different answers."""
+
+
+def run_group(group: Group, *, rounds: int, scale: float, say: Callable[[str], object]) -> Runs:
+    """Run every side of a group `rounds` times; a list of outcomes for each.
+
+    Raises:
+        SideFailed: A side did not do its work.
+    """
+    runs: Runs = {side.name: [] for side in group.sides}
+    with bring_up(group.rtt_ms, group.blobs(scale)) as cloud, _Children(cloud) as children:
+        for number in range(rounds):
+            for side in group.sides:
+                if number and "not_yet" in runs[side.name][0]:
+                    continue
+                outcome = _run_side(cloud, children, group, side, number, scale)
+                runs[side.name].append(outcome)
+                say(f"{group.name:12} round {number + 1}  {side.name:9} {_told(outcome)}")
+            _check_answers(group, [runs[side.name][-1] for side in group.sides])
+    return runs
+
+
+class _Children:
+    """The processes that do the tasks; see `benchmarks.child`."""
+
+    def __init__(self, cloud: BenchCloud) -> None:
+        self._words = (cloud.folder / "children.txt").open("w+", encoding="utf-8")
+        self._server = subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.child"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._words,
+            env=cloud.environment(),
+            cwd=_ROOT,
+            text=True,
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._server.communicate()  # closes its input, its sign to leave
+        self._words.close()
+
+    def do(self, task: Task) -> dict[str, Any]:
+        """Do one task, and give its outcome.
+
+        Raises:
+            SideFailed: It ended with an error.
+        """
+        assert self._server.stdin is not None  # noqa: S101 - it was made with pipes
+        assert self._server.stdout is not None  # noqa: S101 - likewise
+        print(json.dumps(asdict(task)), file=self._server.stdin, flush=True)
+        for line in self._server.stdout:
+            if line.startswith("{"):  # a pipeline may print, too
+                outcome: dict[str, Any] = json.loads(line)
+                if "failed" in outcome:
+                    break
+                return outcome
+        self._words.seek(0)
+        words = "\n".join(self._words.read().splitlines()[-_LAST_LINES:])
+        raise SideFailed(f"{task.side} ended with an error:\n{words}")
+
+
+def _run_side(
+    cloud: BenchCloud, children: _Children, group: Group, side: Side, number: int, scale: float
+) -> dict[str, Any]:
+    output = f"out/{side.name}-{number}/"
+    outcome = children.do(Task(side=side.does, given=dict(side.given(scale)), output=output, **cloud.settings()))
+    if group.writes and "not_yet" not in outcome:
+        outcome["answer"] = cloud.digest_of(output)
+        cloud.clear(output)
+    return outcome
+
+
+def _check_answers(group: Group, outcomes: list[dict[str, Any]]) -> None:
+    answers = {json.dumps(outcome["answer"]) for outcome in outcomes if outcome.get("answer") is not None}
+    units = {outcome["units"] for outcome in outcomes if "units" in outcome}
+    if len(answers) > 1 and len(units) == 1:
+        raise SideFailed(f"the sides of {group.name} do not agree: {', '.join(sorted(answers))}")
+
+
+def _told(outcome: dict[str, Any]) -> str:
+    if "not_yet" in outcome:
+        return f"not yet: {outcome['not_yet']}"
+    peak_mb = (outcome["peak_bytes"] - outcome["idle_bytes"]) / 1e6
+    return f"{outcome['wall_s']:7.2f} s  {outcome['cpu_s']:7.2f} CPU s  {peak_mb:6.0f} MB above idle"

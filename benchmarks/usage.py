@@ -1,0 +1,64 @@
+"""Wall time, CPU time and peak memory of a stretch of work in this process."""
+
+from __future__ import annotations
+
+import gc
+import os
+import re
+import resource
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+__all__ = ["Usage", "peak_bytes"]
+
+_STATUS = Path("/proc/self/status")
+_FORGET_PEAK = Path("/proc/self/clear_refs")
+
+
+@dataclass(slots=True)
+class Usage:
+    """Measures what happens in its `with`.
+
+    Attributes:
+        wall_s, cpu_s: Wall-clock seconds; seconds of user and system time of the whole process.
+        idle_bytes: Resident memory before.
+        peak_bytes: Highest resident memory meanwhile.
+    """
+
+    wall_s: float = 0.0
+    cpu_s: float = 0.0
+    idle_bytes: int = 0
+    peak_bytes: int = 0
+
+    def __enter__(self) -> Self:
+        gc.collect()
+        if _FORGET_PEAK.exists():
+            _FORGET_PEAK.write_text("5", encoding="ascii")
+        self.idle_bytes = peak_bytes()
+        self.cpu_s, self.wall_s = _cpu_s(), time.perf_counter()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.wall_s = time.perf_counter() - self.wall_s
+        self.cpu_s = _cpu_s() - self.cpu_s
+        self.peak_bytes = peak_bytes()
+
+
+def peak_bytes() -> int:
+    """The highest resident memory of this process so far; since the last reset, where the system has one."""
+    if _STATUS.exists():
+        found = re.search(r"^VmHWM:\s+(\d+) kB", _STATUS.read_text(encoding="ascii"), re.MULTILINE)
+        if found:
+            return int(found.group(1)) << 10
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if os.uname().sysname == "Darwin" else peak << 10
+
+
+def _cpu_s() -> float:
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return used.ru_utime + used.ru_stime

@@ -1,0 +1,86 @@
+"""One side in a process of its own."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+import beam_entra
+from benchmarks.child import run
+from benchmarks.data import json_lines, many, orders, parquet, record, small
+from benchmarks.task import Task
+from benchmarks.usage import Usage
+
+ROOT = Path(__file__).parents[2]
+
+
+def serve(*tasks: Task) -> list[dict[str, object]]:
+    """What the server says to these tasks."""
+    lines = "".join(json.dumps(asdict(task)) + "\n" for task in tasks)
+    ran = subprocess.run(
+        [sys.executable, "-m", "benchmarks.child"], input=lines, cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    return [json.loads(line) for line in ran.stdout.splitlines()]
+
+
+def test_a_server_does_each_task_in_a_child_and_outlives_those_that_fail() -> None:
+    """The floor from memory needs no cloud; a side that does not exist is a failure, and the next task is done."""
+    floor = Task(side="floors.lines_in_memory", given={"blobs": 2, "size_bytes": 1000})
+    first, failed, second = serve(floor, Task(side="floors.nothing"), floor)
+    assert failed == {"failed": 1}
+    lines = 2 * next(data for _, data in json_lines(1, 1000)).count(b"\n")
+    for done in (first, second):
+        assert (done["units"], done["answer"]) == (lines, lines)
+        assert done["wall_s"] > 0
+        assert done["peak_bytes"] >= done["idle_bytes"] > 0
+
+
+def test_what_the_package_lacks_is_said_and_no_failure() -> None:
+    """Until it has it."""
+    if hasattr(beam_entra, "Parquet"):
+        pytest.skip("it has it")
+    assert run(Task(side="reading.our_parquet", given={"pattern": "x"})) == {"not_yet": "beam_entra has no Parquet yet"}
+
+
+def test_usage_sees_time_and_memory() -> None:
+    """Of what happens within."""
+    with Usage() as idle:
+        pass
+    with Usage() as busy:
+        held = b"x" * 50_000_000
+        sum(range(1_000_000))
+    assert busy.peak_bytes - busy.idle_bytes >= len(held) * 0.9
+    assert idle.peak_bytes - idle.idle_bytes < len(held) * 0.5
+    assert busy.cpu_s > idle.cpu_s
+    assert busy.wall_s > idle.wall_s > 0
+
+
+def test_data_is_the_same_each_time_and_of_the_size_that_was_asked_for() -> None:
+    """So that runs can be compared."""
+    assert list(json_lines(2, 5000)) == list(json_lines(2, 5000))
+    for _, data in json_lines(2, 5000):
+        assert 5000 <= len(data) < 5200
+        assert [json.loads(line)["id"] for line in data.splitlines()] == list(range(data.count(b"\n")))
+    assert 140 < len(record(123_456)) < 170
+    assert [name for name, _ in small(2, 100, some=1)] == [
+        "in/small/00000.jsonl",
+        "in/small/00001.jsonl",
+        "in/some/00000.jsonl",
+    ]
+    assert len({name for name, _ in many(1000)}) == 1000
+    assert {name for name, _ in orders(80)} >= {"in/products.csv", "in/orders/2026-03-01.jsonl"}
+
+
+def test_parquet_data_has_twenty_columns_and_five_row_groups() -> None:
+    """Two of which are read."""
+    ((_, data),) = parquet(1, 100)
+    file = pq.ParquetFile(io.BytesIO(data))
+    assert (file.metadata.num_columns, file.metadata.num_row_groups, file.metadata.num_rows) == (20, 5, 100)
+    assert {"key", "amount"} <= set(file.schema_arrow.names)

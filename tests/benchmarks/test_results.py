@@ -1,0 +1,157 @@
+"""From runs to verdicts, and from those to a table and a page."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from benchmarks.page import FIGURES, PAGE, render
+from benchmarks.results import Spread, findings, judge, spread
+from benchmarks.rows import GROUPS, Row, groups_of
+from benchmarks.table import HEADINGS, cells, quantity, range_of
+
+LACKING = [{"not_yet": "it has none"}]
+
+
+def ran(*walls: float, units: float = 100, peak: int = 0, samples: tuple[float, ...] = ()) -> list[dict[str, Any]]:
+    """Runs of one side."""
+    return [
+        {
+            "wall_s": wall,
+            "cpu_s": wall / 2,
+            "idle_bytes": 1000,
+            "peak_bytes": 1000 + peak,
+            "units": units,
+            "answer": None,
+            "samples_s": samples,
+        }
+        for wall in walls
+    ]
+
+
+def row(**settings: Any) -> Row:
+    """A row of two sides."""
+    return Row(**{"name": "x", "shown": "X", "ours": "ours", "theirs": "azfs", "unit": "s", **settings})
+
+
+WALL = {"ours": ran(1, 2, 3), "azfs": ran(4, 4, 30)}
+CASES = {
+    "wall, reached": (row(least=4.0), WALL, "reached", 4.0),
+    "wall, missed": (row(least=4.1), WALL, "missed", 4.0),
+    "wall, a limit as a ratio": (row(most=1.03), {"ours": ran(1.02), "azfs": ran(1.0)}, "reached", 1.02),
+    "wall, beyond it": (row(most=1.03), {"ours": ran(1.04), "azfs": ran(1.0)}, "missed", 1.04),
+    "rate, of different sizes": (
+        row(least=5.0, measure="rate"),
+        {"ours": ran(2, units=1000), "azfs": ran(2, units=200)},
+        "reached",
+        5.0,
+    ),
+    "peak, ours alone counts": (
+        row(most=64, measure="peak"),
+        {"ours": ran(1, peak=64), "azfs": ran(1, peak=640)},
+        "reached",
+        10.0,
+    ),
+    "nothing to reach": (row(), WALL, "shown", 4.0),
+    "samples": (row(theirs="", most=0.002, measure="sample"), {"ours": ran(9, samples=(1, 0.002, 0))}, "reached", None),
+    "samples that take long": (
+        row(theirs="", most=0.002, measure="sample"),
+        {"ours": ran(9, samples=(1, 0.003, 0))},
+        "missed",
+        None,
+    ),
+    "ours is not there yet": (row(least=1.0), {"ours": LACKING, "azfs": ran(1)}, "not yet", None),
+}
+
+
+@pytest.mark.parametrize(("of", "runs", "verdict", "ratio"), CASES.values(), ids=CASES)
+def test_a_row_is_judged_by_the_median_of_its_pairs(of: Row, runs: Any, verdict: str, ratio: float | None) -> None:
+    """What must be reached is reached or not; what is missing is no failure."""
+    found = judge(of, runs)
+    assert found.verdict == verdict
+    assert (found.ratio.median if found.ratio else None) == (pytest.approx(ratio) if ratio else None)
+    assert len(cells(found)) == len(HEADINGS)
+
+
+def test_a_spread_is_median_and_range() -> None:
+    """Of any number of values."""
+    assert spread([3, 1, 2]) == Spread(median=2, low=1, high=3)
+    assert range_of(spread([3, 1, 2]), "s") == "2.00 s (1.00 s to 3.00 s)"
+
+
+@pytest.mark.parametrize(
+    ("value", "unit", "text"),
+    [
+        (0.0019, "s", "1.90 ms"),
+        (12.345, "s", "12.35 s"),
+        (64e6, "B", "64 MB"),
+        (1_234_567, "records/s", "1.23 Mrecords/s"),
+        (9, "blobs/s", "9 blobs/s"),
+    ],
+)
+def test_numbers_are_written_for_people(value: float, unit: str, text: str) -> None:
+    """Three digits and a prefix."""
+    assert quantity(value, unit) == text
+
+
+def test_every_row_names_sides_that_its_group_has() -> None:
+    """And no name is given twice."""
+    for group in GROUPS:
+        sides = {side.name for side in group.sides}
+        assert len(sides) == len(group.sides)
+        for each in group.rows:
+            assert {each.ours, each.theirs or each.ours} <= sides
+    names = [each.name for group in GROUPS for each in group.rows]
+    assert len(set(names)) == len(names)
+
+
+def test_rows_are_chosen_by_their_name_or_their_group_s() -> None:
+    """None means all; an unknown one is an error that names the others."""
+    assert groups_of(()) == GROUPS
+    assert [group.name for group in groups_of(("identity", "write-memory"))] == ["orders", "write"]
+    with pytest.raises(ValueError, match="no row nothing; there are bundle"):
+        groups_of(("nothing",))
+
+
+def results(**groups: Any) -> dict[str, Any]:
+    """Results of some groups."""
+    return {
+        "taken": "2030-01-01",
+        "scale": 1.0,
+        "machine": {"cores": "2", "system": "Linux"},
+        "groups": {name: {"pairs": 5, "sides": sides} for name, sides in groups.items()},
+        "defects": [{"what": "It forgets.", "seen": "twice | thrice", "reproduced": True}],
+    }
+
+
+def test_the_page_says_what_was_found() -> None:
+    """Each row with its verdict, each side, the machine, and the defects."""
+    page = render(results(bundle={"ours": ran(1, 1, 1, samples=(0.001,))}))
+    assert "1 reached" in page
+    assert "| per bundle: open, SAS, audit, close | 1.00 ms (1.00 ms to 1.00 ms) |" in page
+    assert "| a bundle without data | open, issue a SAS, audit, close |" in page
+    assert r"| It forgets. | twice \| thrice |" in page
+    assert "| system | Linux |" in page
+
+
+def test_a_quick_look_says_that_it_is_none() -> None:
+    """Figures at a smaller size are no result."""
+    page = render({**results(bundle={"ours": ran(1, samples=(1,))}), "scale": 0.1})
+    assert "a quick look, no result" in page
+
+
+def test_findings_are_of_the_groups_that_ran() -> None:
+    """In the order of the table."""
+    found = findings({"bundle": {"ours": ran(1, samples=(1,))}})
+    assert [each.row.name for each in found] == ["bundle"]
+
+
+@pytest.mark.skipif(not FIGURES.exists(), reason="no figures have been taken for the docs yet")
+def test_the_page_in_the_docs_is_made_from_the_figures_beside_it() -> None:
+    """Nobody writes it by hand, and it names no folder of a machine."""
+    text = FIGURES.read_text(encoding="utf-8")
+    assert PAGE.read_text(encoding="utf-8") == render(json.loads(text))
+    for folder in ("/home/", "/root/", "/tmp/", "/work/", "/Users/"):  # noqa: S108 - not written to
+        assert folder not in text
