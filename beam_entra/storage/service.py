@@ -78,22 +78,40 @@ class BlobService:
                 size_bytes=int(answer.headers["content-length"]),
                 etag=answer.headers["etag"],
                 last_modified=parsedate_to_datetime(answer.headers["last-modified"]),
+                content_type=answer.headers.get("content-type", ""),
             )
         except (KeyError, ValueError) as error:
             raise StorageError(
                 f"Storage's description of {path} cannot be read: {error}",
                 Diagnosis(tried=call.tried, request_id=answer.request_id, hint="check the account's endpoint"),
             ) from None
+        if answer.headers.get("x-ms-meta-hdi_isfolder", "").lower() == "true":
+            raise BlobNotFound(
+                "the blob does not exist; it is a directory",
+                Diagnosis(tried=call.tried, request_id=answer.request_id, hint="name a blob in it"),
+            )
         return found, answer
 
     def list_pages(
-        self, prefix: BlobPath, name_prefix: str, authorise: Authorise, next_request_id: Callable[[], str]
+        self,
+        prefix: BlobPath,
+        name_prefix: str,
+        authorise: Authorise,
+        next_request_id: Callable[[], str],
+        *,
+        page_size: int | None = None,
     ) -> Iterator[tuple[ListPage, Answer]]:
-        """List Blobs below `prefix` whose names begin with `name_prefix`, page by page."""
+        """List Blobs below `prefix` whose names begin with `name_prefix`, page by page.
+
+        Args:
+            page_size: Blobs a page; by default, and at most, 5,000.
+        """
         container = BlobPath(account=prefix.account, container=prefix.container, name="")
         marker = ""
         while True:
             query = {"restype": "container", "comp": "list", "prefix": name_prefix}
+            if page_size is not None:
+                query["maxresults"] = str(page_size)
             if marker:
                 query["marker"] = marker
             call = self._call("GET", container, "list", authorise, next_request_id(), query=query, shown=prefix)
@@ -163,6 +181,81 @@ class BlobService:
         return self._receive(
             self._call("PUT", path, "stage a block of", authorise, client_request_id, query=query, body=data), path
         )
+
+    def put_block_from_blob(
+        self,
+        path: BlobPath,
+        block_id: str,
+        source: BlobProperties,
+        start: int,
+        stop: int,
+        authorise: Authorise,
+        authorise_source: Authorise,
+        client_request_id: str,
+    ) -> Answer:
+        """Have Storage itself stage bytes [start, stop) of this version of another blob as a block.
+
+        Args:
+            authorise_source: Gives the SAS that Storage reads the other blob with.
+
+        Raises:
+            BlobChanged: The other blob is no longer this version.
+        """
+        location = self._url(source.path)
+
+        def both() -> Authorization:
+            reading = authorise_source().sas
+            if reading is None:
+                raise ValueError("Storage reads the source of a copy with a SAS")
+            return replace(authorise(), copy_source=Secret(f"{location}?{reading.reveal()}", what="URL with a SAS"))
+
+        query = {"comp": "block", "blockid": block_id}
+        headers = {"x-ms-source-range": f"bytes={start}-{stop - 1}", "x-ms-source-if-match": source.etag}
+        verb = f"copy from {source.path} to"
+        return self._receive(self._call("PUT", path, verb, both, client_request_id, query=query, headers=headers), path)
+
+    def put_blob(
+        self,
+        path: BlobPath,
+        data: bytes,
+        authorise: Authorise,
+        client_request_id: str,
+        *,
+        commit_id: str,
+        content_type: str,
+    ) -> Answer:
+        """Write a whole blob in one request, over one that is there. Sending it twice does no harm."""
+        headers = {
+            "x-ms-blob-type": "BlockBlob",
+            "x-ms-blob-content-type": content_type,
+            _COMMIT_METADATA: commit_id,
+        }
+        return self._receive(
+            self._call("PUT", path, "write", authorise, client_request_id, headers=headers, body=data), path
+        )
+
+    def delete(
+        self, path: BlobPath, authorise: Authorise, client_request_id: str, *, etag: str | None
+    ) -> tuple[Answer | None, BlobNotFound | None]:
+        """Delete a blob; that there is none is no error, since an earlier attempt may have done it.
+
+        Args:
+            etag: Delete this version only.
+
+        Returns:
+            The answer; or what Storage said when there was no such blob.
+
+        Raises:
+            BlobChanged: It is no longer the version to be deleted. It was not touched.
+        """
+        headers = {"If-Match": etag} if etag else {}
+        try:
+            call = self._call("DELETE", path, "delete", authorise, client_request_id, headers=headers)
+            return self._receive(call, path), None
+        except BlobNotFound as missing:
+            if missing.diagnosis.code == "ContainerNotFound":
+                raise
+            return None, missing
 
     def commit(
         self,
@@ -280,17 +373,20 @@ class BlobService:
         body: bytes = b"",
         shown: BlobPath | None = None,
     ) -> Call:
-        endpoint = self._account(path.account).endpoint
-        name = f"/{quote(path.name, safe='/~')}" if path.name else ""
         return Call(
             method=method,
-            url=f"{endpoint}/{path.container}{name}" + (f"?{urlencode(query, quote_via=quote)}" if query else ""),
+            url=self._url(path) + (f"?{urlencode(query, quote_via=quote)}" if query else ""),
             tried=f"{verb} {shown or path}",
             authorise=authorise,
             client_request_id=client_request_id,
             headers=headers or {},
             body=body,
         )
+
+    def _url(self, path: BlobPath) -> str:
+        endpoint = self._account(path.account).endpoint
+        name = f"/{quote(path.name, safe='/~')}" if path.name else ""
+        return f"{endpoint}/{path.container}{name}"
 
     def _receive(self, call: Call, path: BlobPath) -> Answer:
         return self._exchange.receive(call, ca_file=self._account(path.account).ca_file)

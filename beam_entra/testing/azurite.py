@@ -128,7 +128,11 @@ class Azurite:
             self._process = subprocess.Popen(  # noqa: S603  # the command line is ours
                 command,
                 cwd=self._folder,
-                env={**os.environ, "AZURITE_ACCOUNTS": accounts},
+                env={
+                    **os.environ,
+                    "AZURITE_ACCOUNTS": accounts,
+                    "NODE_EXTRA_CA_CERTS": str(self._certificates.ca_file),  # Put Block From URL has it ask itself
+                },
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
