@@ -110,7 +110,7 @@ class BlobFileSystem(FileSystem):  # type: ignore[misc]  # Beam's FileSystem is 
         Raises:
             BeamIOError: It is no path.
         """
-        with _told("make directories", path):
+        with _told("mkdirs", path):
             BlobPath.parse(path)
 
     # Looking
@@ -147,7 +147,7 @@ class BlobFileSystem(FileSystem):  # type: ignore[misc]  # Beam's FileSystem is 
         Raises:
             BeamIOError: That cannot be said: the job may not look, for instance.
         """
-        with _told("look for", path):
+        with _told("exists", path):
             wanted = BlobPath.parse(path)
             with self._bundle("exists") as bundle:
                 try:
@@ -191,7 +191,7 @@ class BlobFileSystem(FileSystem):  # type: ignore[misc]  # Beam's FileSystem is 
         return self._look(path).etag.strip('"')
 
     def _look(self, path: str) -> BlobProperties:
-        with _told("look at", path):
+        with _told("metadata", path):
             wanted = _one_blob(path)
             with self._bundle("metadata") as bundle:
                 return bundle.properties(wanted)
@@ -241,7 +241,7 @@ class BlobFileSystem(FileSystem):  # type: ignore[misc]  # Beam's FileSystem is 
     # Changing
 
     def copy(self, source_file_names: Sequence[str], destination_file_names: Sequence[str]) -> None:
-        """Copy each blob over its target; for a source that ends in a slash, all below it. See `copy_blob`.
+        """Copy each blob over its target; where there is none of that name, all below the path. See `copy_blob`.
 
         Raises:
             BeamIOError: With the error of each pair of source and target that was not copied.
@@ -258,15 +258,14 @@ class BlobFileSystem(FileSystem):  # type: ignore[misc]  # Beam's FileSystem is 
 
     def _copy(self, pair: tuple[str, str], *, delete: bool = False) -> None:
         with self._bundle("rename" if delete else "copy") as bundle:
-            for source, target in _files_of(bundle, *pair):
-                if delete:
-                    bundle.require(source, Permission.DELETE)  # else there would be two in the end
-                blob = bundle.properties(source)
-                if source == target:
+            for blob, target in _files_of(bundle, *map(BlobPath.parse, pair)):
+                if blob.path == target:
                     continue
+                if delete:
+                    bundle.require(blob.path, Permission.DELETE)  # else there would be two in the end
                 copy_blob(bundle, blob, target)
                 if delete:
-                    bundle.delete(source, etag=blob.etag)
+                    bundle.delete(blob.path, etag=blob.etag)
 
     def delete(self, paths: Sequence[str]) -> None:
         """Delete blobs: one; those that a pattern matches; or, where there is none of that name, all below the path.
@@ -286,9 +285,9 @@ class BlobFileSystem(FileSystem):  # type: ignore[misc]  # Beam's FileSystem is 
             if pattern.glob is not None:
                 _delete_all(bundle, match(bundle, pattern))
             elif not bundle.delete(pattern.prefix):
-                below = BlobPath.parse(f"{path}/")
+                below = _as_prefix(pattern.prefix)
                 if bundle.may(below, Permission.LIST):
-                    _delete_all(bundle, bundle.list_blobs(below, below.name))
+                    _delete_all(bundle, _all_below(bundle, below))
 
     def report_lineage(self, path: str, lineage: Any) -> None:
         """Name the blob, or the part of its path that is known, in Beam's lineage."""
@@ -381,17 +380,31 @@ def _pairs(sources: Sequence[str], targets: Sequence[str]) -> list[tuple[str, st
     return list(zip(sources, targets, strict=True))
 
 
-def _files_of(bundle: BundleSession, source: str, target: str) -> Iterable[tuple[BlobPath, BlobPath]]:
-    """The blobs to copy, and where to: one, or all below a path that ends in a slash."""
-    there, here = BlobPath.parse(source), BlobPath.parse(target)
-    if not there.is_prefix:
-        return [(there, _one_blob(target))]
-    if not here.is_prefix:
-        raise ConfigError(f"{there} is a prefix and {here} is not", Diagnosis(hint="end both in a slash, or none"))
-    if here.covers(there) or there.covers(here):
-        raise ConfigError(f"{there} and {here} lie within one another", Diagnosis(hint="copy to a place beside it"))
-    found = list(bundle.list_blobs(there, there.name))
-    return [(blob.path, here.child(blob.path.name.removeprefix(there.name))) for blob in found]
+def _files_of(
+    bundle: BundleSession, source: BlobPath, target: BlobPath
+) -> Iterable[tuple[BlobProperties, BlobPath]]:
+    """The blobs to copy, and where to: the one of that name or, where there is none, all below it."""
+    if not source.is_prefix:
+        try:
+            return [(bundle.properties(source), _one_blob(str(target)))]
+        except BlobNotFound:
+            below = _as_prefix(source)
+            if not bundle.may(below, Permission.LIST) or next(_all_below(bundle, below), None) is None:
+                raise
+            source = below
+    target = _as_prefix(target)
+    if target.covers(source) or source.covers(target):
+        raise ConfigError(f"{source} and {target} lie within one another", Diagnosis(hint="name a place beside it"))
+    found = list(_all_below(bundle, source))
+    return [(blob, target.child(blob.path.name.removeprefix(source.name))) for blob in found]
+
+
+def _as_prefix(path: BlobPath) -> BlobPath:
+    return path if path.is_prefix else BlobPath.parse(f"{path}/")
+
+
+def _all_below(bundle: BundleSession, prefix: BlobPath) -> Iterator[BlobProperties]:
+    return bundle.list_blobs(prefix, prefix.name)
 
 
 def _delete_all(bundle: BundleSession, blobs: Iterable[BlobProperties]) -> None:
@@ -442,7 +455,4 @@ def _translated(verb: str, path: str, error: BeamEntraError) -> BeamIOError:
 
 
 def _beam_error(verb: str, problems: Problems) -> BeamIOError:
-    error = BeamIOError(f"could not {verb}", problems)
-    first = next(iter(problems.values()))
-    error.errno, error.strerror = getattr(first, "errno", None), str(error)
-    return error
+    return BeamIOError(f"{verb.capitalize()} operation failed", problems)
