@@ -213,9 +213,8 @@ class BlobFileSystem(FileSystem):  # type: ignore[misc]  # Beam's FileSystem is 
         with _told("open", path):
             wanted = _one_blob(path)
             with self._bundle("read", keep_open=True) as bundle:
-                blob = bundle.properties(wanted)
-                threads = fetch_threads(bundle.session)
-                file = io.BufferedReader(BlobReader(bundle, blob, threads, _translated), _READ_BUFFER_BYTES)
+                raw = BlobReader(bundle, wanted, fetch_threads(bundle.session), _translated)
+                file = io.BufferedReader(raw, _READ_BUFFER_BYTES)
         return file if compression == CompressionTypes.UNCOMPRESSED else CompressedFile(file, compression)
 
     def create(

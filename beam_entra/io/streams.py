@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from beam_entra.errors import AuditError, BeamEntraError
 from beam_entra.paths import BlobPath
 from beam_entra.session import BundleSession
-from beam_entra.storage import BlobProperties, new_block_id
+from beam_entra.storage import new_block_id
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer, WriteableBuffer
@@ -23,6 +23,7 @@ __all__ = ["BlobReader", "BlobWriter", "Translate"]
 Translate = Callable[[str, str, BeamEntraError], Exception]
 """Makes what a file operation raises of our error: what was tried, the path, the error."""
 
+_BEGINNING_BYTES = 64 << 10
 _FIRST_BYTES = 256 << 10  # fetched at a place that nobody has read up to
 _CHUNK_BYTES = 4 << 20  # fetched at once by who reads on and on
 _AHEAD = 2
@@ -40,18 +41,19 @@ class BlobReader(io.RawIOBase):
 
     Args:
         bundle: Becomes the file's own, and is closed with it.
+        path: Its beginning is fetched at once, and what it is with it.
         threads: Where chunks are fetched ahead.
     """
 
     mode = "rb"
 
-    def __init__(self, bundle: BundleSession, blob: BlobProperties, threads: Executor, translate: Translate) -> None:
+    def __init__(self, bundle: BundleSession, path: BlobPath, threads: Executor, translate: Translate) -> None:
         super().__init__()
-        self.name = str(blob.path)
-        self._bundle, self._blob, self._threads, self._translate = bundle, blob, threads, translate
-        self._position = 0
-        self._chunk: bytearray = bytearray()
+        self.name = str(path)
+        self._bundle, self._threads, self._translate = bundle, threads, translate
+        self._blob, self._chunk = bundle.read_beginning(path, _BEGINNING_BYTES)
         self._chunk_start = 0
+        self._position = 0
         self._ahead: deque[tuple[int, int, Future[bytearray]]] = deque()
         self._step = _FIRST_BYTES
 
@@ -118,7 +120,7 @@ class BlobReader(io.RawIOBase):
         except BeamEntraError as error:
             raise self._translate("read", self.name, error) from error
         self._chunk_start, self._chunk = start, chunk
-        if reads_on and start:
+        if reads_on:
             self._fetch_ahead()
 
     def _fetch_ahead(self) -> None:

@@ -186,6 +186,22 @@ class BundleSession:
             ).wait()
             yield from page.blobs
 
+    def read_beginning(self, path: BlobPath, length: int) -> tuple[BlobProperties, bytearray]:
+        """Size and ETag of one blob that the job may read, and its first bytes, at most `length`; in one request."""
+        access = _Access(self, path, Permission.READ)
+        receipts: list[Receipt] = []
+
+        def answered(blob: BlobProperties, answer: Answer, begin: int, end: int) -> None:
+            receipts.append(self._record_read(access, blob, answer, begin, end))
+
+        with self._noting_refusals(str(path), "read"):
+            access.sas()
+            found, content = self.session.service.read_beginning(path, length, access, self._next_request_id, answered)
+        for receipt in receipts:
+            receipt.wait()
+        self.session.count("bytes_read", len(content))
+        return found, content
+
     def read(self, blob: BlobProperties, start: int, stop: int) -> bytearray:
         """Bytes [start, stop) of this version of a blob that the job may read.
 

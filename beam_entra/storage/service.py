@@ -9,10 +9,11 @@ from __future__ import annotations
 import base64
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
+from functools import partial
 from urllib.parse import quote, urlencode
 from xml.etree import ElementTree
 
@@ -34,6 +35,7 @@ __all__ = ["BlobService", "Commit"]
 
 _KEY_START_TOLERANCE = timedelta(minutes=5)
 _READ_BYTES = 1 << 20
+_NO_SUCH_RANGE = 416
 _RESUMES_WITHOUT_PROGRESS = 5
 _COMMIT_METADATA = "x-ms-meta-beam_entra_commit"
 
@@ -72,19 +74,7 @@ class BlobService:
         """HEAD: size and ETag of one blob."""
         call = self._call("HEAD", path, "read the properties of", authorise, client_request_id)
         answer = self._receive(call, path)
-        try:
-            found = BlobProperties(
-                path=path,
-                size_bytes=int(answer.headers["content-length"]),
-                etag=answer.headers["etag"],
-                last_modified=parsedate_to_datetime(answer.headers["last-modified"]),
-                content_type=answer.headers.get("content-type", ""),
-            )
-        except (KeyError, ValueError) as error:
-            raise StorageError(
-                f"Storage's description of {path} cannot be read: {error}",
-                Diagnosis(tried=call.tried, request_id=answer.request_id, hint="check the account's endpoint"),
-            ) from None
+        found = _described(path, answer, answer.headers.get("content-length", ""), call)
         if answer.headers.get("x-ms-meta-hdi_isfolder", "").lower() == "true":
             raise BlobNotFound(
                 "the blob does not exist; it is a directory",
@@ -170,6 +160,44 @@ class BlobService:
         if len(content) != stop - start:
             raise StorageError(f"Storage sent {len(content)} bytes for a range of {stop - start}")
         return content
+
+    def read_beginning(
+        self,
+        path: BlobPath,
+        length: int,
+        authorise: Authorise,
+        next_request_id: Callable[[], str],
+        answered: Callable[[BlobProperties, Answer, int, int], None],
+    ) -> tuple[BlobProperties, bytearray]:
+        """Size and ETag of a blob, and its first bytes: one request where `properties` and `read_range` are two.
+
+        Args:
+            answered: As for `read_range`.
+        """
+        headers = {"x-ms-range": f"bytes=0-{length - 1}"}
+        call = self._call("GET", path, "read", authorise, next_request_id(), headers=headers)
+        try:
+            answer, response, _ = self._exchange.send(call, ca_file=self._account(path.account).ca_file)
+        except StorageError as error:
+            if error.diagnosis.status != _NO_SUCH_RANGE:
+                raise
+            blob, answer = self.properties(path, authorise, next_request_id())  # it is empty
+            answered(blob, answer, 0, 0)
+            return blob, bytearray()
+        content = bytearray()
+        with closing(response):
+            blob = _described(path, answer, answer.headers.get("content-range", "").rpartition("/")[2], call)
+            stop = min(length, blob.size_bytes)
+            _check_range(answer, blob, 0, stop, call)
+            answered(blob, answer, 0, stop)
+            with suppress(HTTPError):  # what is missing is fetched below
+                while len(content) < stop and (chunk := response.read(_READ_BYTES)):
+                    content += chunk
+                response.drain_conn()
+        if len(content) < stop:
+            tell = partial(answered, blob)
+            content += self.read_range(blob, len(content), stop, authorise, next_request_id, tell)
+        return blob, content
 
     # Writing
 
@@ -390,6 +418,22 @@ class BlobService:
 
     def _receive(self, call: Call, path: BlobPath) -> Answer:
         return self._exchange.receive(call, ca_file=self._account(path.account).ca_file)
+
+
+def _described(path: BlobPath, answer: Answer, size: str, call: Call) -> BlobProperties:
+    try:
+        return BlobProperties(
+            path=path,
+            size_bytes=int(size),
+            etag=answer.headers["etag"],
+            last_modified=parsedate_to_datetime(answer.headers["last-modified"]),
+            content_type=answer.headers.get("content-type", ""),
+        )
+    except (KeyError, ValueError) as error:
+        raise StorageError(
+            f"Storage's description of {path} cannot be read: {error}",
+            Diagnosis(tried=call.tried, request_id=answer.request_id, hint="check the account's endpoint"),
+        ) from None
 
 
 def _may_be_done(error: StorageError) -> bool:
