@@ -32,7 +32,7 @@ from beam_entra.errors import (
 )
 from beam_entra.io.dofn import METRICS_NAMESPACE
 from beam_entra.io.filesystem import BEAM_PLUGIN
-from beam_entra.io.launch import find_interrupt
+from beam_entra.io.launch import find_interrupt, find_ours
 from beam_entra.io.options import EntraOptions
 from beam_entra.session import JobScope, Session, close_session, open_session, seal_job
 
@@ -268,7 +268,7 @@ def _as_ours(failure: BaseException | None) -> BaseException | None:
     """The error that a worker raised, or the Ctrl-C, found in what the runner made of it."""
     if failure is None or isinstance(failure, BeamEntraError) or not isinstance(failure, Exception):
         return failure
-    return find_interrupt(failure) or find_rendered_error(str(failure)) or failure
+    return find_interrupt(failure) or find_ours(failure) or find_rendered_error(str(failure)) or failure
 
 
 def _metrics(result: Any) -> dict[str, int]:

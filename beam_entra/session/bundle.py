@@ -40,6 +40,7 @@ from beam_entra.errors import (
     AccessDenied,
     AuditError,
     BeamEntraError,
+    BlobChanged,
     BlobNotFound,
     Diagnosis,
     IdentityExpired,
@@ -303,13 +304,28 @@ class BundleSession:
         with self._noting_refusals(str(path), "delete"):
             access.sas()
             self._record(DeleteIntended, sas=access.sas_id, path=str(path), etag=etag).wait()
-            answer, missing = self.session.service.delete(path, access, self._next_request_id(), etag=etag)
+            answer, missing = self._delete(path, access, etag)
         ids = answer.ids() if answer is not None else _ids(missing)
         self._record(
             Deleted, sas=access.sas_id, path=str(path), etag=etag, missing=missing is not None, **ids
         ).wait()
         self.session.count("blobs_deleted")
         return missing is None
+
+    def _delete(
+        self, path: BlobPath, access: _Access, etag: str | None
+    ) -> tuple[Answer | None, BlobNotFound | None]:
+        """Delete; where the answer to the first attempt was lost, the second one meets no blob, or says that it has changed."""
+        try:
+            return self.session.service.delete(path, access, self._next_request_id(), etag=etag)
+        except BlobChanged as changed:
+            if changed.diagnosis.attempts < 2 or not self.may(path, Permission.READ):
+                raise
+            try:
+                self.properties(path)
+            except BlobNotFound as missing:
+                return None, missing
+            raise
 
     def commit(
         self,

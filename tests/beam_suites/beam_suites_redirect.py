@@ -3,8 +3,8 @@
     python -m pytest -p beam_suites_redirect --temporary-files=abfss://... --access_manifest=... --access_endpoints=... \\
         --pyargs apache_beam.io.textio_test ...
 
-The suites make temporary files on the local disk, and look at them there, with `tempfile`, `open`, `os`, `glob`, `shutil` and
-`filecmp`. In their modules, and nowhere else, these names get a stand-in that does the same below `--temporary-files`, by way
+The suites make temporary files on the local disk, and look at them there, with `tempfile`, `open`, `os`, `glob`, `shutil`,
+`filecmp` and `pyarrow.parquet`. In their modules, and nowhere else, these names get a stand-in that does the same below `--temporary-files`, by way
 of `FileSystems`, and passes everything else on. All runs as one job, whose audit trail is sealed in the end.
 """
 
@@ -30,6 +30,7 @@ from typing import Any
 import pytest
 from apache_beam.io.filesystem import CompressionTypes
 from apache_beam.io.filesystems import FileSystems
+from pyarrow import parquet
 
 from beam_entra.access import AccessManifest, Endpoints
 from beam_entra.clock import utc_now
@@ -124,7 +125,8 @@ class _StandIn:
 
 
 def _stand_in(name: str) -> _StandIn:
-    return _PATH if name == os.path.__name__ else _STAND_INS[name]  # type: ignore[return-value]  # of a module, it is one
+    by_name = {each._module.__name__: each for each in _STAND_INS.values() if isinstance(each, _StandIn)}
+    return _PATH if name == os.path.__name__ else by_name[name]
 
 
 # tempfile
@@ -221,6 +223,13 @@ def _same(one: Any, other: Any, *args: Any, **settings: Any) -> bool:
     return _content(one) == _content(other)
 
 
+# pyarrow, which takes abfss:// for a FileSystem of its own
+
+
+def _read_metadata(path: Any, *args: Any, **settings: Any) -> Any:
+    return parquet.read_metadata(io.BytesIO(_content(path)) if Away.has(path) else path, *args, **settings)
+
+
 _PATH = _StandIn(os.path, exists=_exists, isdir=_is_folder, getmtime=_modified, getsize=_size)
 _STAND_INS = {
     "tempfile": _StandIn(
@@ -232,6 +241,7 @@ _STAND_INS = {
     "glob": _StandIn(glob, glob=_glob),
     "shutil": _StandIn(shutil, rmtree=_remove_tree, copyfile=_copy_file),
     "filecmp": _StandIn(filecmp, cmp=_same),
+    "pq": _StandIn(parquet, read_metadata=_read_metadata),
     "TemporaryDirectory": _temporary_directory,
 }
 
