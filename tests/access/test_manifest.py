@@ -218,7 +218,7 @@ WRONG = {
     "a path that is no list": Wrong("write = [", 'write = "x" #', "[grants] write: must be a list"),
     "a misspelt permission": Wrong("write = ", "writes = ", "[grants] writes: is not known. Did you mean write?"),
     "a permission that does not exist": Wrong(
-        "write = ", "delete = ", "[grants] delete: is not known. Known here: read"
+        "write = ", "own = ", "[grants] own: is not known. Known here: delete, read"
     ),
     "a grant said twice": Wrong(
         ONLY_READ, READS, f"[grants] read: entry 2: abfss://raw@{LAKE}/orders/ is already granted"
