@@ -17,12 +17,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree
 
+import apache_beam
 import pytest
 
 from beam_entra.audit.verify import TrailSummary, verify
 from beam_entra.testing.local import LocalCloud, LocalContainer, endpoints_toml
 
 ROOT = Path(__file__).parents[2]
+INSTALLED = Path(apache_beam.__file__).parents[1]
 DOCUMENT = ROOT / "docs" / "filesystem.md"
 TIMEOUT_S = 900
 PROCESSES = (
@@ -126,7 +128,7 @@ def straight(cloud: LocalCloud, folder: Path) -> Path:
 def run(names: tuple[str, ...], flags: list[str], folder: Path) -> tuple[str, Path]:
     """Run suites in one process; gives what it printed, and its results."""
     results = folder / f"{names[0]}.xml"
-    command = [sys.executable, "-m", "pytest", "-q", "-c", os.devnull, f"--rootdir={folder}", "-p", "no:cacheprovider"]
+    command = [sys.executable, "-m", "pytest", "-q", "-c", os.devnull, f"--rootdir={INSTALLED}", "-p", "no:cacheprovider"]
     command += ["-p", "beam_suites_redirect", *flags, f"--junitxml={results}", "--timeout=180"]
     command += ["--pyargs", *(f"apache_beam.io.{name}_test" for name in names)]
     done = subprocess.run(
@@ -211,7 +213,8 @@ def test_nothing_is_written_beside_the_prefix(runs: Runs) -> None:
 
 def test_the_docs_name_each_case_once() -> None:
     """And with a reason."""
-    rows = re.findall(r"^\| `\w+_test` \| `(\w+\.\w+)` \| (.*) \|$", DOCUMENT.read_text(encoding="utf-8"), re.MULTILINE)
+    pattern = r"^\| `(\w+)_test` \| `(\w+\.\w+)` \| (.*) \|$"
+    rows = re.findall(pattern, DOCUMENT.read_text(encoding="utf-8"), re.MULTILINE)
     assert rows
-    assert len({case for case, _ in rows}) == len(rows)
-    assert all(reason.strip() for _, reason in rows)
+    assert len({(suite, case) for suite, case, _ in rows}) == len(rows)
+    assert all(reason.strip() for _, _, reason in rows)
