@@ -22,8 +22,8 @@ from beam_entra.audit.record import (
     CommitIntended,
     Committed,
     Copied,
-    DeleteIntended,
     Deleted,
+    DeleteIntended,
     Denied,
     KeyAcquired,
     Listed,
@@ -157,6 +157,21 @@ def _describe(record: AnyRecord) -> tuple[str, ...]:
             return "", record.step
         case BundleClosed():
             return "", record.outcome
+        case Denied():
+            asked = f"request {record.request_id}" if record.request_id else ""
+            return "", record.path, f"{record.permission} refused by {record.by}: {record.reason}", asked
+        case SegmentRolled():
+            return "", record.next
+        case Sealed():
+            return "", record.outcome
+        case _:
+            return _describe_access(record)
+
+
+def _describe_access(
+    record: Listed | Read | Staged | Copied | CommitIntended | Committed | DeleteIntended | Deleted,
+) -> tuple[str, ...]:
+    match record:
         case Listed():
             return record.sas, record.path, f"{record.blobs:,} blobs", _request(record)
         case Read():
@@ -184,13 +199,6 @@ def _describe(record: AnyRecord) -> tuple[str, ...]:
                 found,
                 _request(record),
             )
-        case Denied():
-            asked = f"request {record.request_id}" if record.request_id else ""
-            return "", record.path, f"{record.permission} refused by {record.by}: {record.reason}", asked
-        case SegmentRolled():
-            return "", record.next
-        case Sealed():
-            return "", record.outcome
 
 
 def _show_header(story: Story, console: Console) -> None:

@@ -1,15 +1,15 @@
-"""`abfss://` as a Beam FileSystem: `beam.io.ReadFromText` and all other file I/O of Beam's under the job's identity and audit.
+"""`abfss://` as a Beam FileSystem: `ReadFromText` and all other file I/O of Beam's as the job, audited.
 
 Importing this module is all it takes; `ScopedPipeline` has workers import it, with `--beam_plugins`.
 
-Whose identity? Beam makes a new FileSystem object for each call and hands it the pipeline's options, where they are known:
+Whose identity? Beam makes a new FileSystem object for each call and hands it the pipeline's options, where it has them:
 
 1. The job scope in those options; without one, the only job that has a session in this process.
 2. Two jobs in one process at a time cannot be told apart here, so that nothing is done for either of them.
 3. No job, no access. Whatever needs no network (joining and splitting paths) works all the same.
 
-Every operation has a bundle session of its own, and an open file has one until it is closed: its SAS lives as long as what
-it is for. In the audit the bundle has the name of the step that is being run, where Beam says it.
+Every operation has a bundle session of its own, and an open file has one until it is closed: its SAS lives as long as
+what it is for. In the audit the bundle has the name of the step that is being run, where Beam says it.
 
 Errors are Beam's `BeamIOError`, with ours as the cause, and by path in `exception_details`.
 """
@@ -62,8 +62,8 @@ Problems = dict[Any, BaseException]
 class BlobFileSystem(FileSystem):  # type: ignore[misc]  # Beam's FileSystem is untyped
     """Blobs of the accounts, containers and prefixes that the access manifest grants.
 
-    `read` grants cover opening, matching and looking; `write` grants creating, and the target of a copy; `delete` grants
-    deleting. A rename needs `read` and `delete` on the source and `write` on the target.
+    `read` grants cover opening, matching and looking; `write` grants creating, and the target of a copy; `delete`
+    grants deleting. A rename needs `read` and `delete` on the source and `write` on the target.
     """
 
     CHUNK_SIZE = 100  # how many files Beam hands to one call of delete, copy or rename
@@ -314,12 +314,12 @@ class BlobFileSystem(FileSystem):  # type: ignore[misc]  # Beam's FileSystem is 
         if not scopes:
             raise ConfigError(
                 "no job is known here, so nothing may be accessed",
-                Diagnosis(hint="make the pipeline with beam_entra.ScopedPipeline(options=...) in place of beam.Pipeline"),
+                Diagnosis(hint="make it with beam_entra.ScopedPipeline(options=...) in place of beam.Pipeline"),
             )
         raise ConfigError(
-            f"{len(scopes)} jobs are under way in this process ({', '.join(sorted(scopes))}), and Beam does not say for "
-            "which of them this file is",
-            Diagnosis(hint="run them one after the other, each in `with ScopedPipeline(...)`, or in processes of their own"),
+            f"{len(scopes)} jobs are under way in this process ({', '.join(sorted(scopes))}), and Beam does not say "
+            "for which of them this file is",
+            Diagnosis(hint="run them one after the other, each in `with ScopedPipeline(...)`, or in a process each"),
         )
 
     @contextmanager
@@ -365,7 +365,7 @@ def _check_scheme(path: str) -> None:
 def _one_blob(path: str) -> BlobPath:
     parsed = BlobPath.parse(path)
     if parsed.is_prefix:
-        raise BlobNotFound(f"{parsed} is no blob", Diagnosis(hint="name one blob; a path that ends in / stands for many"))
+        raise BlobNotFound(f"{parsed} is no blob", Diagnosis(hint="name one; a path that ends in / stands for many"))
     return parsed
 
 

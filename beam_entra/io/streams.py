@@ -36,8 +36,8 @@ _IN_FLIGHT = 4
 class BlobReader(io.RawIOBase):
     """A blob as a raw, seekable file. Wrap it in `io.BufferedReader`; one thread at a time, as with any file.
 
-    Every request insists on the version that was there when the file was opened. At most three chunks of 4 MiB are held.
-    Who reads on and on is fetched ahead for; who jumps about gets what was asked for and little more.
+    Every request insists on the version that was there when the file was opened. At most three chunks of 4 MiB are
+    held. Who reads on and on is fetched ahead for; who jumps about gets what was asked for and little more.
 
     Args:
         bundle: Becomes the file's own, and is closed with it.
@@ -154,8 +154,8 @@ class BlobReader(io.RawIOBase):
 class BlobWriter(io.BufferedIOBase):
     """A new blob as a file. It becomes visible, over an old one of its name, when the file is closed, and only then.
 
-    Blocks are staged as they fill up; at most five of them (4 MiB each at first) are held. A file that is dropped without
-    being closed, or left by an exception in a `with`, leaves nothing that anybody can see.
+    Blocks are staged as they fill up; at most six of them (4 MiB each at first) are held. A file that is dropped
+    without being closed, or left by an exception in a `with`, leaves nothing that anybody can see.
 
     Args:
         bundle: Becomes the file's own, and is closed with it.

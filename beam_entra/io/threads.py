@@ -1,4 +1,4 @@
-"""The threads that all bundles of a job share in one process: some fetch, some stage. None of them waits for another."""
+"""The threads that all bundles of a job share in one process: some fetch, some stage. None waits for another."""
 
 from __future__ import annotations
 

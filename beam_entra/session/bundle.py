@@ -29,8 +29,8 @@ from beam_entra.audit.record import (
     CommitIntended,
     Committed,
     Copied,
-    DeleteIntended,
     Deleted,
+    DeleteIntended,
     Denied,
     Listed,
     Read,
@@ -243,8 +243,9 @@ class BundleSession:
     def copy_block(
         self, source: BlobProperties, start: int, stop: int, path: BlobPath, block_id: str
     ) -> None:
-        """Have Storage stage bytes [start, stop) of this version of a blob that the job may read as a block of one that it
-        may write. Call `settle` before telling anybody that it is staged.
+        """Have Storage itself stage bytes [start, stop) of a blob that the job may read in one that it may write.
+
+        Call `settle` before telling anybody that they are staged.
 
         Raises:
             BlobChanged: The source is no longer this version.
@@ -315,7 +316,7 @@ class BundleSession:
     def _delete(
         self, path: BlobPath, access: _Access, etag: str | None
     ) -> tuple[Answer | None, BlobNotFound | None]:
-        """Delete; where the answer to the first attempt was lost, the second one meets no blob, or says that it has changed."""
+        """Delete; after an answer that was lost, the next attempt meets no blob, or hears that it has changed."""
         try:
             return self.session.service.delete(path, access, self._next_request_id(), etag=etag)
         except BlobChanged as changed:

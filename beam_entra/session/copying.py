@@ -24,8 +24,8 @@ def copy_blob(
 ) -> CommittedBlob:
     """Make `target` a copy of this version of `source`, over what is there. When this returns, the copy is whole.
 
-    1. Each range of the source becomes a staged block: Put Block From URL, the source pinned by its ETag and opened by a
-       SAS of its own. Where Storage cannot reach the source (it is behind a firewall), the range is read and staged.
+    1. Each range of the source becomes a staged block: Put Block From URL, the source pinned by its ETag and opened by
+       a SAS of its own. Where Storage cannot reach the source (it is behind a firewall), the range is read and staged.
     2. Put Block List. It fails unless every block is there, so its answer says that all of the source has arrived.
     3. If the job may read the target, it looks: size and ETag are those of the copy.
 

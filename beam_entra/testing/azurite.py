@@ -32,8 +32,8 @@ _LISTENS = "successfully listens on "
 _LEAVE_WITH_PARENT = (
     "data:text/javascript,process.stdin.on('end',()=>process.exit(0)).on('error',()=>process.exit(0)).resume();"
 )
-# For Put Block From URL Azurite asks itself over TLS, and trusts exactly its own certificate; where a CA has signed that, as
-# here, Node.js needs to be told that this will do.
+# For Put Block From URL Azurite asks itself over TLS, and trusts exactly its own certificate; where a CA has signed
+# that, as here, Node.js needs to be told that this will do.
 _TRUST_ITSELF = (
     "data:text/javascript,import tls from 'node:tls';const make=tls.createSecureContext;"
     "tls.createSecureContext=(options)=>make({...options,allowPartialTrustChain:true});"

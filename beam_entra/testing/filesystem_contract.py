@@ -9,8 +9,8 @@
         def folder(self):
             return "ours://bucket/" + uuid.uuid4().hex        # nothing is below it; without a slash at the end
 
-Beam's documentation leaves some things open, and FileSystems differ in them. Say what yours does with the class attributes.
-Beam itself is not imported: what is tested is the object that the fixture gives.
+Beam's documentation leaves some things open, and FileSystems differ in them. Say what yours does with the class
+attributes. Beam itself is not imported: what is tested is the object that the fixture gives.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ import pytest
 __all__ = ["FileSystemContract"]
 
 _LINES = b"".join(b"line %d\n" % number for number in range(5_000))
-_COMPRESSED = {
+_COMPRESSED: dict[str, tuple[str, Callable[[bytes], bytes], Callable[[bytes], bytes]]] = {
     "gzip": ("gz", gzip.compress, gzip.decompress),
     "bzip2": ("bz2", bz2.compress, bz2.decompress),
     "deflate": ("deflate", zlib.compress, zlib.decompress),
@@ -246,7 +246,7 @@ class FileSystemContract:
     def test_an_exception_abandons_the_file(self, filesystem: Any, put: Callable[..., str], name: str) -> None:
         """The old content stays when writing the new one fails half way, unless it is said to be lost."""
         path = put(name, b"old")
-        with pytest.raises(ZeroDivisionError), filesystem.create(path) as file:
+        with pytest.raises(ZeroDivisionError), filesystem.create(path) as file:  # noqa: PT012 - it is about the block
             file.write(_LINES)
             _ = 1 / 0
         with filesystem.open(path) as file:
@@ -436,7 +436,7 @@ class FileSystemContract:
         """An error crosses processes with its details."""
         with pytest.raises(OSError, match=r"missing\.txt") as caught:
             filesystem.rename([filesystem.join(folder, "missing.txt")], [filesystem.join(folder, "b.txt")])
-        back = pickle.loads(pickle.dumps(caught.value))
+        back = pickle.loads(pickle.dumps(caught.value))  # noqa: S301 - our own bytes
         assert list(back.exception_details) == list(caught.value.exception_details)  # type: ignore[attr-defined]  # Beam's
 
     def test_lineage(self, filesystem: Any, put: Callable[..., str]) -> None:

@@ -21,8 +21,8 @@ from beam_entra.audit.record import (
     CommitIntended,
     Committed,
     Copied,
-    DeleteIntended,
     Deleted,
+    DeleteIntended,
     Denied,
     KeyAcquired,
     Listed,
@@ -122,7 +122,7 @@ def valid_facts() -> dict[type[Any], dict[str, Any]]:
     token = {"audience": "https://storage.azure.com", "uti": "bUWm-x1", "oid": "o", "appid": "a", "tenant": "t"}
     sas = {"sas": "s1", "key": "k1", "token": "t1", "resource": "blob", "expires": until, "correlation": None}
     commit = {"path": out, "commit": "c1", "size": 10, "rows": 2}
-    copied = {"source_etag": '"0x8D"', "start": 0, "end": 10}
+    copied = {"source_sas": "s1", "source": blob, "source_etag": '"0x8D"', "start": 0, "end": 10}
     return {
         TokenAcquired: {"token": "t1", **token, "expires": DEADLINE, "attempts": 1},
         KeyAcquired: {"key": "k1", "account": "contosolake", "token": "t1", "expires": DEADLINE, **request(1)},
@@ -131,7 +131,7 @@ def valid_facts() -> dict[type[Any], dict[str, Any]]:
         Listed: {"sas": "s1", "path": LAKE + "orders/", "blobs": 3, **request(2)},
         Read: {"sas": "s1", "path": blob, "etag": '"0x8D"', "start": 0, "end": 10, **request(3)},
         Staged: {"sas": "s2", "path": out, "block": "00001-b", "size": 10, **request(4)},
-        Copied: {"sas": "s2", "path": out, "block": "00001-c", "source_sas": "s1", "source": blob, **copied, **request(6)},
+        Copied: {"sas": "s2", "path": out, "block": "00001-c", **copied, **request(6)},
         CommitIntended: {"sas": "s2", **commit, "blocks": 1},
         Committed: {"sas": "s2", **commit, "etag": '"0x8E"', "confirmed": False, **request(5)},
         DeleteIntended: {"sas": "s3", "path": out, "etag": '"0x8E"'},
@@ -246,7 +246,7 @@ def refused() -> MemoryTrail:
 
 
 def sample() -> tuple[MemoryTrail, Seal]:
-    """The same trail each time: process 1 rolls, reads, lists and writes; process 2 moves a blob and leaves a bundle open."""
+    """The same trail each time: 1 rolls, reads, lists, writes; process 2 moves a blob and leaves a bundle open."""
     store, clock, rng = MemoryTrail(), Clock(), random.Random(0)  # noqa: S311  no secret is made from it
     first = Worker(rng, store, PROCESSES[0], clock, max_bytes=3000)
     key = first.key()

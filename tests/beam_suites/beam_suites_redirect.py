@@ -1,11 +1,12 @@
 """A pytest plugin that runs Beam's own I/O test suites, as they are installed, on another FileSystem.
 
-    python -m pytest -p beam_suites_redirect --temporary-files=abfss://... --access_manifest=... --access_endpoints=... \\
-        --pyargs apache_beam.io.textio_test ...
+    python -m pytest -p beam_suites_redirect --temporary-files=abfss://... --access_manifest=... \\
+        --access_endpoints=... --pyargs apache_beam.io.textio_test ...
 
-The suites make temporary files on the local disk, and look at them there, with `tempfile`, `open`, `os`, `glob`, `shutil`,
-`filecmp` and `pyarrow.parquet`. In their modules, and nowhere else, these names get a stand-in that does the same below `--temporary-files`, by way
-of `FileSystems`, and passes everything else on. All runs as one job, whose audit trail is sealed in the end.
+The suites make temporary files on the local disk, and look at them there, with `tempfile`, `open`, `os`, `glob`,
+`shutil`, `filecmp` and `pyarrow.parquet`. In their modules, and nowhere else, these names get a stand-in that does the
+same below `--temporary-files`, by way of `FileSystems`, and passes everything else on. All runs as one job, whose audit
+trail is sealed in the end.
 """
 
 from __future__ import annotations
@@ -137,7 +138,12 @@ def _mkdtemp(suffix: str | None = None, prefix: str | None = None, dir: str | No
 
 
 def _named(
-    mode: str = "w+b", *, suffix: str | None = None, prefix: str | None = None, dir: str | None = None, delete: bool = True
+    mode: str = "w+b",
+    *,
+    suffix: str | None = None,
+    prefix: str | None = None,
+    dir: str | None = None,
+    delete: bool = True,
 ) -> Any:
     file = _Written(Away.new(prefix, suffix, dir), delete=delete)
     file.flush()  # it exists from the beginning
@@ -282,7 +288,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Redirect the suites, and what their files are opened with."""
-    for module in {item.module.__name__: item.module for item in session.items if isinstance(item, pytest.Function)}.values():
+    for module in {item.module for item in session.items if isinstance(item, pytest.Function)}:
         _redirect(module)
     for name in _SHARED:
         _redirect(importlib.import_module(name))

@@ -1,7 +1,8 @@
 """Beam's own I/O suites, from the installed wheel, on abfss:// paths in the local cloud.
 
-They run in two processes at a time, each one job under a manifest that grants a prefix; both trails are sealed and verify. What
-cannot apply to blobs is listed in docs/filesystem.md, and has to fail: this list and the failures are held against one another.
+They run in two processes at a time, each one job under a manifest that grants a prefix; both trails are sealed and
+verify. What cannot apply to blobs is listed in docs/filesystem.md, and has to fail: this list and the failures are held
+against one another.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -128,8 +128,8 @@ def straight(cloud: LocalCloud, folder: Path) -> Path:
 def run(names: tuple[str, ...], flags: list[str], folder: Path) -> tuple[str, Path]:
     """Run suites in one process; gives what it printed, and its results."""
     results = folder / f"{names[0]}.xml"
-    command = [sys.executable, "-m", "pytest", "-q", "-c", os.devnull, f"--rootdir={INSTALLED}", "-p", "no:cacheprovider"]
-    command += ["-p", "beam_suites_redirect", *flags, f"--junitxml={results}", "--timeout=180"]
+    command = [sys.executable, "-m", "pytest", "-q", "-c", os.devnull, f"--rootdir={INSTALLED}"]
+    command += ["-p", "no:cacheprovider", "-p", "beam_suites_redirect", *flags, f"--junitxml={results}", "--timeout=180"]
     command += ["--pyargs", *(f"apache_beam.io.{name}_test" for name in names)]
     done = subprocess.run(
         command,
@@ -148,26 +148,26 @@ def read_results(results: Path) -> dict[str, Cases]:
     """Cases by suite, from a junit file; skipped ones left out."""
     passed: dict[str, set[str]] = {}
     failed: dict[str, set[str]] = {}
-    for case in ElementTree.parse(results).getroot().iter("testcase"):
+    root = ElementTree.parse(results).getroot()  # noqa: S314 - pytest wrote it
+    for case in root.iter("testcase"):
         name = re.fullmatch(r"(?:.*\.)?(\w+)_test\.(\w+)", case.get("classname", ""))
         assert name, case.attrib
         if case.find("skipped") is not None:
             continue
         bad = case.find("failure") is not None or case.find("error") is not None
         (failed if bad else passed).setdefault(name[1], set()).add(f"{name[2]}.{case.get('name')}")
-    suites = passed.keys() | failed.keys()
-    return {
-        each: Cases(passed=frozenset(passed.get(each, set()) - failed.get(each, set())), failed=frozenset(failed.get(each, ())))
-        for each in suites
-    }
+    found = {}
+    for suite in passed.keys() | failed.keys():
+        bad_ones = frozenset(failed.get(suite, ()))
+        found[suite] = Cases(passed=frozenset(passed.get(suite, ())) - bad_ones, failed=bad_ones)
+    return found
 
 
 @pytest.fixture(scope="module")
 def runs(beam_entra_cloud: LocalCloud, tmp_path_factory: pytest.TempPathFactory) -> Runs:
     """Each suite, run once."""
     cloud, folder = beam_entra_cloud, tmp_path_factory.mktemp("suites")
-    make: Callable[[str], LocalContainer] = lambda name: cloud.create_container(cloud.accounts[0], name)  # noqa: E731 - twice
-    lake, audit = make("suites-lake"), make("suites-audit")
+    lake, audit = (cloud.create_container(cloud.accounts[0], name) for name in ("suites-lake", "suites-audit"))
     flags = [
         f"--temporary-files={lake.url('suites/')}",
         f"--access_manifest={manifest(cloud, lake, audit, folder)}",

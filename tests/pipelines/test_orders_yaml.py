@@ -120,9 +120,8 @@ def test_beams_own_file_io_runs_as_the_job_too(shop: Shop) -> None:
         path: "{shop.curated.url("orders/yaml/clean/")}"
         format: text
 """
-    done = run(shop, (begin.replace("raw@", f"{shop.raw.name}@").replace("curated@", f"{shop.curated.name}@"), only_text))
+    fitted = begin.replace("raw@", f"{shop.raw.name}@").replace("curated@", f"{shop.curated.name}@")
+    done = run(shop, (fitted, only_text))
     assert done.status == 0, done.said
-    lines = [
-        line for name in shop.raw.list("orders/") if name.endswith(".jsonl") for line in shop.raw.download(name).splitlines()
-    ]
-    assert len(written(shop, "clean")) == len(lines)
+    names = [name for name in shop.raw.list("orders/") if name.endswith(".jsonl")]
+    assert len(written(shop, "clean")) == sum(len(shop.raw.download(name).splitlines()) for name in names)

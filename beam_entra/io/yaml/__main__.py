@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml  # type: ignore[import-untyped]  # it is what Beam YAML reads with
+import yaml
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.yaml import yaml_provider, yaml_transform
 from jinja2 import TemplateError

@@ -1,4 +1,4 @@
-"""`ReadFromBlob` and `WriteToBlob` as Beam YAML knows transforms: plain arguments, and rows with a schema in and out."""
+"""`ReadFromBlob` and `WriteToBlob` as Beam YAML knows transforms: plain arguments, rows with a schema in and out."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ class ReadRows(beam.PTransform):  # type: ignore[misc]  # Beam's PTransform is u
     Args:
         path: `abfss://container@account.dfs.core.windows.net/orders/*.jsonl`.
         format: `json` (JSON Lines), `csv` (with a header) or `text` (rows with the one field `line`).
-        schema: For `json` and `csv`: JSON Schema of a row, `{type: object, properties: {id: {type: string}, ...}}`. Fields
-            that are not listed under `required` may be missing.
+        schema: For `json` and `csv`: JSON Schema of a row, `{type: object, properties: {id: {type: string}, ...}}`.
+            Fields that are not listed under `required` may be missing.
         compression: `auto`, `gzip` or `none`.
-        error_handling: `{output: NAME}` sends what is no such row to the output NAME, as rows of source, offset, reason and
-            record. Without it, that is an error.
+        error_handling: `{output: NAME}` sends what is no such row to the output NAME, as rows of source, offset, reason
+            and record. Without it, that is an error.
     """
 
-    def __init__(self, path, format, schema=None, compression="auto", error_handling=None) -> None:  # type: ignore[no-untyped-def]  # noqa: ANN001 - Beam YAML would take the annotations' text for types
+    def __init__(self, path, format, schema=None, compression="auto", error_handling=None) -> None:  # type: ignore[no-untyped-def]
         super().__init__()
         self._row = _Row(format, SafeLineLoader.strip_metadata(schema))
         self._reading = ReadFromBlob(path, self._row.format(), compression=compression)
@@ -65,7 +65,7 @@ class WriteRows(beam.PTransform):  # type: ignore[misc]  # Beam's PTransform is 
         overwrite: Replace blobs of the same names, an earlier run's. Needs `shards`.
     """
 
-    def __init__(self, path, format, shards=None, compression="none", overwrite=False) -> None:  # type: ignore[no-untyped-def]  # noqa: ANN001 - see ReadRows
+    def __init__(self, path, format, shards=None, compression="none", overwrite=False) -> None:  # type: ignore[no-untyped-def]
         super().__init__()
         _check_format(format)
         self._path, self._format = path, format
@@ -78,12 +78,12 @@ class WriteRows(beam.PTransform):  # type: ignore[misc]  # Beam's PTransform is 
                 f"text is written from rows of one field, and these have {', '.join(fields)}",
                 Diagnosis(hint="map them to one field before WriteToBlob, or write json or csv"),
             )
-        format: Format = {"json": JsonLines, "text": Lines}.get(self._format, lambda: Csv(fields))()
+        chosen: Format = {"json": JsonLines, "text": Lines}.get(self._format, lambda: Csv(fields))()
         values = beam.Map(_only_field, fields[0]) if self._format == "text" else beam.Map(_as_dict, fields)
         return (
             rows
             | "Values" >> values
-            | "Write" >> WriteToBlob(self._path, format, **self._settings)
+            | "Write" >> WriteToBlob(self._path, chosen, **self._settings)
             | "Written" >> beam.Map(_written).with_output_types(RowTypeConstraint.from_fields(_WRITTEN))
         )
 
@@ -95,9 +95,10 @@ class _Row:
         _check_format(format)
         self._kind = format
         if (schema is None) is not (format == "text"):
+            text = "text has the one field `line`"
             raise ConfigError(
-                "text has the one field `line`" if format == "text" else f"reading {format} needs the schema of its rows",
-                Diagnosis(hint="give ReadFromBlob `schema: {type: object, properties: {...}}` for json and csv, and only then"),
+                text if format == "text" else f"reading {format} needs the schema of its rows",
+                Diagnosis(hint="give ReadFromBlob `schema: {type: object, properties: {...}}` for json and csv alone"),
             )
         described = schema or {"type": "object", "properties": {"line": {"type": "string"}}, "required": ["line"]}
         try:
@@ -132,7 +133,7 @@ def _check_format(format: object) -> None:
 
 
 def _checked(value: Any, properties: Mapping[str, Any], required: frozenset[str]) -> Mapping[str, Any]:
-    """The value, if it is what the schema says: coders further on would fail at it, and nobody would know where it stood."""
+    """The value, if it is what the schema says: a coder further on would not know where it stood."""
     if not isinstance(value, Mapping):
         raise ValueError("not an object")
     for name, described in properties.items():

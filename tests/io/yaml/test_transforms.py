@@ -104,7 +104,7 @@ def test_without_error_handling_a_bad_row_fails_the_job(lake: Any) -> None:
 def test_rows_are_written(lake: Any, format: str, expected: list[str]) -> None:
     """Each once; the output is a row a blob."""
     with lake.pipeline("--prism_location=none") as p:
-        rows = p | beam.Create([("a", 1), ("b", 2)]) | beam.MapTuple(lambda id, n: beam.Row(id=str(id), n=int(n)))
+        rows = p | beam.Create([("a", 1), ("b", 2)]) | beam.Map(lambda pair: beam.Row(id=str(pair[0]), n=int(pair[1])))
         out = rows | WriteRows(lake.curated.url("out/"), format, shards=1)
         name = "out/part-00000-of-00001" + {"json": ".jsonl", "csv": ".csv"}[format]
         assert_that(out | beam.Map(lambda row: (row.path, row.rows)), equal_to([(lake.curated.url(name), 2)]))
