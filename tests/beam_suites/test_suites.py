@@ -129,7 +129,8 @@ def run(names: tuple[str, ...], flags: list[str], folder: Path) -> tuple[str, Pa
     """Run suites in one process; gives what it printed, and its results."""
     results = folder / f"{names[0]}.xml"
     command = [sys.executable, "-m", "pytest", "-q", "-c", os.devnull, f"--rootdir={INSTALLED}"]
-    command += ["-p", "no:cacheprovider", "-p", "beam_suites_redirect", *flags, f"--junitxml={results}", "--timeout=180"]
+    command += ["-p", "no:cacheprovider", "-p", "beam_suites_redirect"]
+    command += [*flags, f"--junitxml={results}", "--timeout=180"]
     command += ["--pyargs", *(f"apache_beam.io.{name}_test" for name in names)]
     done = subprocess.run(
         command,

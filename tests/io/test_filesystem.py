@@ -124,7 +124,7 @@ class TestContract(FileSystemContract):
         (lambda system, path: system.copy([path], [path + "2"]), "read"),
         (lambda system, path: system.rename([path], [path + "2"]), "read"),
     ],
-    ids="open,exists,metadata,match,match *,exists /,create,delete,delete *,copy,rename".split(","),
+    ids=["open", "exists", "facts", "match", "match *", "exists /", "create", "delete", "delete *", "copy", "rename"],
 )
 @pytest.mark.parametrize("name", ["files-secret/a.txt", "a.txt"])
 def test_what_no_grant_covers_is_refused_before_anything_is_sent(
