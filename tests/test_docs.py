@@ -180,6 +180,50 @@ def test_the_docs_credential_source_is_known_by_its_name() -> None:
     assert "our_managed_identity" in done.stdout
 
 
+def test_the_docs_file_io_runs_under_the_docs_grants(
+    beam_entra_cloud: LocalCloud, beam_entra_containers: Callable[..., LocalContainer], tmp_path: Path
+) -> None:
+    """The pipeline of docs/filesystem.md, with the grants that stand beside it and no others."""
+    raw, curated, audit = (beam_entra_containers(purpose) for purpose in ("raw", "curated", "audit"))
+
+    def fitted(text: str) -> str:
+        return text.replace("raw@", f"{raw.name}@").replace("curated@", f"{curated.name}@")
+
+    (granted,) = blocks("docs/filesystem.md", "toml")
+    text = f"""
+        pipeline = "files"
+        environment = "test"
+        [identity]
+        tenant = "{beam_entra_cloud.tenant_id}"
+        client = "{beam_entra_cloud.client_id}"
+        credential = "federated_file"
+        assertion_file = "file:assertion"
+        [lifetime]
+        job = "5m"
+        {fitted(granted)}
+        [audit]
+        path = "{audit.url()}"
+    """
+    access = AccessManifest.parse(text, file="files.toml").at(Endpoints.load(beam_entra_cloud.endpoints_file))
+    raw.upload("orders/a.jsonl", b"1\n2\n")
+    code = fitted(blocks("docs/filesystem.md", "python")[0])
+    code = code.replace("options=EntraOptions()", "options=EntraOptions(flags), access_manifest=access")
+    exec(code, {"access": access, "flags": ["--prism_location=none"]})  # noqa: S102 - the docs' own block
+    written = [line for name in curated.list("orders/") for line in curated.download(name).split()]
+    assert sorted(written) == [b"1", b"2"]
+
+
+def test_the_docs_contract_holds_for_local_files(tmp_path: Path) -> None:
+    """The test class of docs/filesystem.md passes."""
+    (tmp_path / "test_local_files.py").write_text(blocks("docs/filesystem.md", "python")[1])
+    command = [sys.executable, "-m", "pytest", "-q", "-c", os.devnull, f"--rootdir={tmp_path}", "test_local_files.py"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 @pytest.mark.parametrize("document", ["README.md", *(str(p.relative_to(ROOT)) for p in ROOT.glob("docs/**/*.md"))])
 def test_links_lead_somewhere(document: str) -> None:
     """A relative link of a page is a file of the project."""

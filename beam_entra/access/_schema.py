@@ -143,6 +143,7 @@ class GrantsTable(Table):
 
     read: list[GrantPath] = Field(default_factory=list)
     write: list[GrantPath] = Field(default_factory=list)
+    delete: list[GrantPath] = Field(default_factory=list)
     token: list[Annotated[str, AfterValidator(_audience)]] = Field(default_factory=list)
 
 
@@ -235,7 +236,7 @@ def _paths(document: Document) -> tuple[dict[tuple[str | int, ...], BlobPath], b
     """The paths that can be read, by where they are, and whether all can."""
     found: dict[tuple[str | int, ...], BlobPath] = {}
     texts: dict[tuple[str | int, ...], Any] = {("audit", "path"): table(document, "audit").get("path")}
-    for kind in ("read", "write"):
+    for kind in ("read", "write", "delete"):
         texts |= {("grants", kind, entry): text for entry, text in enumerate(_list(document, kind))}
     for where, text in texts.items():
         try:

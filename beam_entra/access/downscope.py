@@ -2,11 +2,12 @@
 
 Rules, cited by number in the code:
 
- 1. No grant, no SAS. A read grant gives READ and LIST, a write grant gives WRITE. APPEND is for the audit path alone.
- 2. READ, WRITE and APPEND are for exactly one blob, and the SAS is for that blob.
+ 1. No grant, no SAS. A read grant gives READ and LIST, a write grant WRITE, a delete grant DELETE. APPEND is for the
+    audit path alone.
+ 2. READ, WRITE, DELETE and APPEND are for exactly one blob, and the SAS is for that blob.
  3. LIST is for a prefix. Its SAS is for that directory where the account has directories, else for the container,
     which is wider; then our side holds every listing to `guarded_prefix`.
- 4. The letters are the fewest that do: "r", "w" (or "c" where the account says so), "l", "ac".
+ 4. The letters are the fewest that do: "r", "w" (or "c" where the account says so), "d", "l", "ac".
  5. A SAS ends with the first of its own life, the job's deadline and the delegation key; rounding never adds time.
 
 See: https://learn.microsoft.com/rest/api/storageservices/create-user-delegation-sas
@@ -31,6 +32,7 @@ _GRANTED_BY = {
     Permission.READ: Permission.READ,
     Permission.LIST: Permission.READ,
     Permission.WRITE: Permission.WRITE,
+    Permission.DELETE: Permission.DELETE,
 }
 _NEAREST = 3
 
@@ -148,7 +150,13 @@ def _resource(path: BlobPath, account: AccountSettings) -> Literal["blob", "cont
 def _letters(permission: Permission, account: AccountSettings) -> str:  # rule 4
     """The letters. Azurite lets no one stage blocks with "c"; there a writer has "w" whatever the account says."""
     write = "c" if account.create_only and not account.emulator else "w"
-    return {Permission.READ: "r", Permission.WRITE: write, Permission.LIST: "l", Permission.APPEND: "ac"}[permission]
+    return {
+        Permission.READ: "r",
+        Permission.WRITE: write,
+        Permission.DELETE: "d",
+        Permission.LIST: "l",
+        Permission.APPEND: "ac",
+    }[permission]
 
 
 def _ends(manifest: AccessManifest, now: datetime, deadline: datetime, key_expires: datetime | None) -> datetime:

@@ -42,8 +42,12 @@ class Permission(StrEnum):
 
     READ = "read"
     WRITE = "write"
+    DELETE = "delete"
     LIST = "list"
     APPEND = "append"
+
+
+_GRANTABLE = (Permission.READ, Permission.WRITE, Permission.DELETE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +55,7 @@ class Grant:
     """One line of `[grants]`.
 
     Attributes:
-        permission: READ or WRITE.
+        permission: READ, WRITE or DELETE.
         path: A prefix, or exactly one blob.
     """
 
@@ -128,7 +132,7 @@ class AccessManifest:
         environment: Name of the environment: `prod`, `test`, ...
         identity: Who the job is.
         lifetime: How long it and its tokens live.
-        grants: What it may read and write; reads first, in the file's order.
+        grants: What it may read, write and delete; in this order, then in the file's.
         audiences: For which other resources its connectors may ask tokens.
         audit: The prefix below which its trail is written.
         accounts: Settings of every account that a path names; read-only.
@@ -205,8 +209,10 @@ class AccessManifest:
             },
             "lifetime": {"job": _seconds(self.lifetime.job), "token": _seconds(self.lifetime.token)},
             "grants": {
-                "read": [str(grant.path) for grant in self.grants if grant.permission is Permission.READ],
-                "write": [str(grant.path) for grant in self.grants if grant.permission is Permission.WRITE],
+                **{
+                    kind.value: [str(grant.path) for grant in self.grants if grant.permission is kind]
+                    for kind in _GRANTABLE
+                },
                 "token": list(self.audiences),
             },
             "audit": {"path": str(self.audit)},
@@ -225,10 +231,13 @@ class AccessManifest:
     @classmethod
     def _checked(cls, document: Mapping[str, Any], *, file: str, digest: str) -> AccessManifest:
         checked = check(ManifestFile, document, file, [manifest_rules])
-        reads = [Grant(permission=Permission.READ, path=BlobPath.parse(text)) for text in checked.grants.read]
-        writes = [Grant(permission=Permission.WRITE, path=BlobPath.parse(text)) for text in checked.grants.write]
+        grants = [
+            Grant(permission=kind, path=BlobPath.parse(text))
+            for kind in _GRANTABLE
+            for text in getattr(checked.grants, kind.value)
+        ]
         audit = BlobPath.parse(checked.audit.path)
-        used = sorted({audit.account, *(grant.path.account for grant in reads + writes)})
+        used = sorted({audit.account, *(grant.path.account for grant in grants)})
         identity, life = checked.identity, checked.lifetime
         return cls(
             pipeline=checked.pipeline,
@@ -242,7 +251,7 @@ class AccessManifest:
                 ca_file=identity.ca_file or "",
             ),
             lifetime=Lifetime(job=life.job, token=life.token or min(_DEFAULT_TOKEN_LIFE, life.job)),
-            grants=(*reads, *writes),
+            grants=tuple(grants),
             audiences=tuple(checked.grants.token),
             audit=audit,
             accounts={name: _account(name, checked.accounts.get(name)) for name in used},

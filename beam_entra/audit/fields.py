@@ -66,7 +66,7 @@ Path = Annotated[
     str,
     StringConstraints(pattern=r"^abfss://[a-z0-9$-]{3,63}@[a-z0-9]{3,24}\.dfs\.core\.windows\.net/", max_length=1200),
 ]
-Permission = Literal["read", "write", "list", "append"]
+Permission = Literal["read", "write", "delete", "list", "append"]
 
 
 class Model(BaseModel):

@@ -12,6 +12,9 @@ from beam_entra.audit.record import (
     BundleOpened,
     CommitIntended,
     Committed,
+    Copied,
+    Deleted,
+    DeleteIntended,
     KeyAcquired,
     Listed,
     Read,
@@ -29,7 +32,17 @@ IN_FLIGHT = timedelta(minutes=2)
 Storage checks the end when a request arrives; the record is made when the answer does.
 """
 
-_Access = Listed | Read | Staged | CommitIntended | Committed
+_Access = Listed | Read | Staged | Copied | CommitIntended | Committed | DeleteIntended | Deleted
+_NEEDS: dict[type[AnyRecord], Permission] = {
+    Listed: "list",
+    Read: "read",
+    Staged: "write",
+    Copied: "write",
+    CommitIntended: "write",
+    Committed: "write",
+    DeleteIntended: "delete",
+    Deleted: "delete",
+}
 
 
 class RuleBroken(Exception):
@@ -62,6 +75,7 @@ class Lineage:
         self._keys: dict[str, _Key] = {}
         self._sas: dict[str, _Sas] = {}
         self._intended: dict[tuple[str, str, str | None], tuple[int, int | None]] = {}
+        self._deleting: set[tuple[str, str | None, str | None]] = set()
         self._opened: dict[str, str] = {}  # bundle to the segment it was opened in
         self._closed: set[str] = set()
 
@@ -91,12 +105,18 @@ class Lineage:
                 self._check_key(record)
             case SasIssued():
                 self._check_sas(record, opened)
-            case Listed() | Read() | Staged() | CommitIntended() | Committed():
+            case (
+                Listed() | Read() | Staged() | Copied() | CommitIntended() | Committed() | DeleteIntended() | Deleted()
+            ):
                 self._check_access(record)
         if isinstance(record, CommitIntended):
             self._intended[record.commit, record.path, record.bundle] = (record.size, record.rows)
         if isinstance(record, Committed):
             self._check_commit(record)
+        if isinstance(record, DeleteIntended):
+            self._deleting.add((record.path, record.etag, record.bundle))
+        if isinstance(record, Deleted) and (record.path, record.etag, record.bundle) not in self._deleting:
+            raise RuleBroken(13, "the deletion of this blob was not intended before")
 
     def _check_bundle(self, record: AnyRecord, opened: SegmentOpened) -> None:
         """Rule 9."""
@@ -142,19 +162,23 @@ class Lineage:
 
     def _check_access(self, record: _Access) -> None:
         """Rule 12."""
-        sas = self._sas.get(record.sas)
+        self._check_presented(record.sas, _NEEDS[type(record)], record.path, record)
+        if isinstance(record, Copied):
+            self._check_presented(record.source_sas, "read", record.source, record)
+
+    def _check_presented(self, identifier: str, permission: Permission, path: str, record: _Access) -> None:
+        sas = self._sas.get(identifier)
         if sas is None:
-            raise RuleBroken(12, f"SAS {record.sas} had not been issued")
-        permission = "list" if isinstance(record, Listed) else "read" if isinstance(record, Read) else "write"
+            raise RuleBroken(12, f"SAS {identifier} had not been issued")
         if sas.permission != permission:
-            raise RuleBroken(12, f"SAS {record.sas} allows {sas.permission}, not {permission}")
-        below = isinstance(record, Listed) and sas.path.endswith("/") and record.path.startswith(sas.path)
-        if sas.path != record.path and not below:
-            raise RuleBroken(12, f"SAS {record.sas} was issued for another path")
+            raise RuleBroken(12, f"SAS {identifier} allows {sas.permission}, not {permission}")
+        below = isinstance(record, Listed) and sas.path.endswith("/") and path.startswith(sas.path)
+        if sas.path != path and not below:
+            raise RuleBroken(12, f"SAS {identifier} was issued for another path")
         if sas.bundle != record.bundle:
-            raise RuleBroken(12, f"SAS {record.sas} was issued for another bundle")
+            raise RuleBroken(12, f"SAS {identifier} was issued for another bundle")
         if record.time > sas.expires + IN_FLIGHT:
-            raise RuleBroken(12, f"SAS {record.sas} had expired")
+            raise RuleBroken(12, f"SAS {identifier} had expired")
 
     def _check_commit(self, record: Committed) -> None:
         """Rule 13."""

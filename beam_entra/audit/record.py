@@ -10,7 +10,9 @@ Each line is one JSON object: ASCII, no spaces, keys in the order of the model, 
 `Record` come first in every line; `kind` says which model the others follow. Unknown fields are refused, when a line
 is written and when it is verified.
 
-    token_acquired <- key_acquired <- sas_issued <- listed | read | staged | commit_intended <- committed
+    token_acquired <- key_acquired <- sas_issued <- listed | read | staged | copied
+                                                  | commit_intended <- committed
+                                                  | delete_intended <- deleted
 
 The arrows are ids. `token`, `key` and `sas` are short names that the process made up, unique within the segments of one
 process: they stand for credentials, and no credential can be made from them. No field holds a secret
@@ -39,6 +41,9 @@ __all__ = [
     "BundleOpened",
     "CommitIntended",
     "Committed",
+    "Copied",
+    "DeleteIntended",
+    "Deleted",
     "Denied",
     "KeyAcquired",
     "Listed",
@@ -312,6 +317,39 @@ class Staged(_Answered):
     size: Count
 
 
+class Copied(_Answered):
+    """Storage itself copied bytes [`start`, `end`) of one blob into a block of another: nobody can see it yet.
+
+    Attributes:
+        sas: The SAS that was presented for the blob that is written.
+        path: The blob that is written.
+        block: The block's id.
+        source_sas: The SAS that Storage read the other blob with.
+        source: The blob that was read.
+        source_etag: The version that was read.
+        start: First byte.
+        end: The byte after the last.
+        request_id: Storage's `x-ms-request-id`.
+        client_request_id: The `x-ms-client-request-id` that was sent.
+    """
+
+    kind: Literal["copied"] = "copied"
+    sas: Id
+    path: Path
+    block: Annotated[str, StringConstraints(min_length=1, max_length=64)]
+    source_sas: Id
+    source: Path
+    source_etag: Name
+    start: Count
+    end: Count
+
+    @model_validator(mode="after")
+    def _end_behind_start(self) -> Self:
+        if self.end <= self.start:
+            raise ValueError("end is not behind start")
+        return self
+
+
 class CommitIntended(Record):
     """About to make a blob visible. It is durable before the request is sent, so no blob appears unaudited.
 
@@ -319,7 +357,7 @@ class CommitIntended(Record):
         sas: The SAS that will be presented.
         path: The blob.
         commit: The commit's id, also in the blob's metadata; a retry has the same one.
-        blocks: How many blocks it is made of.
+        blocks: How many blocks it is made of; 0 when the content goes with the request itself.
         size: Its bytes.
         rows: Its records; null where bytes were written that nobody counted as records.
     """
@@ -358,6 +396,40 @@ class Committed(_Answered):
     confirmed: bool
 
 
+class DeleteIntended(Record):
+    """About to delete a blob. It is durable before the request is sent, so no blob disappears unaudited.
+
+    Attributes:
+        sas: The SAS that will be presented.
+        path: The blob.
+        etag: The one version that may be deleted; null when whatever is there may be.
+    """
+
+    kind: Literal["delete_intended"] = "delete_intended"
+    sas: Id
+    path: Path
+    etag: Name | None
+
+
+class Deleted(_Answered):
+    """A blob is gone.
+
+    Attributes:
+        sas: The SAS that was presented.
+        path: The blob; a `delete_intended` of this bundle came before.
+        etag: The one version that was to be deleted; null when whatever was there was.
+        missing: True when there was none (any more).
+        request_id: Storage's `x-ms-request-id`.
+        client_request_id: The `x-ms-client-request-id` that was sent.
+    """
+
+    kind: Literal["deleted"] = "deleted"
+    sas: Id
+    path: Path
+    etag: Name | None
+    missing: bool
+
+
 class Denied(Record):
     """An access was refused.
 
@@ -373,7 +445,7 @@ class Denied(Record):
 
     kind: Literal["denied"] = "denied"
     path: Annotated[str, StringConstraints(min_length=1, max_length=1200)]
-    permission: Literal["read", "write", "list", "append", "token"]
+    permission: Literal["read", "write", "delete", "list", "append", "token"]
     reason: Text
     by: Literal["manifest", "storage", "deadline", "entra"]
     request_id: Name | None
@@ -441,8 +513,11 @@ AnyRecord = (
     | Listed
     | Read
     | Staged
+    | Copied
     | CommitIntended
     | Committed
+    | DeleteIntended
+    | Deleted
     | Denied
     | SegmentRolled
     | Sealed

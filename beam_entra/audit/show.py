@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
+from typing import get_args
 
 from rich.console import Console
 from rich.text import Text
@@ -20,6 +21,9 @@ from beam_entra.audit.record import (
     BundleOpened,
     CommitIntended,
     Committed,
+    Copied,
+    Deleted,
+    DeleteIntended,
     Denied,
     KeyAcquired,
     Listed,
@@ -41,9 +45,12 @@ from beam_entra.paths import BlobPath, BlobPattern
 __all__ = ["Story", "describe", "printable", "show_blob", "show_trail"]
 
 _SHORT = 16  # characters; a UUID is longer and shown by its first 8
+_OfABlob = Read | Staged | Copied | CommitIntended | Committed | DeleteIntended | Deleted | Denied
+_OF_A_BLOB = get_args(_OfABlob)
 _STYLES = {
     "denied": "bold red",
     "committed": "green",
+    "deleted": "yellow",
     "token_acquired": "magenta",
     "key_acquired": "magenta",
     "sas_issued": "cyan",
@@ -150,12 +157,35 @@ def _describe(record: AnyRecord) -> tuple[str, ...]:
             return "", record.step
         case BundleClosed():
             return "", record.outcome
+        case Denied():
+            asked = f"request {record.request_id}" if record.request_id else ""
+            return "", record.path, f"{record.permission} refused by {record.by}: {record.reason}", asked
+        case SegmentRolled():
+            return "", record.next
+        case Sealed():
+            return "", record.outcome
+        case _:
+            return _describe_access(record)
+
+
+def _describe_access(
+    record: Listed | Read | Staged | Copied | CommitIntended | Committed | DeleteIntended | Deleted,
+) -> tuple[str, ...]:
+    match record:
         case Listed():
             return record.sas, record.path, f"{record.blobs:,} blobs", _request(record)
         case Read():
             return record.sas, record.path, f"bytes [{record.start}, {record.end})", record.etag, _request(record)
         case Staged():
             return record.sas, record.path, f"block {record.block}, {record.size:,} bytes", _request(record)
+        case Copied():
+            copied = f"bytes [{record.start}, {record.end}) of {record.source}"
+            return record.sas, record.path, copied, record.source_etag, f"block {record.block}", _request(record)
+        case DeleteIntended():
+            return record.sas, record.path, record.etag or "any version"
+        case Deleted():
+            found = "was not there" if record.missing else ""
+            return record.sas, record.path, record.etag or "any version", found, _request(record)
         case CommitIntended():
             return record.sas, record.path, f"{record.blocks} blocks", _amount(record), f"commit {record.commit}"
         case Committed():
@@ -169,13 +199,6 @@ def _describe(record: AnyRecord) -> tuple[str, ...]:
                 found,
                 _request(record),
             )
-        case Denied():
-            asked = f"request {record.request_id}" if record.request_id else ""
-            return "", record.path, f"{record.permission} refused by {record.by}: {record.reason}", asked
-        case SegmentRolled():
-            return "", record.next
-        case Sealed():
-            return "", record.outcome
 
 
 def _show_header(story: Story, console: Console) -> None:
@@ -211,9 +234,7 @@ def _processes(story: Story) -> Iterator[list[AnyRecord]]:
 
 def _blob_lines(records: list[AnyRecord], blob: BlobPattern) -> Iterator[tuple[int, AnyRecord | None, str]]:
     """Depth, record and text of the story of a blob in one process: token, key, SAS, access."""
-    touched = [
-        r for r in records if isinstance(r, Read | Staged | CommitIntended | Committed | Denied) and _is(r.path, blob)
-    ]
+    touched = [r for r in records if isinstance(r, _OF_A_BLOB) and any(_is(path, blob) for path in _paths(r))]
     if not touched:
         return
     tokens = {r.token: r for r in records if isinstance(r, TokenAcquired)}
@@ -233,6 +254,10 @@ def _blob_lines(records: list[AnyRecord], blob: BlobPattern) -> Iterator[tuple[i
                 step = f"  in {steps.get(sas.bundle, '?')}" if sas and link is sas and sas.bundle else ""
                 yield depth + 1, link, _line(link) + printable(step)
         yield 1 + sum(link is not None for link in chain), access, _line(access)
+
+
+def _paths(record: _OfABlob) -> tuple[str, ...]:
+    return (record.path, record.source) if isinstance(record, Copied) else (record.path,)
 
 
 def _is(path: str, blob: BlobPattern) -> bool:
@@ -275,7 +300,7 @@ def _until(time: datetime) -> str:
     return f"until {_instant(time)}"
 
 
-def _request(record: KeyAcquired | Listed | Read | Staged | Committed) -> str:
+def _request(record: KeyAcquired | Listed | Read | Staged | Copied | Committed | Deleted) -> str:
     return f"request {record.request_id}"
 
 

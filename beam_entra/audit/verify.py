@@ -16,9 +16,10 @@ The rules, in the order in which a segment is looked at. `TrailBroken` cites the
    10  A key was got with a token that had been acquired, before it expired.
    11  A SAS was signed by a key of its account that had been acquired with the token it names; it was issued before it
        expires, expires no later than the key and the job's deadline, and carries its bundle's id or none.
-   12  An access presented a SAS issued for this path, permission and bundle, before it expired.
+   12  An access presented a SAS issued for this path, permission and bundle, before it expired; a copy presented two,
+       one to write the one blob and one to read the other.
    13  A commit was intended before, in the same bundle, for the same path, size and rows (size and rows are not
-       compared when an earlier attempt's commit was found).
+       compared when an earlier attempt's commit was found); so was a deletion, for the same path and version.
    14  There is a seal, one canonical line, of the job that the segments are of.
    15  The seal lists exactly the segments that are there, with their lengths, heads and counts.
    16  The seal is the one whose digest was kept elsewhere. Only with `seal_digest`.

@@ -8,9 +8,11 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from apache_beam.io.filesystem import BeamIOError
+
 from beam_entra.errors import BeamEntraError, find_rendered_error
 
-__all__ = ["TRACEBACK_VARIABLE", "command_line", "find_interrupt", "print_error"]
+__all__ = ["TRACEBACK_VARIABLE", "command_line", "find_interrupt", "find_ours", "print_error"]
 
 TRACEBACK_VARIABLE = "BEAM_ENTRA_TRACEBACK"
 _INTERRUPTED = 130
@@ -56,6 +58,13 @@ def find_interrupt(error: BaseException | None) -> KeyboardInterrupt | None:
     """The Ctrl-C behind an error: Beam makes a RuntimeError of one that falls into a DoFn."""
     while error is not None and not isinstance(error, KeyboardInterrupt):
         error = error.__cause__ or error.__context__
+    return error
+
+
+def find_ours(error: BaseException | None) -> BeamEntraError | None:
+    """Our error behind one that Beam's file I/O made of it, also where a runner has added the step's name to that."""
+    while error is not None and not isinstance(error, BeamEntraError):
+        error = error.__cause__ or (error.__context__ if isinstance(error, BeamIOError) else None)
     return error
 
 

@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Any
 
 import apache_beam as beam
-from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
+from apache_beam.options.pipeline_options import PipelineOptions, SetupOptions, StandardOptions
 from apache_beam.runners.runner import PipelineResult, PipelineState
 
 from beam_entra.access import AccessManifest
@@ -31,7 +31,8 @@ from beam_entra.errors import (
     find_rendered_error,
 )
 from beam_entra.io.dofn import METRICS_NAMESPACE
-from beam_entra.io.launch import find_interrupt
+from beam_entra.io.filesystem import BEAM_PLUGIN
+from beam_entra.io.launch import find_interrupt, find_ours
 from beam_entra.io.options import EntraOptions
 from beam_entra.session import JobScope, Session, close_session, open_session, seal_job
 
@@ -134,6 +135,8 @@ class ScopedPipeline(beam.Pipeline):  # type: ignore[misc]  # Beam's Pipeline is
         manifest = access_manifest or entra.load_manifest()
         self.scope = JobScope.launch(manifest, now=utc_now())
         entra.entra_job_scope = self.scope.to_json()
+        setup = chosen.view_as(SetupOptions)
+        setup.beam_plugins = [*dict.fromkeys([*(setup.beam_plugins or ()), BEAM_PLUGIN])]
         self.report: JobReport | None = None
         self.result: Any = None
         self._report_file = _writable(entra.job_report)
@@ -265,7 +268,7 @@ def _as_ours(failure: BaseException | None) -> BaseException | None:
     """The error that a worker raised, or the Ctrl-C, found in what the runner made of it."""
     if failure is None or isinstance(failure, BeamEntraError) or not isinstance(failure, Exception):
         return failure
-    return find_interrupt(failure) or find_rendered_error(str(failure)) or failure
+    return find_interrupt(failure) or find_ours(failure) or find_rendered_error(str(failure)) or failure
 
 
 def _metrics(result: Any) -> dict[str, int]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -20,6 +19,7 @@ from beam_entra.io.blocks import Block, fetch_ahead, gunzip, split_blocks, strea
 from beam_entra.io.dofn import METRICS_NAMESPACE, Scoped, ScopedDoFn, scope_of
 from beam_entra.io.formats import Format, Lines, strip_line_end
 from beam_entra.io.packs import Pack, fetch_unordered, packed
+from beam_entra.io.threads import fetch_threads
 from beam_entra.paths import BlobPath, BlobPattern
 from beam_entra.session import BundleSession, open_session
 from beam_entra.storage import BlobProperties
@@ -32,7 +32,6 @@ _BLOCK_BYTES = 4 << 20
 _BLOCKS_A_SPLIT = 16
 _MAX_RECORD_BYTES = 64 << 20
 _AHEAD = 4
-_FETCH_THREADS = 32
 _SMALL = 8  # blobs up to so many to a block are small
 _PACK_BLOBS = 256
 _PACK_BYTES = 32 << 20
@@ -217,8 +216,13 @@ class _Match(ScopedDoFn):
             )
 
 
-def match(bundle: BundleSession, pattern: BlobPattern, *, allow_empty: bool = False) -> Iterator[BlobProperties]:
+def match(
+    bundle: BundleSession, pattern: BlobPattern, *, allow_empty: bool = False, page_size: int | None = None
+) -> Iterator[BlobProperties]:
     """The blobs that a pattern matches, as they are now: their ETags are what a read will insist on.
+
+    Args:
+        page_size: How many names to ask for at a time; by default as many as Storage gives.
 
     Raises:
         BlobNotFound: There is no such container; or no such blob, if the pattern is a name and not `allow_empty`.
@@ -232,7 +236,7 @@ def match(bundle: BundleSession, pattern: BlobPattern, *, allow_empty: bool = Fa
         else:
             yield found
         return
-    for blob in bundle.list_blobs(pattern.prefix, pattern.list_prefix):
+    for blob in bundle.list_blobs(pattern.prefix, pattern.list_prefix, page_size=page_size):
         if pattern.matches(blob.path.name):
             yield blob
 
@@ -264,10 +268,6 @@ class _Claims:
     def stop(self) -> int:
         stop: int = self._tracker.current_restriction().stop
         return stop
-
-
-def _fetchers() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(_FETCH_THREADS, thread_name_prefix="beam-entra-fetch")
 
 
 class _ReadBlocks(ScopedDoFn, RestrictionProvider):  # type: ignore[misc]  # Beam's class is untyped
@@ -320,11 +320,9 @@ class _ReadBlocks(ScopedDoFn, RestrictionProvider):  # type: ignore[misc]  # Bea
         )
         claims.finish()
 
-    def _threads(self) -> ThreadPoolExecutor:
-        return self.bundle().session.resource("fetch threads", _fetchers)
-
     def _chunks(self, blob: BlobProperties) -> Callable[[int, int], Iterator[bytes | bytearray]]:
-        bundle, settings, threads = self.bundle(), self._settings, self._threads()
+        bundle, settings = self.bundle(), self._settings
+        threads = fetch_threads(bundle.session)
 
         def chunks(start: int, stop: int) -> Iterator[bytes | bytearray]:
             return fetch_ahead(
@@ -345,7 +343,7 @@ class _ReadBlocks(ScopedDoFn, RestrictionProvider):  # type: ignore[misc]  # Bea
             fetch_unordered(
                 lambda blob: bundle.fetch(blob, 0, blob.size_bytes, prompt=False),
                 (blob for blob in pack if blob.size_bytes),
-                executor=self._threads(),
+                executor=fetch_threads(self.bundle().session),
                 depth=_PACK_AHEAD,
                 together=_PACK_TOGETHER,
             )

@@ -38,6 +38,7 @@ from beam_entra.errors import BlobExists, ConfigError, Diagnosis, StorageError
 from beam_entra.io.dofn import METRICS_NAMESPACE, Scoped, ScopedDoFn, scope_of
 from beam_entra.io.formats import Format, Lines
 from beam_entra.io.read import Compression, check_at_launch
+from beam_entra.io.threads import stage_threads
 from beam_entra.paths import BlobPath
 from beam_entra.session import BundleSession, CommittedBlob, open_session
 from beam_entra.storage import new_block_id
@@ -253,7 +254,7 @@ class Stager:
         self._buffers = [_Buffer() for _ in range(settings.shards or 1)]
         self._flush_at = min(settings.block_bytes, max(_BUFFERED_BYTES // len(self._buffers), 1))
         self._turn = itertools.cycle(itertools.chain(range(shard, len(self._buffers)), range(shard)))
-        self._threads = bundle.session.resource("stage threads", _stagers)
+        self._threads = stage_threads(bundle.session)
         self._under_way: list[Future[None]] = []
         self._staged: dict[BlobPath, list[tuple[str, int, int]]] = defaultdict(list)
         self.rows = 0
@@ -312,10 +313,6 @@ class Stager:
     def _wait(self, *, leave: int) -> None:
         while len(self._under_way) > leave:
             self._under_way.pop(0).result()
-
-
-def _stagers() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(_THREADS, thread_name_prefix="beam-entra-stage")
 
 
 class _Stage(ScopedDoFn):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from beam_entra.session.bundle import BundleSession, CommittedBlob
-from beam_entra.session.registry import adopt_session, close_session, open_session
+from beam_entra.session.copying import copy_blob
+from beam_entra.session.registry import adopt_session, close_session, has_ended, live_scopes, open_session
 from beam_entra.session.scope import JobScope
 from beam_entra.session.sealing import StorageTrail, open_trail, seal_job
 from beam_entra.session.session import Session
@@ -16,6 +17,9 @@ __all__ = [
     "StorageTrail",
     "adopt_session",
     "close_session",
+    "copy_blob",
+    "has_ended",
+    "live_scopes",
     "open_session",
     "open_trail",
     "seal_job",

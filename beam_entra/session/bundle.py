@@ -21,13 +21,27 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal
 
-from beam_entra.access.downscope import Permission, SasSpec, downscope, downscope_audit
+from beam_entra.access.downscope import Permission, SasSpec, downscope, downscope_audit, granted
 from beam_entra.audit import Receipt
-from beam_entra.audit.record import BundleClosed, BundleOpened, CommitIntended, Committed, Denied, Listed, Read, Staged
+from beam_entra.audit.record import (
+    BundleClosed,
+    BundleOpened,
+    CommitIntended,
+    Committed,
+    Copied,
+    Deleted,
+    DeleteIntended,
+    Denied,
+    Listed,
+    Read,
+    Staged,
+)
 from beam_entra.errors import (
     AccessDenied,
     AuditError,
     BeamEntraError,
+    BlobChanged,
+    BlobNotFound,
     Diagnosis,
     IdentityExpired,
     IdentityRejected,
@@ -55,7 +69,7 @@ class CommittedBlob:
         path: Canonical path.
         etag: Names the version that was committed.
         size_bytes: Length.
-        rows: Records in it.
+        rows: Records in it; 0 where nobody counted.
         confirmed: An earlier attempt had committed it, and this one found it.
     """
 
@@ -134,6 +148,19 @@ class BundleSession:
 
     # Storage
 
+    def may(self, path: BlobPath, permission: Permission) -> bool:
+        """Whether a grant covers the access; nothing is recorded."""
+        return granted(self.session.scope.manifest, path, permission) is not None
+
+    def require(self, path: BlobPath, permission: Permission) -> None:
+        """Have the SAS for an access that comes later.
+
+        Raises:
+            NotGranted: No grant covers it. Nothing was sent.
+        """
+        with self._noting_refusals(str(path), permission.value):
+            self.sas(path, permission)
+
     def properties(self, path: BlobPath) -> BlobProperties:
         """Size and ETag of one blob that the job may read."""
         access = _Access(self, path, Permission.READ)
@@ -143,14 +170,22 @@ class BundleSession:
         self._record_read(access, found, answer, 0, 0).wait()
         return found
 
-    def list_blobs(self, prefix: BlobPath, name_prefix: str) -> Iterator[BlobProperties]:
-        """The blobs below a prefix that the job may read, whose names begin with `name_prefix`."""
+    def list_blobs(
+        self, prefix: BlobPath, name_prefix: str, *, page_size: int | None = None
+    ) -> Iterator[BlobProperties]:
+        """The blobs below a prefix that the job may read, whose names begin with `name_prefix`.
+
+        Args:
+            page_size: How many to ask for at a time; by default as many as Storage gives.
+        """
         if not name_prefix.startswith(prefix.name):
             raise ValueError("a listing stays below the prefix that it is granted for")
         access = _Access(self, prefix, Permission.LIST)
         with self._noting_refusals(str(prefix), "list"):
-            access.sas()
-            pages = self.session.service.list_pages(prefix, name_prefix, access, self._next_request_id)
+            access.sas()  # a denial comes before the first request
+            pages = self.session.service.list_pages(
+                prefix, name_prefix, access, self._next_request_id, page_size=page_size
+            )
         while True:
             with self._noting_refusals(str(prefix), "list"):
                 page, answer = next(pages, (None, None))
@@ -170,6 +205,22 @@ class BundleSession:
                 **answer.ids(),
             ).wait()
             yield from page.blobs
+
+    def read_beginning(self, path: BlobPath, length: int) -> tuple[BlobProperties, bytearray]:
+        """Size and ETag of one blob that the job may read, and its first bytes, at most `length`; in one request."""
+        access = _Access(self, path, Permission.READ)
+        receipts: list[Receipt] = []
+
+        def answered(blob: BlobProperties, answer: Answer, begin: int, end: int) -> None:
+            receipts.append(self._record_read(access, blob, answer, begin, end))
+
+        with self._noting_refusals(str(path), "read"):
+            access.sas()
+            found, content = self.session.service.read_beginning(path, length, access, self._next_request_id, answered)
+        for receipt in receipts:
+            receipt.wait()
+        self.session.count("bytes_read", len(content))
+        return found, content
 
     def fetch(self, blob: BlobProperties, start: int, stop: int, *, prompt: bool = True) -> Fetched:
         """Bytes [start, stop) of this version of a blob that the job may read, in hand when their records are durable.
@@ -213,6 +264,94 @@ class BundleSession:
         self.session.count("bytes_staged", len(data))
         self.session.count("blocks_staged")
 
+    def copy_block(
+        self, source: BlobProperties, start: int, stop: int, path: BlobPath, block_id: str
+    ) -> None:
+        """Have Storage itself stage bytes [start, stop) of a blob that the job may read in one that it may write.
+
+        Call `settle` before telling anybody that they are staged.
+
+        Raises:
+            BlobChanged: The source is no longer this version.
+        """
+        reading = _Access(self, source.path, Permission.READ)
+        writing = _Access(self, path, Permission.WRITE)
+        with self._noting_refusals(str(source.path), "read"):
+            reading.sas()
+        with self._noting_refusals(str(path), "write"):
+            answer = self.session.service.put_block_from_blob(
+                path, block_id, source, start, stop, writing, reading, self._next_request_id()
+            )
+        self._record(
+            Copied,
+            sas=writing.sas_id,
+            path=str(path),
+            block=block_id,
+            source_sas=reading.sas_id,
+            source=str(source.path),
+            source_etag=source.etag,
+            start=start,
+            end=stop,
+            **answer.ids(),
+        )
+        self.session.count("bytes_copied", stop - start)
+
+    def write(self, path: BlobPath, data: bytes, *, commit_id: str, content_type: str) -> CommittedBlob:
+        """Write a whole blob that the job may write, in one request, over one that is there."""
+        access = _Access(self, path, Permission.WRITE)
+        with self._noting_refusals(str(path), "write"):
+            access.sas()
+            intent: dict[str, Any] = {"path": str(path), "commit": commit_id, "size": len(data), "rows": None}
+            self._record(CommitIntended, sas=access.sas_id, blocks=0, **intent).wait()
+            answer = self.session.service.put_blob(
+                path, data, access, self._next_request_id(), commit_id=commit_id, content_type=content_type
+            )
+        self._record(
+            Committed, sas=access.sas_id, etag=answer.etag, confirmed=False, **answer.ids(), **intent
+        ).wait()
+        self.session.count("bytes_staged", len(data))
+        self.session.count("blobs_committed")
+        return CommittedBlob(path=str(path), etag=answer.etag, size_bytes=len(data), rows=0)
+
+    def delete(self, path: BlobPath, *, etag: str | None = None) -> bool:
+        """Delete a blob that the job may delete.
+
+        Args:
+            etag: Delete this version only.
+
+        Returns:
+            Whether there was one.
+
+        Raises:
+            BlobChanged: It is no longer this version. It was not touched.
+        """
+        access = _Access(self, path, Permission.DELETE)
+        with self._noting_refusals(str(path), "delete"):
+            access.sas()
+            self._record(DeleteIntended, sas=access.sas_id, path=str(path), etag=etag).wait()
+            answer, missing = self._delete(path, access, etag)
+        ids = answer.ids() if answer is not None else _ids(missing)
+        self._record(
+            Deleted, sas=access.sas_id, path=str(path), etag=etag, missing=missing is not None, **ids
+        ).wait()
+        self.session.count("blobs_deleted")
+        return missing is None
+
+    def _delete(
+        self, path: BlobPath, access: _Access, etag: str | None
+    ) -> tuple[Answer | None, BlobNotFound | None]:
+        """Delete; after an answer that was lost, the next attempt meets no blob, or hears that it has changed."""
+        try:
+            return self.session.service.delete(path, access, self._next_request_id(), etag=etag)
+        except BlobChanged as changed:
+            if changed.diagnosis.attempts < 2 or not self.may(path, Permission.READ):
+                raise
+            try:
+                self.properties(path)
+            except BlobNotFound as missing:
+                return None, missing
+            raise
+
     def commit(
         self,
         path: BlobPath,
@@ -220,7 +359,7 @@ class BundleSession:
         *,
         commit_id: str,
         size_bytes: int,
-        rows: int,
+        rows: int | None,
         content_type: str,
         overwrite: bool = False,
     ) -> CommittedBlob:
@@ -254,7 +393,7 @@ class BundleSession:
         ).wait()
         self.session.count("blobs_committed")
         return CommittedBlob(
-            path=str(path), etag=answer.etag, size_bytes=size_bytes, rows=rows, confirmed=done.confirmed
+            path=str(path), etag=answer.etag, size_bytes=size_bytes, rows=rows or 0, confirmed=done.confirmed
         )
 
     def settle(self) -> None:
@@ -263,8 +402,11 @@ class BundleSession:
         if last is not None:
             last.wait()
 
-    def close(self, outcome: Outcome = "ok") -> None:
+    def close(self, outcome: Outcome = "ok", *, settle: bool = True) -> None:
         """Record the end and make everything durable; forget the SAS. Closing again does nothing.
+
+        Args:
+            settle: False for one whose accesses have all been waited for: its end becomes durable in its own time.
 
         Raises:
             AuditUnavailable: Some record is not durable, so the bundle must fail.
@@ -275,7 +417,8 @@ class BundleSession:
             self._closed = True
             self._sas.clear()
         self._record(BundleClosed, outcome=outcome)
-        self.settle()
+        if settle:
+            self.settle()
 
     # The steps
 
@@ -370,6 +513,11 @@ class BundleSession:
 
     def _next_request_id(self) -> str:
         return f"{self.id}-{next(self._request_numbers)}"
+
+
+def _ids(missing: BlobNotFound | None) -> dict[str, str]:
+    known = missing.diagnosis if missing is not None else Diagnosis()
+    return {"request_id": known.request_id or "absent", "client_request_id": known.client_request_id}
 
 
 class _Access:

@@ -5,15 +5,17 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
+from collections import deque
 
 from beam_entra.clock import Clock, utc_now
 from beam_entra.errors import AuditUnavailable
 from beam_entra.session.scope import JobScope
 from beam_entra.session.session import Session
 
-__all__ = ["adopt_session", "close_session", "open_session"]
+__all__ = ["adopt_session", "close_session", "has_ended", "live_scopes", "open_session"]
 
 _SESSIONS: dict[str, Session] = {}
+_ENDED: deque[str] = deque(maxlen=1000)
 _LOCK = threading.Lock()
 
 
@@ -33,6 +35,23 @@ def open_session(scope: JobScope, *, clock: Clock = utc_now) -> Session:
         with contextlib.suppress(AuditUnavailable):
             other.close()
     return session
+
+
+def live_scopes(*, started: bool = False) -> list[JobScope]:
+    """The jobs that have a session in this process, those whose time is over left out.
+
+    Args:
+        started: Leave out those of which nothing has been recorded, too: nothing has been done for them.
+    """
+    with _LOCK:
+        sessions = list(_SESSIONS.values())
+    return [each.scope for each in sessions if each.clock() < each.scope.deadline and (each.started or not started)]
+
+
+def has_ended(job: str) -> bool:
+    """Whether the job's session was closed in this process: its trail may be sealed, and takes no more records."""
+    with _LOCK:
+        return job in _ENDED and job not in _SESSIONS
 
 
 def _start_over() -> None:
@@ -59,6 +78,7 @@ def close_session(job: str) -> None:
     """
     with _LOCK:
         session = _SESSIONS.pop(job, None)
+        _ENDED.append(job)
     if session is not None and session.pid == os.getpid():
         session.close()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import uuid
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from email.utils import parsedate_to_datetime
 from urllib.parse import unquote
@@ -26,12 +26,14 @@ class BlobProperties:
         size_bytes: Length of the content.
         etag: Names this version, quotes included; a read pins it with `If-Match`.
         last_modified: Aware instant, to the second.
+        content_type: Media type; empty where it came with a listing.
     """
 
     path: BlobPath
     size_bytes: int
     etag: str
     last_modified: datetime
+    content_type: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

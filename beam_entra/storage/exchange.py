@@ -25,10 +25,15 @@ _TIMEOUT = urllib3.Timeout(connect=5, read=60)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Authorization:
-    """What lets one request in: a SAS in its query, or an access token in its header."""
+    """What lets one request in: a SAS in its query, or an access token in its header.
+
+    Attributes:
+        copy_source: For a copy: URL of the blob that Storage is to read, with the SAS to read it.
+    """
 
     sas: Secret | None = None
     bearer: Secret | None = None
+    copy_source: Secret | None = None
 
 
 Authorise = Callable[[], Authorization]
@@ -158,6 +163,8 @@ class Exchange:
             url += ("&" if "?" in url else "?") + authorization.sas.reveal()
         if authorization.bearer is not None:
             headers["Authorization"] = f"Bearer {authorization.bearer.reveal()}"
+        if authorization.copy_source is not None:
+            headers["x-ms-copy-source"] = authorization.copy_source.reveal()
         return pool.urlopen(
             call.method,
             url,

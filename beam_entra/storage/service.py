@@ -9,10 +9,11 @@ from __future__ import annotations
 import base64
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
+from functools import partial
 from urllib.parse import quote, urlencode
 from xml.etree import ElementTree
 
@@ -34,6 +35,7 @@ __all__ = ["BlobService", "Commit"]
 
 _KEY_START_TOLERANCE = timedelta(minutes=5)
 _READ_BYTES = 1 << 20
+_NO_SUCH_RANGE = 416
 _RESUMES_WITHOUT_PROGRESS = 5
 _COMMIT_METADATA = "x-ms-meta-beam_entra_commit"
 
@@ -72,28 +74,34 @@ class BlobService:
         """HEAD: size and ETag of one blob."""
         call = self._call("HEAD", path, "read the properties of", authorise, client_request_id)
         answer = self._receive(call, path)
-        try:
-            found = BlobProperties(
-                path=path,
-                size_bytes=int(answer.headers["content-length"]),
-                etag=answer.headers["etag"],
-                last_modified=parsedate_to_datetime(answer.headers["last-modified"]),
+        found = _described(path, answer, answer.headers.get("content-length", ""), call)
+        if answer.headers.get("x-ms-meta-hdi_isfolder", "").lower() == "true":
+            raise BlobNotFound(
+                "the blob does not exist; it is a directory",
+                Diagnosis(tried=call.tried, request_id=answer.request_id, hint="name a blob in it"),
             )
-        except (KeyError, ValueError) as error:
-            raise StorageError(
-                f"Storage's description of {path} cannot be read: {error}",
-                Diagnosis(tried=call.tried, request_id=answer.request_id, hint="check the account's endpoint"),
-            ) from None
         return found, answer
 
     def list_pages(
-        self, prefix: BlobPath, name_prefix: str, authorise: Authorise, next_request_id: Callable[[], str]
+        self,
+        prefix: BlobPath,
+        name_prefix: str,
+        authorise: Authorise,
+        next_request_id: Callable[[], str],
+        *,
+        page_size: int | None = None,
     ) -> Iterator[tuple[ListPage, Answer]]:
-        """List Blobs below `prefix` whose names begin with `name_prefix`, page by page."""
+        """List Blobs below `prefix` whose names begin with `name_prefix`, page by page.
+
+        Args:
+            page_size: Blobs a page; by default, and at most, 5,000.
+        """
         container = BlobPath(account=prefix.account, container=prefix.container, name="")
         marker = ""
         while True:
             query = {"restype": "container", "comp": "list", "prefix": name_prefix}
+            if page_size is not None:
+                query["maxresults"] = str(page_size)
             if marker:
                 query["marker"] = marker
             call = self._call("GET", container, "list", authorise, next_request_id(), query=query, shown=prefix)
@@ -153,6 +161,44 @@ class BlobService:
             raise StorageError(f"Storage sent {len(content)} bytes for a range of {stop - start}")
         return content
 
+    def read_beginning(
+        self,
+        path: BlobPath,
+        length: int,
+        authorise: Authorise,
+        next_request_id: Callable[[], str],
+        answered: Callable[[BlobProperties, Answer, int, int], None],
+    ) -> tuple[BlobProperties, bytearray]:
+        """Size and ETag of a blob, and its first bytes: one request where `properties` and `read_range` are two.
+
+        Args:
+            answered: As for `read_range`.
+        """
+        headers = {"x-ms-range": f"bytes=0-{length - 1}"}
+        call = self._call("GET", path, "read", authorise, next_request_id(), headers=headers)
+        try:
+            answer, response, _ = self._exchange.send(call, ca_file=self._account(path.account).ca_file)
+        except StorageError as error:
+            if error.diagnosis.status != _NO_SUCH_RANGE:
+                raise
+            blob, answer = self.properties(path, authorise, next_request_id())  # it is empty
+            answered(blob, answer, 0, 0)
+            return blob, bytearray()
+        content = bytearray()
+        with closing(response):
+            blob = _described(path, answer, answer.headers.get("content-range", "").rpartition("/")[2], call)
+            stop = min(length, blob.size_bytes)
+            _check_range(answer, blob, 0, stop, call)
+            answered(blob, answer, 0, stop)
+            with suppress(HTTPError):  # what is missing is fetched below
+                while len(content) < stop and (chunk := response.read(_READ_BYTES)):
+                    content += chunk
+                response.drain_conn()
+        if len(content) < stop:
+            tell = partial(answered, blob)
+            content += self.read_range(blob, len(content), stop, authorise, next_request_id, tell)
+        return blob, content
+
     # Writing
 
     def put_block(
@@ -163,6 +209,81 @@ class BlobService:
         return self._receive(
             self._call("PUT", path, "stage a block of", authorise, client_request_id, query=query, body=data), path
         )
+
+    def put_block_from_blob(
+        self,
+        path: BlobPath,
+        block_id: str,
+        source: BlobProperties,
+        start: int,
+        stop: int,
+        authorise: Authorise,
+        authorise_source: Authorise,
+        client_request_id: str,
+    ) -> Answer:
+        """Have Storage itself stage bytes [start, stop) of this version of another blob as a block.
+
+        Args:
+            authorise_source: Gives the SAS that Storage reads the other blob with.
+
+        Raises:
+            BlobChanged: The other blob is no longer this version.
+        """
+        location = self._url(source.path)
+
+        def both() -> Authorization:
+            reading = authorise_source().sas
+            if reading is None:
+                raise ValueError("Storage reads the source of a copy with a SAS")
+            return replace(authorise(), copy_source=Secret(f"{location}?{reading.reveal()}", what="URL with a SAS"))
+
+        query = {"comp": "block", "blockid": block_id}
+        headers = {"x-ms-source-range": f"bytes={start}-{stop - 1}", "x-ms-source-if-match": source.etag}
+        verb = f"copy from {source.path} to"
+        return self._receive(self._call("PUT", path, verb, both, client_request_id, query=query, headers=headers), path)
+
+    def put_blob(
+        self,
+        path: BlobPath,
+        data: bytes,
+        authorise: Authorise,
+        client_request_id: str,
+        *,
+        commit_id: str,
+        content_type: str,
+    ) -> Answer:
+        """Write a whole blob in one request, over one that is there. Sending it twice does no harm."""
+        headers = {
+            "x-ms-blob-type": "BlockBlob",
+            "x-ms-blob-content-type": content_type,
+            _COMMIT_METADATA: commit_id,
+        }
+        return self._receive(
+            self._call("PUT", path, "write", authorise, client_request_id, headers=headers, body=data), path
+        )
+
+    def delete(
+        self, path: BlobPath, authorise: Authorise, client_request_id: str, *, etag: str | None
+    ) -> tuple[Answer | None, BlobNotFound | None]:
+        """Delete a blob; that there is none is no error, since an earlier attempt may have done it.
+
+        Args:
+            etag: Delete this version only.
+
+        Returns:
+            The answer; or what Storage said when there was no such blob.
+
+        Raises:
+            BlobChanged: It is no longer the version to be deleted. It was not touched.
+        """
+        headers = {"If-Match": etag} if etag else {}
+        try:
+            call = self._call("DELETE", path, "delete", authorise, client_request_id, headers=headers)
+            return self._receive(call, path), None
+        except BlobNotFound as missing:
+            if missing.diagnosis.code == "ContainerNotFound":
+                raise
+            return None, missing
 
     def commit(
         self,
@@ -280,11 +401,9 @@ class BlobService:
         body: bytes = b"",
         shown: BlobPath | None = None,
     ) -> Call:
-        endpoint = self._account(path.account).endpoint
-        name = f"/{quote(path.name, safe='/~')}" if path.name else ""
         return Call(
             method=method,
-            url=f"{endpoint}/{path.container}{name}" + (f"?{urlencode(query, quote_via=quote)}" if query else ""),
+            url=self._url(path) + (f"?{urlencode(query, quote_via=quote)}" if query else ""),
             tried=f"{verb} {shown or path}",
             authorise=authorise,
             client_request_id=client_request_id,
@@ -292,8 +411,29 @@ class BlobService:
             body=body,
         )
 
+    def _url(self, path: BlobPath) -> str:
+        endpoint = self._account(path.account).endpoint
+        name = f"/{quote(path.name, safe='/~')}" if path.name else ""
+        return f"{endpoint}/{path.container}{name}"
+
     def _receive(self, call: Call, path: BlobPath) -> Answer:
         return self._exchange.receive(call, ca_file=self._account(path.account).ca_file)
+
+
+def _described(path: BlobPath, answer: Answer, size: str, call: Call) -> BlobProperties:
+    try:
+        return BlobProperties(
+            path=path,
+            size_bytes=int(size),
+            etag=answer.headers["etag"],
+            last_modified=parsedate_to_datetime(answer.headers["last-modified"]),
+            content_type=answer.headers.get("content-type", ""),
+        )
+    except (KeyError, ValueError) as error:
+        raise StorageError(
+            f"Storage's description of {path} cannot be read: {error}",
+            Diagnosis(tried=call.tried, request_id=answer.request_id, hint="check the account's endpoint"),
+        ) from None
 
 
 def _may_be_done(error: StorageError) -> bool:

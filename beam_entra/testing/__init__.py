@@ -7,7 +7,8 @@
     ├ azurite.Azurite                 Azurite with several accounts, keys made for the run
     └ proxy.StorageProxy              in front of Azurite: records each request, takes fault rules
 
-`plugin` is the pytest plugin; `clock.FakeClock` is a clock that stands still. Nothing is imported until it is named.
+`filesystem_contract` is what every Beam FileSystem has to do, as tests; `plugin` is the pytest plugin;
+`clock.FakeClock` is a clock that stands still. Nothing is imported until it is named.
 """
 
 from __future__ import annotations

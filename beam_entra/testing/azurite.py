@@ -32,6 +32,12 @@ _LISTENS = "successfully listens on "
 _LEAVE_WITH_PARENT = (
     "data:text/javascript,process.stdin.on('end',()=>process.exit(0)).on('error',()=>process.exit(0)).resume();"
 )
+# For Put Block From URL Azurite asks itself over TLS, and trusts exactly its own certificate; where a CA has signed
+# that, as here, Node.js needs to be told that this will do.
+_TRUST_ITSELF = (
+    "data:text/javascript,import tls from 'node:tls';const make=tls.createSecureContext;"
+    "tls.createSecureContext=(options)=>make({...options,allowPartialTrustChain:true});"
+)
 
 
 class Azurite:
@@ -119,7 +125,7 @@ class Azurite:
             "--blobPort": str(self._port),  # 0 the first time: the kernel picks one, so there is nothing to clash with
         }
         flags = ["--skipApiVersionCheck", "--inMemoryPersistence", "--disableTelemetry", "--silent"]
-        command = [str(node.node), "--import", _LEAVE_WITH_PARENT, str(main)]
+        command = [str(node.node), "--import", _LEAVE_WITH_PARENT, "--import", _TRUST_ITSELF, str(main)]
         command += [part for pair in settings.items() for part in pair] + flags
         accounts = ";".join(f"{account}:{key.reveal()}" for account, key in self._keys.items())
         self._ended = False

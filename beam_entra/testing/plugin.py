@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from beam_entra.testing.clock import FakeClock
     from beam_entra.testing.local import LocalCloud, LocalContainer
 
+pytest.register_assert_rewrite("beam_entra.testing.filesystem_contract")
+
 __all__ = ["beam_entra_clock", "beam_entra_cloud", "beam_entra_container", "beam_entra_containers"]
 
 _numbers = itertools.count(1)

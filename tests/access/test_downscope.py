@@ -27,6 +27,7 @@ from beam_entra.errors import ConfigError, IdentityExpired, IdentityUnavailable,
 from beam_entra.paths import BlobPath
 
 READ, WRITE, LIST, APPEND = Permission.READ, Permission.WRITE, Permission.LIST, Permission.APPEND
+DELETE = Permission.DELETE
 NOW = datetime(2026, 3, 1, 12, 0, 0, 250_000, tzinfo=UTC)
 DEADLINE = NOW + timedelta(hours=2)
 LAKE = "contosolake.dfs.core.windows.net"
@@ -43,6 +44,7 @@ job = "2h"
 [grants]
 read = ["abfss://raw@{LAKE}/orders/", "abfss://raw@{LAKE}/products.csv"]
 write = ["abfss://curated@{LAKE}/orders/"]
+delete = ["abfss://curated@{LAKE}/orders/temporary/"]
 [audit]
 path = "abfss://audit@{LAKE}/orders/"
 """,
@@ -91,6 +93,7 @@ GIVEN = {
     "a blob to read far below": Given(path("raw", "orders/2026/01/a"), READ, "blob", "orders/2026/01/a", "r"),
     "the one blob to read": Given(path("raw", "products.csv"), READ, "blob", "products.csv", "r"),
     "a blob to write": Given(path("curated", "orders/a"), WRITE, "blob", "orders/a", "w"),
+    "a blob to delete": Given(path("curated", "orders/temporary/a"), DELETE, "blob", "orders/temporary/a", "d"),
     "a blob to create": Given(path("curated", "orders/a"), WRITE, "blob", "orders/a", "c", on(create_only=True)),
     "a blob to create on Azurite": Given(
         path("curated", "orders/a"), WRITE, "blob", "orders/a", "w", on(create_only=True, emulator=True)
@@ -157,6 +160,12 @@ REFUSED = {
     "to append to a prefix": (path("audit", "orders/"), APPEND),
     "to append beside the trail": (path("audit", "orders-2/a"), APPEND),
     "to read the trail": (path("audit", "orders/job/segment"), READ),
+    "to delete what may only be written": (path("curated", "orders/a"), DELETE),
+    "to delete what may only be read": (path("raw", "orders/a"), DELETE),
+    "to read what may only be deleted": (path("curated", "orders/temporary/a"), READ),
+    "to list what may only be deleted": (path("curated", "orders/temporary/"), LIST),
+    "to delete a prefix": (path("curated", "orders/temporary/"), DELETE),
+    "to delete the trail": (path("audit", "orders/job/segment"), DELETE),
     "to write the trail": (path("audit", "orders/job/segment"), WRITE),
     "to list the trail": (path("audit", "orders/"), LIST),
 }

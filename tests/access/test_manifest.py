@@ -218,7 +218,7 @@ WRONG = {
     "a path that is no list": Wrong("write = [", 'write = "x" #', "[grants] write: must be a list"),
     "a misspelt permission": Wrong("write = ", "writes = ", "[grants] writes: is not known. Did you mean write?"),
     "a permission that does not exist": Wrong(
-        "write = ", "delete = ", "[grants] delete: is not known. Known here: read"
+        "write = ", "own = ", "[grants] own: is not known. Known here: delete, read"
     ),
     "a grant said twice": Wrong(
         ONLY_READ, READS, f"[grants] read: entry 2: abfss://raw@{LAKE}/orders/ is already granted"
@@ -589,3 +589,19 @@ region = "local"
     )
     assert made.at(Endpoints.parse("", file="local.toml")) == made
     assert pickle.loads(pickle.dumps(local)) == local  # noqa: S301  # our own bytes
+
+
+def test_delete_is_a_grant_of_its_own() -> None:
+    """It comes after the reads and writes, survives the round trip, and may lie within a grant of another kind."""
+    text = MANIFEST.replace("[audit]", f'delete = ["abfss://curated@{LAKE}/orders/temporary/"]\n[audit]')
+    manifest = AccessManifest.parse(text, file="orders.access.toml")
+    assert [grant.permission for grant in manifest.grants][-1] is Permission.DELETE
+    assert AccessManifest.from_dict(manifest.to_dict()) == manifest
+    assert pickle.loads(pickle.dumps(manifest)) == manifest  # noqa: S301  our own bytes
+
+
+def test_the_audit_cannot_be_granted_for_deletion() -> None:
+    """A job cannot delete its own record."""
+    text = MANIFEST.replace("[audit]", f'delete = ["abfss://audit@{LAKE}/"]\n[audit]')
+    with pytest.raises(ConfigError, match=r"\[grants\] delete: entry 1: .*overlaps the audit path"):
+        AccessManifest.parse(text, file="orders.access.toml")

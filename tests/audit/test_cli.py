@@ -42,7 +42,7 @@ def test_verify(job: Path, trails: ModuleType) -> None:
     assert first.startswith(f"verified  {trails.JOB}  ended ok; ")
     assert "3 bundles, 1 ended without closing" in first
     assert len(segments) == len(list(job.iterdir())) - 1
-    assert re.search(r"4 records  worker-1 pid \d, 1 ended without closing$", segments[-1])
+    assert re.search(r"10 records  worker-1 pid \d, 1 ended without closing$", segments[-1])
     assert last.strip() == f"seal digest {trails.sample()[1].digest}"
 
 

@@ -109,6 +109,17 @@ def _use_of_other(kind: str) -> Change:
     return change
 
 
+def _copy_with(**same: str) -> Change:
+    """The first copy presents one SAS for both sides: the key's is the value's."""
+
+    def change(trails: Any, records: Any) -> None:
+        found, at = trails.find(records, "copied")
+        for one, other in same.items():
+            found[at][one] = found[at][other]
+
+    return change
+
+
 def _sas_of(kind: str, **changed: Any) -> Change:
     """Change the SAS that the first record of a kind presents."""
 
@@ -216,6 +227,16 @@ SEMANTIC: dict[str, tuple[int, Change]] = {
     "a read after the SAS's end": (12, _sas_of("read", expires="2030-01-31T09:30:00.500000Z")),
     "a commit without an intent": (13, _drop("commit_intended")),
     "a commit found without an intent": (13, _both(_drop("commit_intended"), _edit("committed", confirmed=True))),
+    "a copy with the reader's SAS on both sides": (12, _copy_with(sas="source_sas")),
+    "a copy with the writer's SAS on both sides": (12, _copy_with(source_sas="sas")),
+    "a copy of another blob": (12, _edit("copied", source="abfss://raw@contosolake.dfs.core.windows.net/hr/x")),
+    "a copy to another blob": (12, _edit("copied", path="abfss://raw@contosolake.dfs.core.windows.net/hr/x")),
+    "a copy without the reader's SAS": (12, _edit("copied", source_sas="s99")),
+    "a deletion with a SAS for writing": (12, _sas_of("deleted", permission="write")),
+    "a deletion of another blob": (12, _edit("deleted", path="abfss://raw@contosolake.dfs.core.windows.net/hr/x")),
+    "a deletion without an intent": (13, _drop("delete_intended")),
+    "a deletion of another version": (13, _edit("deleted", etag='"0x99"')),
+    "a deletion of whatever is there": (13, _edit("deleted", etag=None)),
     "a commit of another id": (13, _edit("committed", commit="c99")),
     "a commit of another size": (13, _edit("committed", size=11)),
     "a commit with other rows": (13, _edit("committed", rows=None)),
@@ -313,7 +334,7 @@ BYTES: dict[str, tuple[int, Callable[[Any, dict[str, bytes]], Any]]] = {
     "a segment that grew after sealing": (15, lambda trails, files: _grown(trails, files, _name(trails, 1, 0))),
     "a last line that was changed": (
         15,
-        lambda trails, files: _replace(files, _name(trails, 1, 0), b'"step":"R', b'"step":"r'),
+        lambda trails, files: _replace(files, _name(trails, 1, 0), b'"missing":false', b'"missing":true'),
     ),
     "a seal that lists a segment twice": (15, _listed_twice),
     "a seal in another order": (15, _listed_backwards),
@@ -381,8 +402,8 @@ def test_names_where_a_segment_was_cut_or_grew(trails: ModuleType) -> None:
     cut, grown = _cut(store.files, name), _grown(trails, store.files, name)
     gone = {other: data for other, data in store.files.items() if other != name}
     for files, message in (
-        (cut, f"^{name} line 4: rule 15: it ends after 3 of 4 records"),
-        (grown, f"^{name} line 5: rule 15: it was sealed with 4 records and has 5"),
+        (cut, f"^{name} line 10: rule 15: it ends after 9 of 10 records"),
+        (grown, f"^{name} line 11: rule 15: it was sealed with 10 records and has 11"),
         (gone, f"^{name} line 1: rule 15: sealed, and missing"),
     ):
         with pytest.raises(TrailBroken, match=message):

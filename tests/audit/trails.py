@@ -20,6 +20,9 @@ from beam_entra.audit.record import (
     BundleOpened,
     CommitIntended,
     Committed,
+    Copied,
+    Deleted,
+    DeleteIntended,
     Denied,
     KeyAcquired,
     Listed,
@@ -119,6 +122,7 @@ def valid_facts() -> dict[type[Any], dict[str, Any]]:
     token = {"audience": "https://storage.azure.com", "uti": "bUWm-x1", "oid": "o", "appid": "a", "tenant": "t"}
     sas = {"sas": "s1", "key": "k1", "token": "t1", "resource": "blob", "expires": until, "correlation": None}
     commit = {"path": out, "commit": "c1", "size": 10, "rows": 2}
+    copied = {"source_sas": "s1", "source": blob, "source_etag": '"0x8D"', "start": 0, "end": 10}
     return {
         TokenAcquired: {"token": "t1", **token, "expires": DEADLINE, "attempts": 1},
         KeyAcquired: {"key": "k1", "account": "contosolake", "token": "t1", "expires": DEADLINE, **request(1)},
@@ -127,8 +131,11 @@ def valid_facts() -> dict[type[Any], dict[str, Any]]:
         Listed: {"sas": "s1", "path": LAKE + "orders/", "blobs": 3, **request(2)},
         Read: {"sas": "s1", "path": blob, "etag": '"0x8D"', "start": 0, "end": 10, **request(3)},
         Staged: {"sas": "s2", "path": out, "block": "00001-b", "size": 10, **request(4)},
+        Copied: {"sas": "s2", "path": out, "block": "00001-c", **copied, **request(6)},
         CommitIntended: {"sas": "s2", **commit, "blocks": 1},
         Committed: {"sas": "s2", **commit, "etag": '"0x8E"', "confirmed": False, **request(5)},
+        DeleteIntended: {"sas": "s3", "path": out, "etag": '"0x8E"'},
+        Deleted: {"sas": "s3", "path": out, "etag": '"0x8E"', "missing": False, **request(7)},
         Denied: {
             "path": LAKE + "hr/x",
             "permission": "read",
@@ -190,10 +197,21 @@ class Worker:
         if self.rng.random() < 0.8:
             self.add(Committed, bundle, **about, confirmed=self.rng.random() < 0.2, **request(self.number))
 
+    def move(self, bundle: str | None, key: tuple[str, str]) -> None:
+        """Copy a blob and delete it, as a rename does."""
+        name = self.id("m")
+        source, target = f"{LAKE}from/{name}", f"{LAKE}to/{name}"
+        reading, writing = self.sas(bundle, key, source, "read"), self.sas(bundle, key, target, "write")
+        self.add(Copied, bundle, sas=writing, path=target, source_sas=reading, source=source, **request(self.number))
+        about = {"sas": self.sas(bundle, key, source, "delete"), "path": source}
+        self.add(DeleteIntended, bundle, **about)
+        if self.rng.random() < 0.8:
+            self.add(Deleted, bundle, **about, **request(self.number))
+
     def bundle(self, key: tuple[str, str]) -> None:
         bundle = str(uuid.uuid5(uuid.NAMESPACE_OID, self.id(self.process)))  # hypothesis likes equal random numbers
         self.add(BundleOpened, bundle, token=self.rng.choice([None, key[1]]))
-        for deed in self.rng.choices([self.read, self.write], k=self.rng.randint(0, 2)):
+        for deed in self.rng.choices([self.read, self.write, self.move], k=self.rng.randint(0, 2)):
             deed(bundle, key)
         if self.rng.random() < 0.2:
             self.add(Denied, bundle)
@@ -228,7 +246,7 @@ def refused() -> MemoryTrail:
 
 
 def sample() -> tuple[MemoryTrail, Seal]:
-    """The same trail each time: process 1 rolls, reads, lists and writes; process 2 leaves a bundle open."""
+    """The same trail each time: 1 rolls, reads, lists, writes; process 2 moves a blob and leaves a bundle open."""
     store, clock, rng = MemoryTrail(), Clock(), random.Random(0)  # noqa: S311  no secret is made from it
     first = Worker(rng, store, PROCESSES[0], clock, max_bytes=3000)
     key = first.key()
@@ -247,8 +265,14 @@ def sample() -> tuple[MemoryTrail, Seal]:
     first.add(Denied, None)
     first.writer.close()
     second = Worker(rng, store, PROCESSES[1], clock, max_bytes=100_000)
-    second.key()
-    second.add(BundleOpened, str(uuid.UUID(int=3, version=4)))
+    key, bundle = second.key(), str(uuid.UUID(int=3, version=4))
+    second.add(BundleOpened, bundle)
+    source, target = LAKE + "moved/3.jsonl", LAKE + "archive/3.jsonl"
+    reading, writing = second.sas(bundle, key, source, "read"), second.sas(bundle, key, target, "write")
+    second.add(Copied, bundle, sas=writing, path=target, source_sas=reading, source=source)
+    about = {"sas": second.sas(bundle, key, source, "delete"), "path": source}
+    second.add(DeleteIntended, bundle, **about)
+    second.add(Deleted, bundle, **about)
     second.writer.close()
     return store, seal(store, store, job=JOB, outcome="ok", error=None, clock=clock)
 

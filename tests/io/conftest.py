@@ -63,6 +63,7 @@ class Lake:
         *,
         read: Iterable[str] | None = None,
         write: Iterable[str] | None = None,
+        delete: Iterable[str] = (),
         token: Iterable[str] = (),
         job: str = "1h",
         sas: str = "5m",
@@ -73,6 +74,7 @@ class Lake:
         grants = {
             "read": [self.raw.url("in/")] if read is None else list(read),
             "write": [self.curated.url("out/")] if write is None else list(write),
+            "delete": list(delete),
             "token": list(token),
         }
         return "\n".join(

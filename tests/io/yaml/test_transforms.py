@@ -1,0 +1,201 @@
+"""Rows in Beam YAML: schemas, formats, dead letters, and what is refused before anything runs."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from typing import Any
+
+import apache_beam as beam
+import pytest
+from apache_beam.testing.util import assert_that, equal_to
+from apache_beam.yaml import yaml_provider, yaml_transform
+
+from beam_entra import ScopedPipeline
+from beam_entra.errors import ConfigError, FormatError
+from beam_entra.io.yaml import PROVIDERS
+from beam_entra.io.yaml.__main__ import load, main
+from beam_entra.io.yaml.transforms import ReadRows, WriteRows
+
+ORDER = {
+    "type": "object",
+    "properties": {
+        "id": {"type": "string"},
+        "quantity": {"type": "integer"},
+        "price": {"type": "number"},
+        "paid": {"type": "boolean"},
+    },
+    "required": ["id"],
+}
+
+
+def read(lake: Any, good: list[dict[str, Any]], bad: list[tuple[str, str]], **settings: Any) -> None:
+    """Read `in/` of `raw`, and hold the rows, and record and reason of what was none, against these."""
+    transform = ReadRows(lake.raw.url("in/*"), error_handling={"output": "letters"}, **settings)
+    with lake.pipeline("--prism_location=none") as p:
+        outputs = p | transform
+        rows = outputs["good"] | "Good" >> beam.Map(lambda row: row._asdict())
+        letters = outputs["letters"] | "Bad" >> beam.Map(lambda row: (row.record, row.reason))
+        assert_that(rows, equal_to(good), label="good")
+        assert_that(letters, equal_to(bad), label="bad")
+
+
+def test_json_rows_have_the_schemas_types(lake: Any) -> None:
+    """What is missing is null where it may be; what is of another type is a letter with its place."""
+    lines = [
+        '{"id": "a", "quantity": 2, "price": 1.5, "paid": true, "more": "is left out"}',
+        '{"id": "b"}',
+        '{"id": "c", "quantity": "2"}',
+        '{"quantity": 2}',
+        '{"id": "d", "quantity": true}',
+        "[]",
+        "no JSON",
+        '{"id": "e", "price": 2}',
+    ]
+    lake.raw.upload("in/a.jsonl", "\n".join(lines).encode())
+    good = [
+        {"id": "a", "quantity": 2, "price": 1.5, "paid": True},
+        {"id": "b", "quantity": None, "price": None, "paid": None},
+        {"id": "e", "quantity": None, "price": 2, "paid": None},
+    ]
+    bad = [
+        (lines[2], "ValueError: quantity is no integer"),
+        (lines[3], "ValueError: id is missing"),
+        (lines[4], "ValueError: quantity is no integer"),
+        (lines[5], "ValueError: not an object"),
+        (lines[6], "JSONDecodeError: Expecting value: line 1 column 1 (char 0)"),
+    ]
+    read(lake, good, bad, format="json", schema=ORDER)
+
+
+def test_csv_rows_are_converted(lake: Any) -> None:
+    """Text to the schema's types; an empty field is null."""
+    lake.raw.upload("in/a.csv", b"id,quantity,price,paid\na,2,1.5,true\nb,,,\nc,two,1,true\nd,1,1,perhaps\n")
+    good = [
+        {"id": "a", "quantity": 2, "price": 1.5, "paid": True},
+        {"id": "b", "quantity": None, "price": None, "paid": None},
+    ]
+    bad = [
+        ("c,two,1,true", "ValueError: quantity is no integer"),
+        ("d,1,1,perhaps", "ValueError: paid is no boolean"),
+    ]
+    read(lake, good, bad, format="csv", schema=ORDER)
+
+
+def test_text_rows_are_lines(lake: Any) -> None:
+    """One field, and no schema."""
+    lake.raw.upload("in/a.txt", b"one\ntwo\n\xff\n")
+    reason = "UnicodeDecodeError: 'utf-8' codec can't decode byte 0xff in position 0: invalid start byte"
+    read(lake, [{"line": "one"}, {"line": "two"}], [("\\xff", reason)], format="text")
+
+
+def test_without_error_handling_a_bad_row_fails_the_job(lake: Any) -> None:
+    """As with ReadFromBlob."""
+    lake.raw.upload("in/a.jsonl", b"no JSON\n")
+    with pytest.raises(FormatError), lake.pipeline("--prism_location=none") as p:
+        p | ReadRows(lake.raw.url("in/*"), "json", ORDER)
+
+
+@pytest.mark.parametrize(
+    ("format", "expected"),
+    [("json", ['{"id":"a","n":1}', '{"id":"b","n":2}']), ("csv", ["a,1", "b,2", "id,n"])],
+)
+def test_rows_are_written(lake: Any, format: str, expected: list[str]) -> None:
+    """Each once; the output is a row a blob."""
+    with lake.pipeline("--prism_location=none") as p:
+        rows = p | beam.Create([("a", 1), ("b", 2)]) | beam.Map(lambda pair: beam.Row(id=str(pair[0]), n=int(pair[1])))
+        out = rows | WriteRows(lake.curated.url("out/"), format, shards=1)
+        name = "out/part-00000-of-00001" + {"json": ".jsonl", "csv": ".csv"}[format]
+        assert_that(out | beam.Map(lambda row: (row.path, row.rows)), equal_to([(lake.curated.url(name), 2)]))
+    (part,) = lake.parts()
+    assert sorted(lake.curated.download(part).decode().split()) == expected
+
+
+def test_text_is_written_from_one_field(lake: Any) -> None:
+    """Rows of several are refused when the pipeline is built."""
+    with lake.pipeline("--prism_location=none") as p:
+        p | beam.Create(["x", "y"]) | beam.Map(lambda line: beam.Row(line=str(line))) | WriteRows(
+            lake.curated.url("out/"), "text", shards=1
+        )
+    assert sorted(lake.curated.download(lake.parts()[0]).split()) == [b"x", b"y"]
+    with pytest.raises(ConfigError, match="one field"), lake.pipeline() as p:
+        p | beam.Create([beam.Row(a=1, b=2)]) | WriteRows(lake.curated.url("out/"), "text")
+
+
+@pytest.mark.parametrize(
+    ("format", "schema", "message"),
+    [
+        ("xml", ORDER, "no format 'xml'"),
+        ("json", None, "needs the schema"),
+        ("csv", None, "needs the schema"),
+        ("text", ORDER, "one field `line`"),
+        ("json", {"type": "string"}, "schema of ReadFromBlob is none"),
+        ("json", {"type": "object"}, "schema of ReadFromBlob is none"),
+        ("json", {"type": "object", "properties": {"a": {"type": "date"}}}, "schema of ReadFromBlob is none"),
+    ],
+)
+def test_what_cannot_be_is_refused_at_once(format: str, schema: Any, message: str) -> None:
+    """With a hint, before anything is sent."""
+    with pytest.raises(ConfigError, match=message) as refusal:
+        ReadRows("abfss://raw@contosolake.dfs.core.windows.net/in/*", format, schema)
+    assert refusal.value.hint
+
+
+def test_the_listing_provides_both(lake: Any) -> None:
+    """A tool of one's own includes the file that the package ships."""
+    provided = yaml_provider.merge_providers(yaml_provider.load_providers(str(PROVIDERS)))
+    assert set(provided) == {"ReadFromBlob", "WriteToBlob"}
+    lake.raw.upload("in/a.txt", b"one\n")
+    spec = {
+        "providers": [{"include": str(PROVIDERS)}],
+        "pipeline": {
+            "type": "chain",
+            "transforms": [
+                {"type": "ReadFromBlob", "config": {"path": lake.raw.url("in/*"), "format": "text"}},
+                {"type": "WriteToBlob", "config": {"path": lake.curated.url("out/"), "format": "text"}},
+            ],
+        },
+    }
+    with lake.pipeline("--prism_location=none") as p:
+        yaml_transform.expand_pipeline(p, json.dumps(spec))
+    assert isinstance(p, ScopedPipeline)
+    assert lake.curated.download(lake.parts()[0]) == b"one\n"
+
+
+def test_the_launcher_says_where_the_listing_is(capsys: pytest.CaptureFixture[str]) -> None:
+    """And does nothing else."""
+    main(["--providers"])
+    assert capsys.readouterr().out.strip() == str(PROVIDERS)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [(None, "cannot be read"), ("a: [", "is no YAML"), ("{{ 1 +", "is no YAML"), ("a: 1", "has no `pipeline:`")],
+)
+def test_a_file_that_is_no_pipeline(tmp_path: Any, text: str | None, message: str) -> None:
+    """Each says what is wrong with it."""
+    file = tmp_path / "p.yaml"
+    if text is not None:
+        file.write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        load(file, "{}")
+
+
+def test_variables_are_filled_in(tmp_path: Any) -> None:
+    """As Beam YAML does it."""
+    file = tmp_path / "p.yaml"
+    file.write_text("pipeline: {day: {{ day }}}")
+    assert load(file, '{"day": "monday"}')["pipeline"]["day"] == "monday"
+    with pytest.raises(ConfigError, match="jinja_variables"):
+        load(file, "[]")
+
+
+def test_a_flag_that_is_missing_is_named() -> None:
+    """The launcher prints the error, not a traceback."""
+    done = subprocess.run(
+        [sys.executable, "-m", "beam_entra.io.yaml"], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.returncode == 1
+    assert "--yaml_pipeline_file" in done.stderr
+    assert "Traceback" not in done.stderr
