@@ -23,7 +23,7 @@ AZURITE   := $(BEAM_ENTRA_CACHE)/.azurite-installed
 TESTS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench lint format azurite constraints clean
+.PHONY: help demo test bench bench-page lint format azurite constraints clean
 .DELETE_ON_ERROR:
 MAKEFLAGS += --no-print-directory
 
@@ -40,6 +40,9 @@ test: $(INSTALLED) $(AZURITE) ## Run every test (TESTS="tests/io -k gzip" for so
 
 bench: $(INSTALLED) $(AZURITE) ## Run side by side with Beam's azfs (ROW=text for one row, ROWS=1 for their names, SCALE=0.1 for a quick look)
 	@exec $(RUN) -m benchmarks $(if $(ROWS),--list) $(foreach row,$(ROW),--row=$(row)) $(if $(SCALE),--scale=$(SCALE)) $(if $(PAIRS),--pairs=$(PAIRS))
+
+bench-page: $(INSTALLED) ## Make docs/benchmarks.md from the figures of the last `make bench`
+	@exec $(RUN) -m benchmarks.page
 
 lint: $(INSTALLED) ## Check style and types
 	@$(RUN) -m ruff check . && $(RUN) -m mypy
