@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from contextlib import suppress
 from typing import Any, ClassVar, TypeVar
 
@@ -112,7 +113,7 @@ class Scoped(beam.PTransform):  # type: ignore[misc]  # Beam's PTransform is unt
     """ParDo for a `ScopedDoFn`: `rows | "Look up" >> Scoped(LookUp())`.
 
     Args:
-        fn: The DoFn; the pipeline's job scope is put into it.
+        fn: The DoFn. A copy of it gets the pipeline's job scope; it may be applied in several pipelines.
         side_inputs: As for ParDo.
     """
 
@@ -123,5 +124,6 @@ class Scoped(beam.PTransform):  # type: ignore[misc]  # Beam's PTransform is unt
 
     def expand(self, rows: beam.PCollection[Any]) -> beam.PCollection[Any]:
         positional, keyword = self._side_inputs
-        fn = self._fn.scoped(scope_of(rows.pipeline), rows.pipeline._current_transform().full_label or self.label)
+        step = rows.pipeline._current_transform().full_label or self.label
+        fn = copy.copy(self._fn).scoped(scope_of(rows.pipeline), step)
         return rows | "Scoped" >> beam.ParDo(fn, *positional, **keyword)

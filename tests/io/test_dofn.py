@@ -14,6 +14,7 @@ from apache_beam.testing.util import assert_that, equal_to
 from beam_entra import Scoped, ScopedDoFn, scope_of
 from beam_entra.clock import utc_now
 from beam_entra.errors import BeamEntraError, ConfigError, IdentityRejected, NotGranted
+from beam_entra.paths import BlobPath
 from beam_entra.session import JobScope, close_session, open_session
 from beam_entra.storage.transport import connection_pool
 from beam_entra.testing.certificates import RunCertificates
@@ -211,6 +212,31 @@ def test_a_connector_outside_a_scoped_pipeline_is_refused_when_it_is_built() -> 
         pipeline | beam.Create([1]) | Scoped(Read())
     with pytest.raises(ConfigError):
         scope_of(pipeline)
+
+
+def test_one_dofn_object_serves_two_jobs_and_two_steps_each_under_its_own_name(lake: Any) -> None:
+    """Applying it again, here or in another pipeline, changes nothing about where it was applied before."""
+    lake.raw.upload("in/a", b"x")
+    lake.raw.upload("in/b", b"y")
+
+    class Look(ScopedDoFn):
+        def process(self, url: str) -> Iterator[bytes]:
+            blob = self.bundle().properties(BlobPath.parse(url))
+            yield bytes(self.bundle().read(blob, 0, blob.size_bytes))
+
+    fn, x, y = Look(), lake.raw.url("in/a"), lake.raw.url("in/b")
+    first, second = lake.pipeline(manifest=lake.manifest(read=[x])), lake.pipeline(manifest=lake.manifest(read=[y]))
+    assert_that(first | "A" >> beam.Create([x]) | "Look" >> Scoped(fn), equal_to([b"x"]), label="A is right")
+    assert_that(first | "B" >> beam.Create([x]) | "Again" >> Scoped(fn), equal_to([b"x"]), label="B is right")
+    assert_that(second | beam.Create([y]) | "Other" >> Scoped(fn), equal_to([b"y"]))
+    for pipeline, steps in ((first, {"Look", "Again"}), (second, {"Other"})):
+        with pipeline:
+            pass
+        trail = lake.trail(pipeline.report.job)
+        trail.verify()
+        opened = {record["step"] for record in trail.records("bundle_opened")}
+        assert opened & {"Look", "Again", "Other"} == steps
+    assert (fn.scope, fn.step) == (None, ""), "the caller's own object is left alone"
 
 
 def test_side_inputs_reach_a_connector(lake: Any) -> None:
