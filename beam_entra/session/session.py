@@ -15,7 +15,7 @@ from typing import Any, NoReturn, TypeVar
 from beam_entra.access.downscope import Permission, SasSpec, downscope
 from beam_entra.audit import Receipt, SegmentFacts, SegmentWriter
 from beam_entra.audit.record import BundleClosed, BundleOpened, KeyAcquired, Record, SasIssued, TokenAcquired
-from beam_entra.clock import Clock, utc_now
+from beam_entra.clock import Clock, NeverBack, utc_now
 from beam_entra.errors import Diagnosis, IdentityExpired
 from beam_entra.identity import STORAGE_AUDIENCE, AccessToken, CredentialSource, EntraSource, TokenBroker
 from beam_entra.paths import BlobPath
@@ -38,7 +38,7 @@ class Session:
 
     Args:
         scope: The job.
-        clock: For every decision about time.
+        clock: For every decision about time. If it goes back, the session stands still until it has caught up.
         source: Where tokens come from; by default what the manifest says.
         pause: Waits so many seconds between attempts.
     """
@@ -52,14 +52,14 @@ class Session:
         pause: Callable[[float], object] = time.sleep,
     ) -> None:
         self.scope = scope
-        self.clock = clock
+        self.clock = NeverBack(clock)
         self.pid = os.getpid()
         self.pause = pause
         self.source = source or EntraSource(scope.manifest.identity, clock=clock)
         self.service = BlobService(
             scope.manifest.accounts.__getitem__, exchange=Exchange(connection_pool, pause=pause), clock=clock
         )
-        self.broker = TokenBroker(self.source, clock=clock, acquired=self._token_acquired)
+        self.broker = TokenBroker(self.source, clock=self.clock, acquired=self._token_acquired)
         self._keys: dict[str, DelegationKey] = {}
         self._key_lock = threading.Lock()
         self._audit_sas: dict[BlobPath, Sas] = {}
@@ -68,7 +68,7 @@ class Session:
         self._trail = SegmentWriter(
             AppendBlobSegments(self.service, scope.folder, self.authorise_append),
             _facts(scope, self.pid),
-            clock,
+            self.clock,
             process=self.process,
         )
         self._last_receipt: Receipt | None = None
