@@ -26,7 +26,7 @@ from beam_entra.access.manifest import AccessManifest, AccountSettings, Grant, P
 from beam_entra.errors import Diagnosis, IdentityExpired, IdentityUnavailable, NotGranted
 from beam_entra.paths import BlobPath
 
-__all__ = ["Permission", "SasSpec", "downscope", "downscope_audit", "granted"]
+__all__ = ["Permission", "SasSpec", "downscope", "downscope_audit", "granted", "require_grant"]
 
 _GRANTED_BY = {
     Permission.READ: Permission.READ,
@@ -66,6 +66,18 @@ def granted(manifest: AccessManifest, path: BlobPath, permission: Permission) ->
     return next((grant for grant in manifest.grants if grant.permission is wanted and grant.path.covers(path)), None)
 
 
+def require_grant(manifest: AccessManifest, path: BlobPath, permission: Permission) -> Grant:
+    """The grant that covers an access, for a prefix one to all below it: nothing is decided about a SAS.
+
+    Raises:
+        NotGranted: There is none. It names this very path, and the line that would grant it.
+    """
+    grant = granted(manifest, path, permission)
+    if grant is None:
+        raise _not_granted(manifest, path, permission)
+    return grant
+
+
 def downscope(
     manifest: AccessManifest,
     path: BlobPath,
@@ -90,12 +102,8 @@ def downscope(
         IdentityExpired: The deadline has passed.
         IdentityUnavailable: The key has expired; a new one can be acquired.
     """
-    if permission is Permission.APPEND:
-        allowed = manifest.audit.covers(path)
-    else:
-        allowed = granted(manifest, path, permission) is not None  # rule 1
-    if not allowed:
-        raise _not_granted(manifest, path, permission)
+    if not (permission is Permission.APPEND and manifest.audit.covers(path)):
+        require_grant(manifest, path, permission)  # rule 1
     return _spec(manifest, path, permission, _ends(manifest, now, deadline, key_expires))
 
 

@@ -14,6 +14,7 @@ from apache_beam.metrics.metric import Lineage
 from apache_beam.transforms.core import RestrictionProvider
 
 from beam_entra.access import Permission, downscope
+from beam_entra.access.downscope import require_grant
 from beam_entra.errors import BeamEntraError, BlobNotFound, ConfigError, Diagnosis, FormatError, NotGranted
 from beam_entra.io.blocks import Block, fetch_ahead, gunzip, split_blocks, stream_blocks
 from beam_entra.io.dofn import METRICS_NAMESPACE, Scoped, ScopedDoFn, scope_of
@@ -173,13 +174,19 @@ class ReadFromBlob(ReadAllFromBlob):
 def check_at_launch(pipeline: beam.Pipeline, path: BlobPath, permission: Permission) -> None:
     """Refuse, and record the refusal, before a job starts that would be refused on its workers.
 
+    Args:
+        path: For WRITE also a prefix; then a grant has to cover all below it.
+
     Raises:
         NotGranted: No grant covers the path.
     """
     scope = scope_of(pipeline)
     session = open_session(scope)
     try:
-        downscope(scope.manifest, path, permission, now=session.clock(), deadline=scope.deadline)
+        if path.is_prefix and permission is Permission.WRITE:  # each of its SAS will be for one blob
+            require_grant(scope.manifest, path, permission)
+        else:
+            downscope(scope.manifest, path, permission, now=session.clock(), deadline=scope.deadline)
     except NotGranted as error:
         try:
             with session.bundle("launch") as bundle:

@@ -10,6 +10,10 @@ small `Staged` values. One step behind a GroupByKey commits, each blob once:
    no list. A retry of the step finds its own blobs by their blocks.
 3. `_SUCCESS`: the blobs of the job, their ETags, sizes and rows.
 
+With `overwrite`, blobs of an earlier run are replaced one by one. Its `_SUCCESS`, if there is one, is replaced before
+the first of them by one whose `state` is "in progress", and at the end by one whose `state` is "complete". Every shard
+is written, the ones without rows empty (or with a header alone), so that no blob of the earlier run stays.
+
 Any number of bundles may stage to one blob, so automatic sharding gives one blob a worker process, not one a bundle.
 """
 
@@ -34,7 +38,7 @@ from apache_beam.metrics.metric import Lineage
 from apache_beam.transforms.window import GlobalWindows
 
 from beam_entra.access import Permission
-from beam_entra.errors import BlobExists, ConfigError, Diagnosis, StorageError
+from beam_entra.errors import BlobExists, BlobNotFound, ConfigError, Diagnosis, StorageError
 from beam_entra.io.dofn import METRICS_NAMESPACE, Scoped, ScopedDoFn, scope_of
 from beam_entra.io.formats import Format, Lines
 from beam_entra.io.read import Compression, check_at_launch
@@ -106,10 +110,13 @@ class WriteToBlob(beam.PTransform):  # type: ignore[misc]  # Beam's PTransform i
     Args:
         prefix: `abfss://container@account.dfs.core.windows.net/orders/`: where the blobs go.
         format: How elements become records.
-        shards: Write exactly this many blobs, filled alike (fewer if there are fewer elements). None: about one a
-            worker process, more where they grow long.
+        shards: Write exactly this many blobs, filled alike (without `overwrite` fewer if there are fewer elements).
+            None: about one a worker process, more where they grow long.
         compression: `gzip` or `none`.
-        overwrite: Replace blobs of the same names, an earlier run's. Needs `shards`: others would stay beside them.
+        overwrite: Replace an earlier run's blobs, all of them: shards without elements become empty blobs. Needs
+            `shards`, the same format and compression in each run: blobs of other names stay beside the new ones, and
+            `_SUCCESS` does not list them. While it goes on, the `state` in an earlier run's `_SUCCESS` is
+            "in progress"; only the content says so, since a job that can only write cannot remove it.
         block_bytes: Size of a staged block.
 
     Raises:
@@ -161,7 +168,7 @@ class WriteToBlob(beam.PTransform):  # type: ignore[misc]  # Beam's PTransform i
                 "WriteToBlob commits when its input ends, and this input never does",
                 Diagnosis(hint="read a bounded source; results without end need a sink for streams"),
             )
-        check_at_launch(pipeline, self._settings.prefix.child(SUCCESS), Permission.WRITE)
+        check_at_launch(pipeline, self._settings.prefix, Permission.WRITE)
         _claim_prefix(pipeline, self._settings.prefix)
         if not elements.windowing.is_default():  # where it is, the step would do nothing, and cost as much as encoding
             elements |= "One window" >> beam.WindowInto(GlobalWindows())
@@ -393,7 +400,9 @@ def commit(
     for part in sorted(staged, key=lambda part: (part.path, part.blocks)):
         parts[part.path].append(part)
     header = settings.format.header()
-    if header and not parts:
+    if settings.overwrite:
+        parts = {str(path): parts[str(path)] for path in map(settings.shard, range(settings.shards or 0))}
+    elif header and not parts:
         parts[str(settings.shard(0) if settings.shards else settings.prefix.child(f"part-00000{settings.suffix}"))] = []
     for path, of_blob in parts.items():
         _check_blocks(path, sum(len(part.blocks) for part in of_blob))
@@ -413,6 +422,8 @@ def commit(
                 hint=f"see {settings.prefix}{COMMITTING} for job and blobs; write to a new prefix, or remove them",
             ),
         ) from None
+    if settings.overwrite:
+        _unmark(bundle, settings, facts, commit_id)
     done = _commit_blobs(bundle, settings, header, commit_id, parts)
     if _put_json(bundle, settings, SUCCESS, _summary(facts, done), commit_id, settings.overwrite).confirmed:
         # Another attempt was here before, perhaps at the same time: each has changed ETags that the other had seen.
@@ -420,6 +431,16 @@ def commit(
         done = _commit_blobs(bundle, settings, header, commit_id, parts)
         _put_json(bundle, settings, SUCCESS, _summary(facts, done), commit_id, overwrite=True)
     return done
+
+
+def _unmark(bundle: BundleSession, settings: WriteSettings, facts: dict[str, str], commit_id: str) -> None:
+    """Have an earlier run's `_SUCCESS` vouch for nothing. Where there is none, none is made: readers look for it."""
+    state = "in progress"
+    try:
+        _put_json(bundle, settings, SUCCESS, {"state": state, **facts}, commit_id, True, what=state, only_replace=True)
+    except BlobNotFound as error:
+        if error.diagnosis.code == "ContainerNotFound":
+            raise
 
 
 def _commit_blobs(
@@ -432,6 +453,7 @@ def _commit_blobs(
 def _summary(facts: dict[str, str], done: list[CommittedBlob]) -> dict[str, Any]:
     """What `_SUCCESS` says."""
     return {
+        "state": "complete",
         **facts,
         "rows": sum(blob.rows for blob in done),
         "size_bytes": sum(blob.size_bytes for blob in done),
@@ -478,6 +500,7 @@ def _put_json(
     overwrite: bool,
     *,
     what: str = "",
+    only_replace: bool = False,
 ) -> CommittedBlob:
     """Write a marker, once: an attempt with the same `commit_id` and `what` finds it done."""
     path = settings.prefix.child(name)
@@ -492,6 +515,7 @@ def _put_json(
         rows=0,
         content_type="application/json",
         overwrite=overwrite,
+        only_replace=only_replace,
     )
 
 

@@ -362,11 +362,18 @@ class BundleSession:
         rows: int | None,
         content_type: str,
         overwrite: bool = False,
+        only_replace: bool = False,
     ) -> CommittedBlob:
         """Make a blob of staged blocks, once; a retry with the same blocks finds it done.
 
+        Args:
+            block_ids: None make an empty blob; only with `overwrite`.
+            overwrite: Replace a blob that is there.
+            only_replace: With `overwrite`: if no blob is there, make none.
+
         Raises:
             BlobExists: A blob of other blocks is there. It was not touched.
+            BlobNotFound: There is no blob, and it was only to be replaced.
         """
         access = _Access(self, path, Permission.WRITE)
         with self._noting_refusals(str(path), "write"):
@@ -381,6 +388,7 @@ class BundleSession:
                 commit_id=commit_id,
                 content_type=content_type,
                 overwrite=overwrite,
+                only_replace=only_replace,
             )
         answer = done.answer
         self._record(

@@ -295,6 +295,7 @@ class BlobService:
         commit_id: str,
         content_type: str,
         overwrite: bool,
+        only_replace: bool = False,
     ) -> Commit:
         """Make the blob of these blocks, once.
 
@@ -303,13 +304,22 @@ class BlobService:
            been lost. Put Block List of the same ids as *committed* blocks succeeds only if the blob is made of them;
            ids are unique, so then it is ours, and nothing changes but its ETag. It needs no permission to read.
 
+        No blocks make an empty blob, with `overwrite` alone: such a commit cannot be confirmed, since an empty list
+        would match any blob, and need not be, since it may be sent again.
+
+        Args:
+            only_replace: With `overwrite`: if no blob is there, make none.
+
         Raises:
             BlobExists: The blob is somebody else's. It was not touched.
+            BlobNotFound: There is no blob, and it was only to be replaced.
         """
-        if not block_ids:
+        if not (block_ids or overwrite):
             raise ValueError("a commit names at least one block: an empty list would match any blob")
+        if only_replace and not overwrite:
+            raise ValueError("what is only to be replaced is to be overwritten")
         headers = {_COMMIT_METADATA: commit_id, "x-ms-blob-content-type": content_type}
-        only_new = {} if overwrite else {"If-None-Match": "*"}
+        condition = {"If-Match": "*"} if only_replace else {} if overwrite else {"If-None-Match": "*"}
 
         def put(kind: str, condition: Mapping[str, str], verb: str) -> Answer:
             call = self._call(
@@ -325,9 +335,11 @@ class BlobService:
             return self._receive(call, path)
 
         try:
-            return Commit(answer=put("Uncommitted", only_new, "commit"), confirmed=False)
+            return Commit(answer=put("Uncommitted", condition, "commit"), confirmed=False)
         except StorageError as error:
-            if not _may_be_done(error):
+            if only_replace and isinstance(error, BlobChanged):
+                raise BlobNotFound("there is no blob to replace", error.diagnosis) from None
+            if not block_ids or not _may_be_done(error):
                 raise
             refused = error
         try:

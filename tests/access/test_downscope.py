@@ -23,6 +23,7 @@ from beam_entra.access import (
     downscope_audit,
     granted,
 )
+from beam_entra.access.downscope import require_grant
 from beam_entra.errors import ConfigError, IdentityExpired, IdentityUnavailable, NotGranted
 from beam_entra.paths import BlobPath
 
@@ -248,6 +249,17 @@ def test_the_grant_behind_an_access_can_be_asked_for() -> None:
     assert granted(MANIFEST, path("curated", "orders/"), WRITE) == MANIFEST.grants[2]
     assert granted(MANIFEST, path("curated", ""), WRITE) is None
     assert granted(MANIFEST, path("audit", "orders/a"), APPEND) is None
+
+
+def test_a_grant_can_be_required_of_a_whole_prefix() -> None:
+    """The refusal names the prefix and the line for it; grants for single blobs below it are not enough."""
+    assert require_grant(MANIFEST, path("curated", "orders/2026/"), WRITE) == MANIFEST.grants[2]
+    one = replace(MANIFEST, grants=(Grant(permission=WRITE, path=path("curated", "orders/_SUCCESS")),))
+    with pytest.raises(NotGranted) as refusal:
+        require_grant(one, path("curated", "orders/"), WRITE)
+    assert f"no grant to write {path('curated', 'orders/')};" in refusal.value.message
+    assert f'"{path("curated", "orders/")}"' in refusal.value.hint
+    assert f"in place of {path('curated', 'orders/_SUCCESS')}" in refusal.value.hint
 
 
 # ---------------------------------------------------------------- sealing

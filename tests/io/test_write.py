@@ -19,7 +19,7 @@ from apache_beam.testing import test_stream
 from apache_beam.testing.util import assert_that, equal_to
 from apache_beam.transforms.window import FixedWindows, TimestampedValue
 
-from beam_entra import Csv, Format, JsonLines, WriteToBlob
+from beam_entra import Csv, Format, JsonLines, ReadFromBlob, WriteToBlob
 from beam_entra.clock import utc_now
 from beam_entra.errors import AccessDenied, BlobExists, ConfigError, FormatError, NotGranted, StorageError
 from beam_entra.io.write import Staged, Stager, WriteSettings, _AutoShards, _check_blocks, _Stage, commit
@@ -318,6 +318,77 @@ def test_overwrite_replaces_an_earlier_run(lake: Any) -> None:
     assert [blob["etag"] for blob in lake.success()["blobs"]] == [lake.etag(lake.curated, n) for n in lake.parts()]
 
 
+@pytest.mark.parametrize("format", [JsonLines(), Csv(["id"])], ids=["json", "csv"])
+def test_overwrite_leaves_nothing_of_a_run_that_wrote_more(lake: Any, format: Format) -> None:
+    """Fewer rows than shards: all shards are written, the others empty (a CSV has its header), and so is the trail."""
+    names = [f"out/part-{number:05d}-of-00004{format.suffix}" for number in range(4)]
+    for rows in (40, 1, 0):
+        elements = [{"id": f"run-{rows}-{at}"} for at in range(rows)]
+        pipeline = write(lake, elements, format, shards=4, overwrite=True, block_bytes=16)
+        assert lake.parts() == names
+        content = b"".join(lake.curated.download(name) for name in names)
+        assert content.count(b"run-") == content.count(b"run-%d-" % rows) == rows
+        blobs = lake.success()["blobs"]
+        assert [blob["etag"] for blob in blobs] == [lake.etag(lake.curated, name) for name in names]
+        assert sum(blob["rows"] for blob in blobs) == rows
+        trail = lake.trail(pipeline.report.job)
+        trail.verify()
+        empty = [blob["path"] for blob in blobs if not blob["size_bytes"]]
+        assert bool(empty) == (rows < 4 and not format.header())
+        intended = {record["path"]: record for record in trail.records("commit_intended")}
+        committed = {record["path"]: record for record in trail.records("committed")}
+        for path in empty:
+            assert [intended[path][fact] for fact in ("blocks", "size", "rows")] == [0, 0, 0]
+            assert [committed[path][fact] for fact in ("confirmed", "size", "rows")] == [False, 0, 0]
+
+
+def test_an_empty_shard_is_read_back(lake: Any) -> None:
+    """An empty blob holds no records, compressed or not."""
+    for compression in ("none", "gzip"):
+        write(lake, [{"id": 1}], JsonLines(), shards=3, overwrite=True, compression=compression)
+    grants = [lake.curated.url("out/")]
+    pipeline = lake.pipeline(manifest=lake.manifest(read=grants, write=[lake.curated.url("other/")]))
+    with pipeline as p:
+        for suffix in ("jsonl", "jsonl.gz"):
+            found = p | suffix >> ReadFromBlob(lake.curated.url(f"out/*.{suffix}"), JsonLines())
+            assert_that(found, equal_to([{"id": 1}]), label=f"check {suffix}")
+
+
+def test_an_overwrite_that_dies_midway_leaves_no_success_of_the_run_before(lake: Any) -> None:
+    """While blobs are replaced, `_SUCCESS` says so; after a job that died it still does, until one succeeds."""
+    first = write(lake, [{"run": 0}] * 20, JsonLines(), shards=2, overwrite=True)
+    assert lake.success()["state"] == "complete"
+    where = in_output(lake, "PutBlockList")
+    last = "out/part-00001-of-00002.jsonl"
+    lake.cloud.proxy.respond(
+        403, "AuthorizationFailure", where=lambda request: where(request) and request.blob == last
+    )
+    with pytest.raises(AccessDenied):
+        write(lake, [{"run": 1}] * 20, JsonLines(), shards=2, overwrite=True)
+    lake.cloud.proxy.clear_faults()
+    told = lake.success()
+    assert told["state"] == "in progress"
+    assert told["job"] in lake.jobs()
+    assert told["job"] != first.report.job
+    assert "blobs" not in told
+    assert b'"run":0' in lake.curated.download(last).replace(b" ", b"")
+    write(lake, [{"run": 2}] * 20, JsonLines(), shards=2, overwrite=True)
+    assert lake.success()["state"] == "complete"
+    assert {value["run"] for value in lake.written()} == {2}
+
+
+def test_an_overwrite_of_nothing_makes_no_success_before_its_end(lake: Any) -> None:
+    """Where no run has been, a `_SUCCESS` that readers look for by name does not appear until all is there."""
+    lake.cloud.proxy.respond(
+        403,
+        "AuthorizationFailure",
+        where=lambda request: in_output(lake, "PutBlockList")(request) and "/part-" in request.blob,
+    )
+    with pytest.raises(AccessDenied):
+        write(lake, [1] * 20, JsonLines(), shards=2, overwrite=True)
+    assert lake.curated.list() == ["out/_COMMITTING"]
+
+
 def test_two_sinks_on_one_prefix_are_refused_when_the_pipeline_is_built(lake: Any) -> None:
     """Else the second would fail when everything has been computed."""
     pipeline = lake.pipeline()
@@ -337,9 +408,23 @@ def test_a_prefix_outside_the_grants_is_refused_at_launch_and_audited(lake: Any)
     assert "write" in caught.value.hint
     assert lake.cloud.proxy.count(in_output(lake)) == 0
     (denied,) = lake.only_trail().records("denied")
-    assert denied["permission"] == "write"
+    assert (denied["permission"], denied["path"]) == ("write", lake.curated.url("out-secret/"))
     steps = {record["step"] for record in lake.only_trail().records("bundle_opened")}
     assert steps == {"launch", "seal the audit trail"}, "it did not come as far as a worker"
+
+
+def test_a_grant_for_one_blob_is_none_for_the_prefix(lake: Any) -> None:
+    """The hint names the prefix: whoever follows it can run the job, and not merely fail later."""
+    granted = [lake.curated.url("out/_SUCCESS"), lake.curated.url("out/part-00000-of-00001.jsonl")]
+    pipeline = lake.pipeline(manifest=lake.manifest(write=granted))
+    with pytest.raises(NotGranted) as caught, pipeline as p:
+        p | beam.Create([1]) | WriteToBlob(lake.curated.url("out/"), JsonLines(), shards=1)
+    assert f"has no grant to write {lake.curated.url('out/')};" in str(caught.value)
+    assert f'"{lake.curated.url("out/")}"' in caught.value.hint
+    assert "_SUCCESS" in caught.value.hint.partition("in place of")[2]
+    assert lake.cloud.proxy.count(in_output(lake)) == 0
+    (denied,) = lake.only_trail().records("denied")
+    assert (denied["path"], denied["by"]) == (lake.curated.url("out/"), "manifest")
 
 
 def test_input_without_end_is_refused(lake: Any) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from beam_entra.errors import AccessDenied, BlobExists, StorageError
+from beam_entra.errors import AccessDenied, BlobExists, BlobNotFound, StorageError
 from beam_entra.storage import Commit, new_block_id
 from beam_entra.testing.storage_requests import matching
 from tests.storage.conftest import Desk
@@ -13,7 +13,9 @@ PUT_LIST = matching("PutBlockList")
 PUT_BLOCK = matching("PutBlock")
 
 
-def commit(desk: Desk, blocks: list[str], *, overwrite: bool = False, commit_id: str = "commit-1") -> Commit:
+def commit(
+    desk: Desk, blocks: list[str], *, overwrite: bool = False, only_replace: bool = False, commit_id: str = "commit-1"
+) -> Commit:
     """Commit `a.jsonl` with a writer's SAS."""
     return desk.service.commit(
         desk.path(),
@@ -22,7 +24,8 @@ def commit(desk: Desk, blocks: list[str], *, overwrite: bool = False, commit_id:
         desk.next_id(),
         commit_id=commit_id,
         content_type="application/jsonl",
-        overwrite=overwrite,
+        overwrite=overwrite or only_replace,
+        only_replace=only_replace,
     )
 
 
@@ -165,6 +168,44 @@ def test_a_commit_names_blocks(desk):
     with pytest.raises(ValueError, match="at least one block"):
         commit(desk, [])
     assert desk.container.download("a.jsonl") == b"old\n"
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_overwriting_with_no_blocks_leaves_an_empty_blob(desk, lost):
+    """What is to be replaced by nothing is empty afterwards, and is never taken for done: one request, each time."""
+    desk.container.upload("a.jsonl", b"old\n")
+    if lost:
+        desk.cloud.proxy.lose_answer(where=PUT_LIST, times=1)
+    before = len(desk.cloud.proxy.requests)
+    done = commit(desk, [], overwrite=True)
+    assert not done.confirmed
+    assert desk.container.download("a.jsonl") == b""
+    assert done.answer.etag.strip('"') == properties(desk).etag.strip('"')
+    sent = [each for each in desk.cloud.proxy.requests[before:] if PUT_LIST(each.request)]
+    assert len(sent) == (2 if lost else 1)
+
+
+@pytest.mark.parametrize("status", [409, 412])
+def test_an_empty_commit_that_is_refused_is_not_confirmed(desk, status):
+    """An empty list of committed blocks would match any blob: the refusal is told as it is."""
+    desk.container.upload("a.jsonl", b"old\n")
+    code = {409: "BlobAlreadyExists", 412: "ConditionNotMet"}[status]
+    desk.cloud.proxy.respond(status, code, where=PUT_LIST, times=1)
+    with pytest.raises(StorageError):
+        commit(desk, [], overwrite=True)
+    assert desk.container.download("a.jsonl") == b"old\n"
+
+
+def test_replacing_needs_a_blob_that_is_there(desk):
+    """A blob that is there is replaced, a lost answer found to be done; where there is none, none is made."""
+    with pytest.raises(BlobNotFound, match="no blob to replace"):
+        commit(desk, staged(desk, b"new\n"), only_replace=True)
+    assert desk.container.list() == []
+    desk.container.upload("a.jsonl", b"old\n")
+    assert not commit(desk, staged(desk, b"new\n"), only_replace=True).confirmed
+    desk.cloud.proxy.lose_answer(where=PUT_LIST, times=1)
+    assert commit(desk, staged(desk, b"newer\n"), only_replace=True).confirmed
+    assert desk.container.download("a.jsonl") == b"newer\n"
 
 
 def test_a_refusal_of_the_confirmation_is_told(desk):
