@@ -4,18 +4,28 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
+import threading
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import FrameType
+from typing import NoReturn
 
 from apache_beam.io.filesystem import BeamIOError
 
 from beam_entra.errors import BeamEntraError, find_rendered_error
 
-__all__ = ["TRACEBACK_VARIABLE", "command_line", "find_interrupt", "find_ours", "print_error"]
+__all__ = ["TRACEBACK_VARIABLE", "Terminated", "command_line", "find_interrupt", "find_ours", "print_error"]
 
 TRACEBACK_VARIABLE = "BEAM_ENTRA_TRACEBACK"
 _INTERRUPTED = 130
+_TERMINATED = 143
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, which Kubernetes, Airflow and the like send, taken as what it means: Ctrl-C by a machine."""
 
 
 @contextmanager
@@ -24,27 +34,52 @@ def command_line() -> Iterator[None]:
 
     An error of ours is printed once, with its fix, and the exit code is 1; Ctrl-C gives 130. What a runner logs of the
     same error on its way to the launcher is held back; worker processes that share the terminal print what they print.
+    SIGTERM ends the job as Ctrl-C does, so that its trail is sealed, and gives 143; in the main thread only, and not
+    where somebody handles that signal already.
     With the environment variable `BEAM_ENTRA_TRACEBACK=1` nothing is held back and every traceback is shown.
     """
     if os.environ.get(TRACEBACK_VARIABLE) == "1":
-        yield
+        try:
+            with _sigterm_interrupts():
+                yield
+        except Terminated:
+            traceback.print_exc()
+            sys.exit(_TERMINATED)
         return
     held_back = _HoldBack()
     logging.basicConfig()
     for handler in logging.getLogger().handlers:
         handler.addFilter(held_back)
     try:
-        yield
+        with _sigterm_interrupts():
+            yield
     except BeamEntraError as error:
         print_error(error)
         sys.exit(1)
     except KeyboardInterrupt as interrupt:
-        print("interrupted", file=sys.stderr)
+        terminated = isinstance(interrupt, Terminated)
+        print("terminated" if terminated else "interrupted", file=sys.stderr)
         _print_notes(interrupt)
-        sys.exit(_INTERRUPTED)
+        sys.exit(_TERMINATED if terminated else _INTERRUPTED)
     finally:
         for handler in logging.getLogger().handlers:
             handler.removeFilter(held_back)
+
+
+@contextmanager
+def _sigterm_interrupts() -> Iterator[None]:
+    mine = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    if mine:
+        signal.signal(signal.SIGTERM, _terminate)
+    try:
+        yield
+    finally:
+        if mine:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _terminate(number: int, frame: FrameType | None) -> NoReturn:
+    raise Terminated
 
 
 def print_error(error: BeamEntraError) -> None:

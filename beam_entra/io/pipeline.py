@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -19,6 +19,7 @@ from apache_beam.options.pipeline_options import PipelineOptions, SetupOptions, 
 from apache_beam.runners.runner import PipelineResult, PipelineState
 
 from beam_entra.access import AccessManifest
+from beam_entra.audit.guard import looks_like_secret
 from beam_entra.audit.seal import Seal
 from beam_entra.clock import utc_now
 from beam_entra.errors import (
@@ -26,8 +27,8 @@ from beam_entra.errors import (
     BeamEntraError,
     ConfigError,
     Diagnosis,
-    IdentityRejected,
-    IdentityUnavailable,
+    FormatError,
+    IdentityError,
     find_rendered_error,
 )
 from beam_entra.io.dofn import METRICS_NAMESPACE
@@ -39,7 +40,8 @@ from beam_entra.session import JobScope, Session, close_session, open_session, s
 __all__ = ["JobReport", "ScopedPipeline"]
 
 _LOGGER = logging.getLogger(__name__)
-_NO_SEAL_POSSIBLE = (IdentityRejected, IdentityUnavailable)
+_LONGEST_REMARK = 2000  # what a seal keeps of it
+_WHERE = re.compile(r"the record at byte (?P<byte>\d+) of (?P<path>abfss://.*?) (?:cannot be decoded|is longer than)")
 _ISSUED = {"token_acquired": "token", "key_acquired": "delegation key"}
 _ENDED_WELL = (PipelineState.DONE, PipelineState.UPDATED)
 
@@ -51,7 +53,7 @@ class JobReport:
     Attributes:
         job: Its id.
         outcome: `ok`, `failed` or `interrupted`.
-        error: What it failed with.
+        error: What it failed with, as the seal has it: a type, and a message where that holds nothing of the data.
         audit: Where the trail is, canonical.
         seal: The seal that closes it. Keep its digest somewhere that the job cannot write to.
         records: Audit records by kind, in all segments.
@@ -142,6 +144,7 @@ class ScopedPipeline(beam.Pipeline):  # type: ignore[misc]  # Beam's Pipeline is
         self._report_file = _writable(entra.job_report)
         self._started = time.monotonic()
         self._launch_recorded = False
+        self._refused_launch: IdentityError | None = None
         super().__init__(runner=runner, options=chosen)
         self._wait = not chosen.view_as(StandardOptions).no_wait_until_finish
 
@@ -161,6 +164,9 @@ class ScopedPipeline(beam.Pipeline):  # type: ignore[misc]  # Beam's Pipeline is
         try:
             with session.bundle("launch"):
                 pass
+        except IdentityError as refused:
+            self._refused_launch = refused
+            raise
         finally:
             self._launch_recorded = session.started
         return super().run(test_runner_api)
@@ -186,11 +192,16 @@ class ScopedPipeline(beam.Pipeline):  # type: ignore[misc]  # Beam's Pipeline is
     def seal(self, outcome: str = "ok", error: str | None = None) -> JobReport:
         """Seal the audit trail of a job that has ended, and close the launcher's session.
 
+        Args:
+            error: What it failed with. It stays in the trail for good, so it should hold nothing of the data; one that
+                looks like it holds a secret is cut to what stands before the first colon, or left out.
+
         Raises:
             TrailBroken: The trail does not verify.
             AuditUnavailable: It cannot be read, or the seal not be written.
         """
         wall_s = time.monotonic() - self._started
+        error = None if error is None else _sealable(error)
         session = self.session
         try:
             sealed = seal_job(session, outcome=outcome, error=error)
@@ -217,29 +228,24 @@ class ScopedPipeline(beam.Pipeline):  # type: ignore[misc]  # Beam's Pipeline is
         if failure is None:
             self.seal()
             return
-        if not self._any_record or isinstance(failure, _NO_SEAL_POSSIBLE):
+        if not self._any_record or failure is self._refused_launch:
             if self._any_record:
                 failure.add_note(f"the audit trail {self.scope.folder} is not sealed")
             with suppress(AuditUnavailable):
                 close_session(self.scope.job)
             return
         interrupted = isinstance(failure, (KeyboardInterrupt, SystemExit))
-        message = failure.message if isinstance(failure, BeamEntraError) else type(failure).__name__
         try:
-            report = self.seal("interrupted" if interrupted else "failed", message)
+            report = self.seal("interrupted" if interrupted else "failed", _remark(failure))
             failure.add_note(f"{'audit:':<9} {report.audit}, sealed, digest {report.seal.digest}")
-        except BeamEntraError as unsealed:
-            failure.add_note(f"and the audit trail {self.scope.folder} could not be sealed: {unsealed.message}")
+        except Exception as unsealed:  # noqa: BLE001 - the job's own error is the one to raise
+            why = unsealed.message if isinstance(unsealed, BeamEntraError) else type(unsealed).__name__
+            failure.add_note(f"and the audit trail {self.scope.folder} could not be sealed: {why}")
 
     @property
     def _any_record(self) -> bool:
         """Whether the launcher recorded anything; its session is another one once a trail could not be written."""
         return self._launch_recorded or self.session.started
-
-    @property
-    def ends(self) -> datetime:
-        """The job's deadline."""
-        return self.scope.deadline
 
 
 def _how_many(count: int, what: str) -> str:
@@ -269,6 +275,26 @@ def _as_ours(failure: BaseException | None) -> BaseException | None:
     if failure is None or isinstance(failure, BeamEntraError) or not isinstance(failure, Exception):
         return failure
     return find_interrupt(failure) or find_ours(failure) or find_rendered_error(str(failure)) or failure
+
+
+def _remark(failure: BaseException) -> str:
+    """What the seal says of a failure: its type, and the message if it is ours, but no word of a decoder."""
+    kind = type(failure).__name__
+    if isinstance(failure, FormatError):  # its message may quote the record
+        found = _WHERE.match(failure.message)
+        return f"{kind}: byte {found['byte']} of {found['path']}" if found else kind
+    if isinstance(failure, BeamEntraError):
+        return f"{kind}: {failure.message.partition(chr(10))[0]}"
+    return kind
+
+
+def _sealable(remark: str) -> str:
+    """The remark, or as much of it as may stand in an audit record: a seal never fails because of it."""
+    text = remark.encode("utf-8", "backslashreplace").decode("utf-8")  # lone surrogates are no text for a record
+    for candidate in (text[:_LONGEST_REMARK], text.partition(":")[0][:_LONGEST_REMARK]):
+        if not looks_like_secret(candidate):
+            return candidate
+    return "an error"
 
 
 def _metrics(result: Any) -> dict[str, int]:

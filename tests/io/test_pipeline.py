@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 import subprocess
 import sys
 import textwrap
@@ -22,12 +23,14 @@ from beam_entra.errors import (
     BeamEntraError,
     BlobNotFound,
     ConfigError,
+    FormatError,
     IdentityExpired,
     IdentityRejected,
+    IdentityUnavailable,
     NotGranted,
 )
 from beam_entra.io.launch import TRACEBACK_VARIABLE
-from beam_entra.session import JobScope, Session, adopt_session, open_session
+from beam_entra.session import JobScope, Session, adopt_session
 from beam_entra.testing.storage_requests import matching
 
 
@@ -62,7 +65,6 @@ def test_a_job_that_ends_well_is_sealed_and_reported(lake: Any) -> None:
     assert report.records["committed"] == 3
     assert report.metrics["records_written"] == 2
     assert report.wall_s > 0
-    assert pipeline.ends == pipeline.scope.deadline
 
 
 def test_an_error_while_the_pipeline_is_built_leaves_no_trail(lake: Any) -> None:
@@ -101,6 +103,55 @@ def test_an_error_of_ours_in_a_worker_arrives_as_what_it_was(lake: Any) -> None:
     assert "no blob matches" in str(lake.only_trail().verify().seal.error)
 
 
+def test_no_content_of_a_record_is_sealed(lake: Any) -> None:
+    """A seal stays for good: of a record that cannot be decoded it has the place, and none of a decoder's words."""
+    lake.raw.upload("in/a.jsonl", b'{"id": 1}\n{"id": "Erika Mustermann"}\n')
+
+    def parse(value: Any) -> int:
+        return int(value["id"])
+
+    pipeline = lake.pipeline()
+    with pytest.raises(FormatError, match="Erika Mustermann"), pipeline as p:
+        p | ReadFromBlob(lake.raw.url("in/*"), JsonLines(parse))
+    seal = lake.only_trail().verify().seal
+    assert (seal.outcome, seal.error) == ("failed", f"FormatError: byte 10 of {lake.raw.url('in/a.jsonl')}")
+    assert pipeline.report.error == seal.error
+
+
+@pytest.mark.parametrize(
+    ("failure", "sealed"),
+    [
+        (FormatError("a format of the user's: Erika Mustermann"), "FormatError"),
+        (ConfigError("https://lake/a?sv=1&sig=abc is no path"), "ConfigError"),
+        (ConfigError("a name with a \udc80"), "ConfigError: a name with a \\udc80"),
+        (ConfigError("x" * 5000), f"ConfigError: {'x' * 1987}"),
+        (type("sig=abc", (ValueError,), {})(), "an error"),
+    ],
+    ids=["a format's words", "a signature", "no text", "long", "a name like a secret"],
+)
+def test_a_seal_never_fails_because_of_its_remark(lake: Any, failure: Exception, sealed: str) -> None:
+    """What may not stand in a record is left out of it, and the trail is sealed."""
+    with pytest.raises(type(failure)), lake.pipeline() as p, p.session.bundle("look"):
+        raise failure
+    seal = lake.only_trail().verify().seal
+    assert (seal.outcome, seal.error) == ("failed", sealed)
+
+
+@pytest.mark.parametrize("kind", [IdentityRejected, IdentityUnavailable, AuditUnavailable])
+def test_an_identity_error_of_something_else_is_sealed(lake: Any, kind: type[BeamEntraError]) -> None:
+    """A connector's trouble is not Storage's: the trail can be sealed, so it is."""
+    lake.upload_json("in/a.jsonl", [{"id": 1}])
+
+    def ask(order: Any) -> Any:
+        raise kind("some other service")
+
+    with pytest.raises(kind, match="some other service"), lake.pipeline() as p:
+        p | ReadFromBlob(lake.raw.url("in/*"), JsonLines()) | beam.Map(ask)
+    seal = lake.only_trail().verify().seal
+    assert seal.outcome == "failed"
+    assert str(seal.error).startswith(f"{kind.__name__}: some other service")
+
+
 @pytest.mark.parametrize("interrupt", [KeyboardInterrupt, SystemExit])
 def test_an_interrupted_job_is_sealed_as_interrupted(lake: Any, interrupt: type[BaseException]) -> None:
     """Ctrl-C and exits pass through, and are on record."""
@@ -111,18 +162,27 @@ def test_an_interrupted_job_is_sealed_as_interrupted(lake: Any, interrupt: type[
     assert pipeline.report.outcome == "interrupted"
 
 
+CLOCKS: dict[str, Any] = {}
+
+
 def out_of_time(pipeline: ScopedPipeline, clock: Any) -> Callable[[Any], Any]:
     """A step at which the job's time runs out. Workers of this process have the clock in their session."""
     adopt_session(Session(pipeline.scope, clock=clock))
     scope = pipeline.scope
+    CLOCKS[scope.job] = clock
 
     def step(element: Any) -> Any:
-        now = open_session(scope).clock
-        if now() < scope.deadline:
-            now.advance(timedelta(minutes=2, seconds=1))  # type: ignore[attr-defined]  # it is the fake one
+        end(scope)
         return element
 
     return step
+
+
+def end(scope: JobScope) -> None:
+    """Move the job's clock past its deadline. Found by name: a clock is not pickled."""
+    now = CLOCKS[scope.job]
+    if now() < scope.deadline:
+        now.advance(timedelta(minutes=2, seconds=1))
 
 
 def test_a_deadline_that_passes_ends_every_access_and_the_trail_is_sealed(lake: Any, beam_entra_clock: Any) -> None:
@@ -271,6 +331,46 @@ def test_ctrl_c_ends_with_130(lake: Any) -> None:
     assert ended.returncode == 130
     assert "Traceback" not in ended.stderr
     assert "interrupted" in ended.stderr
+
+
+@pytest.mark.parametrize("environment", [{}, {TRACEBACK_VARIABLE: "1"}], ids=["", "with tracebacks"])
+def test_sigterm_is_an_interruption_and_ends_with_143(lake: Any, environment: dict[str, str]) -> None:
+    """What is being done is ended in order, and the exit code says why."""
+    body = """
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        finally:
+            print("in order")
+    """
+    ended = command(lake, body, **environment)
+    assert (ended.returncode, ended.stdout) == (143, "in order\n")
+    assert ("Traceback" in ended.stderr) is bool(environment)
+    assert ("terminated" in ended.stderr.splitlines()) is not bool(environment)
+
+
+def test_sigterm_is_given_back_afterwards_and_left_to_who_handles_it() -> None:
+    """Only the main thread takes it, only where nobody else does, and for as long as the block lasts."""
+    before = signal.getsignal(signal.SIGTERM)
+    seen: list[Any] = []
+
+    def launch() -> None:
+        with command_line():
+            seen.append(signal.getsignal(signal.SIGTERM))
+
+    try:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        launch()
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+        assert seen.pop() is not signal.SIG_DFL
+        thread = threading.Thread(target=launch)
+        thread.start()
+        thread.join()
+        assert seen.pop() is signal.SIG_DFL
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        launch()
+        assert seen.pop() is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_errors_of_others_keep_their_traceback(lake: Any) -> None:

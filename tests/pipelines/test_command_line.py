@@ -182,18 +182,25 @@ def _stands_in_the_trail(shop: Shop, case: Case) -> None:
     assert shop.report()["outcome"] == "failed"
 
 
+@pytest.mark.parametrize(
+    ("sent", "status", "says"),
+    [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")],
+    ids=["Ctrl-C", "SIGTERM"],
+)
 @pytest.mark.parametrize("method", ["GET", "PUT"], ids=["while it reads", "while it stages"])
-def test_ctrl_c_ends_the_job_and_seals_its_trail(stocked: Shop, method: str) -> None:
+def test_ctrl_c_ends_the_job_and_seals_its_trail(
+    stocked: Shop, method: str, sent: signal.Signals, status: int, says: str
+) -> None:
     """In the middle of a request: no traceback, nothing visible, and a trail that says it was interrupted."""
     folder = f"/{stocked.raw.name}/orders/" if method == "GET" else f"/{stocked.curated.name}/orders/run/"
     held = stocked.cloud.proxy.hold(where=lambda request: request.method == method and folder in request.path)
     process = stocked.launch()
     held.gate.wait_for_arrivals(timeout_s=60)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(sent)
     held.gate.open()
     done = ended(process)
-    assert done.status == 130, done.said
-    assert done.err.startswith("interrupted\n    audit: "), done.said
+    assert done.status == status, done.said
+    assert done.err.startswith(f"{says}\n    audit: "), done.said
     assert len(done.err.splitlines()) == 2, done.said
     assert stocked.curated.list() == []
     assert stocked.report()["outcome"] == "interrupted"
