@@ -1,4 +1,4 @@
-"""`beam-entra audit`: verify and show audit trails."""
+"""`beam-entra audit`: verify, show and seal audit trails."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _ENDPOINTS = click.option(
 
 @click.group()
 def audit() -> None:
-    """Verify and show what jobs did, and as whom.
+    """Verify, show and seal the record of what jobs did, and as whom.
 
     PATH is the folder of one job's trail or a folder of several, local or abfss://.
     """
@@ -100,6 +100,25 @@ def show_command(path: str, blob: str | None, access_manifest: Path | None, endp
         out.print(Text(f"no record of {pattern}"), soft_wrap=True)
     if broken:
         raise click.exceptions.Exit(1)
+
+
+@audit.command("seal")
+@click.argument("path")
+@_MANIFEST
+@_ENDPOINTS
+def seal_command(path: str, access_manifest: Path | None, endpoints: Path | None) -> None:
+    """Seal the trail of a job whose launcher was killed, and print the seal's digest.
+
+    PATH is the job's folder, abfss://. Be sure that none of its workers is at work any more. The seal's outcome is
+    "late", which says that nobody knows how the job ended.
+    """
+    if "://" not in path:
+        raise click.UsageError("PATH must be the job's folder in Storage: a copy of a trail is not sealed")
+    if access_manifest is None:
+        raise click.UsageError("a remote PATH needs --access_manifest: whose credentials should seal it?")
+    from beam_entra.session import seal_late  # noqa: PLC0415  see _open
+
+    click.echo(seal_late(path, access_manifest, endpoints).digest)
 
 
 def _open(path: str, access_manifest: Path | None, endpoints: Path | None) -> Mapping[str, TrailReader]:

@@ -6,7 +6,7 @@ from beam_entra.session.bundle import BundleSession, CommittedBlob
 from beam_entra.session.copying import copy_blob
 from beam_entra.session.registry import adopt_session, close_session, has_ended, live_scopes, open_session
 from beam_entra.session.scope import JobScope
-from beam_entra.session.sealing import StorageTrail, open_trail, seal_job
+from beam_entra.session.sealing import StorageTrail, open_trail, seal_job, seal_late
 from beam_entra.session.session import Session
 
 __all__ = [
@@ -23,4 +23,5 @@ __all__ = [
     "open_session",
     "open_trail",
     "seal_job",
+    "seal_late",
 ]

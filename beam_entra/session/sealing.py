@@ -5,6 +5,7 @@ from __future__ import annotations
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import replace
 from datetime import timedelta
 from os import PathLike
 from typing import Any, cast
@@ -22,7 +23,7 @@ from beam_entra.session.session import Session
 from beam_entra.storage import AppendBlobSegments, Authorization, BlobProperties, Sas
 from beam_entra.storage.exchange import Authorise
 
-__all__ = ["StorageTrail", "open_trail", "seal_job"]
+__all__ = ["StorageTrail", "open_trail", "seal_job", "seal_late"]
 
 _READERS = 8
 _TIME_TO_RECORD = timedelta(seconds=30)
@@ -167,6 +168,44 @@ def open_trail(
         ConfigError: The path is not there.
         IdentityError: No token.
     """
+    manifest, folder = _trail_of(path, access_manifest, endpoints)
+    session = _UnrecordedSession(JobScope.launch(manifest, now=clock()), clock=clock)
+    return StorageTrail(session.bundle("read an audit trail", for_sealing=True), folder)
+
+
+def seal_late(
+    path: str, access_manifest: str | PathLike[str], endpoints: str | PathLike[str] | None, *, clock: Clock = utc_now
+) -> Seal:
+    """Seal the trail of a job whose launcher did not live to do it, as the manifest's identity; the outcome is `late`.
+
+    It must be certain that no worker of the job is at work any more.
+
+    Args:
+        path: The job's folder, right below the manifest's audit path.
+        access_manifest, endpoints: As for `open_trail`.
+
+    Raises:
+        ConfigError: The path is no job's folder, or holds no trail.
+        TrailBroken: The segments do not verify. No seal was written.
+        AuditError: The trail is sealed already, or cannot be read or written.
+        IdentityError: No token.
+    """
+    manifest, folder = _trail_of(path, access_manifest, endpoints)
+    job = folder.name.removeprefix(manifest.audit.name).removesuffix("/")
+    if not job or "/" in job:
+        raise ConfigError(f"{folder} is not the folder of one job", Diagnosis(hint=f"name {manifest.audit}JOB/"))
+    session = _UnrecordedSession(replace(JobScope.launch(manifest, now=clock()), job=job).to_seal(clock()), clock=clock)
+    try:
+        if not StorageTrail(session.bundle("look at a trail", for_sealing=True), folder).names():
+            raise ConfigError(f"no audit trail at {folder}", Diagnosis(hint="see that the job's id is right"))
+        return _seal_unrecorded(session, folder, outcome="late", error=None)
+    finally:
+        session.close()
+
+
+def _trail_of(
+    path: str, access_manifest: str | PathLike[str], endpoints: str | PathLike[str] | None
+) -> tuple[AccessManifest, BlobPath]:
     manifest = AccessManifest.load(access_manifest)
     if endpoints:
         manifest = manifest.at(Endpoints.load(endpoints))
@@ -176,8 +215,7 @@ def open_trail(
             f"{folder} is not below the manifest's audit path {manifest.audit}",
             Diagnosis(hint="name a trail of this pipeline, or give the manifest of the pipeline that wrote it"),
         )
-    session = _UnrecordedSession(JobScope.launch(manifest, now=clock()), clock=clock)
-    return StorageTrail(session.bundle("read an audit trail", for_sealing=True), folder)
+    return manifest, folder
 
 
 def _with(sas: Sas) -> Authorise:
