@@ -377,8 +377,8 @@ def _metadata(blob: BlobProperties) -> FileMetadata:
 def _modified(blob: BlobProperties) -> float:
     """Storage's time of last change, which has no fraction; the fraction is made of the ETag, one for each version.
 
-    Beam takes a file for updated when its time is another one (`match_updated_files`): two versions within a second have
-    to differ, or the later one would never be read.
+    Beam takes a file for updated when its time is another one (`match_updated_files`): two versions within a second
+    have to differ, or the later one would never be read.
     """
     digest = hashlib.sha256(blob.etag.encode()).digest()
     return blob.last_modified.timestamp() + int.from_bytes(digest[:8]) % 1_000_000 / 1_000_000
