@@ -16,6 +16,7 @@ Errors are Beam's `BeamIOError`, with ours as the cause, and by path in `excepti
 
 from __future__ import annotations
 
+import hashlib
 import io
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -175,12 +176,12 @@ class BlobFileSystem(FileSystem):  # type: ignore[misc]  # Beam's FileSystem is 
         return self._look(path).size_bytes
 
     def last_updated(self, path: str) -> float:
-        """Time of last change, in seconds since 1970.
+        """Time of last change, in seconds since 1970; what is behind the point tells versions apart, and no time.
 
         Raises:
             BeamIOError: As for `metadata`.
         """
-        return self._look(path).last_modified.timestamp()
+        return _modified(self._look(path))
 
     def checksum(self, path: str) -> str:
         """The ETag: another one with every change, of the content or not.
@@ -370,7 +371,17 @@ def _one_blob(path: str) -> BlobPath:
 
 
 def _metadata(blob: BlobProperties) -> FileMetadata:
-    return FileMetadata(str(blob.path), blob.size_bytes, blob.last_modified.timestamp())
+    return FileMetadata(str(blob.path), blob.size_bytes, _modified(blob))
+
+
+def _modified(blob: BlobProperties) -> float:
+    """Storage's time of last change, which has no fraction; the fraction is made of the ETag, one for each version.
+
+    Beam takes a file for updated when its time is another one (`match_updated_files`): two versions within a second
+    have to differ, or the later one would never be read.
+    """
+    digest = hashlib.sha256(blob.etag.encode()).digest()
+    return blob.last_modified.timestamp() + int.from_bytes(digest[:8]) % 1_000_000 / 1_000_000
 
 
 def _pairs(sources: Sequence[str], targets: Sequence[str]) -> list[tuple[str, str]]:

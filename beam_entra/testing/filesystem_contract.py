@@ -23,6 +23,7 @@ import io
 import pickle
 import random
 import time
+import warnings
 import zlib
 from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
@@ -258,8 +259,10 @@ class FileSystemContract:
         path = filesystem.join(folder, name)
         file = filesystem.create(path)
         file.write(_LINES)
-        del file
-        gc.collect()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ResourceWarning)
+            del file
+            gc.collect()
         assert filesystem.exists(path) is not self.hidden_until_closed
 
     # Looking

@@ -39,7 +39,7 @@ LEAST = {
     "tfrecordio": 33,
     "parquetio": 32,
     "avroio": 38,
-    "filesystems": 14,
+    "filesystems": 15,
 }
 
 

@@ -560,6 +560,17 @@ def test_a_container_that_is_not_there(files: Files, make_files: Callable[..., F
     assert isinstance(caught.value.__cause__, BlobNotFound)
 
 
+def test_versions_of_one_second_have_times_of_their_own(files: Files) -> None:
+    """Beam takes a file for updated when its time differs, and Storage's times have no fractions."""
+    times = set()
+    for number in range(5):
+        path = upload(files, "a.txt", b"%d" % number)
+        (found,) = files.system.match([files.path("*")])
+        times.add(files.system.last_updated(path))
+        assert found.metadata_list[0].last_updated_in_seconds == files.system.last_updated(path)
+    assert len(times) == 5
+
+
 def test_errors_name_what_can_be_done(files: Files) -> None:
     """One error of Beam's, ours behind it; a runner's text gives ours back."""
     with pytest.raises(BeamIOError) as caught:
