@@ -10,6 +10,7 @@ import uuid
 from collections import Counter
 from collections.abc import Callable
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any, NoReturn, TypeVar
 
 from beam_entra.access.downscope import Permission, SasSpec, downscope
@@ -61,7 +62,7 @@ class Session:
         )
         self.broker = TokenBroker(self.source, clock=self.clock, acquired=self._token_acquired)
         self._keys: dict[str, DelegationKey] = {}
-        self._key_lock = threading.Lock()
+        self._key_locks = {account: threading.Lock() for account in scope.manifest.accounts}
         self._audit_sas: dict[BlobPath, Sas] = {}
         self._audit_sas_lock = threading.Lock()
         self.process = str(uuid.uuid4())
@@ -139,9 +140,12 @@ class Session:
             )
         return now
 
-    def key(self, account: str, token: AccessToken) -> DelegationKey:
-        """The live delegation key of an account; asked for once, whatever the number of threads."""
-        with self._key_lock:
+    def key(self, account: str) -> DelegationKey:
+        """The live delegation key of an account; asked for once, whatever the number of threads.
+
+        Nobody waits here for another account's, which may be throttled.
+        """
+        with self._key_locks[account]:
             now = self.check_deadline(f"get a user delegation key of account {account}")
             key = self._keys.get(account)
             life = self.scope.manifest.lifetime.token
@@ -149,7 +153,7 @@ class Session:
                 return key
             key, answer = self.service.delegation_key(
                 account,
-                token,
+                partial(self.broker.get, STORAGE_AUDIENCE),
                 expires=min(self.scope.deadline, now + _LONGEST_KEY),
                 client_request_id=str(uuid.uuid4()),
             )
@@ -157,7 +161,7 @@ class Session:
                 KeyAcquired,
                 key=key.key_id,
                 account=account,
-                token=token.token_id,
+                token=key.token_id,
                 expires=key.expires,
                 **answer.ids(),
             )
@@ -180,8 +184,8 @@ class Session:
                 comes before any request.
         """
         spec_for(None)
-        token = self.broker.get(STORAGE_AUDIENCE)
-        key = self.key(path.account, token)
+        self.broker.get(STORAGE_AUDIENCE)  # no SAS without a live token, though the key may live longer
+        key = self.key(path.account)
         now = self.clock()
         spec = spec_for(key.expires)
         signed = not self.scope.manifest.accounts[path.account].emulator

@@ -375,9 +375,12 @@ class BlobService:
     # Delegation
 
     def delegation_key(
-        self, account: str, token: AccessToken, *, expires: datetime, client_request_id: str
+        self, account: str, token: Callable[[], AccessToken], *, expires: datetime, client_request_id: str
     ) -> tuple[DelegationKey, Answer]:
         """Ask for a user delegation key under an access token.
+
+        Args:
+            token: Called for each attempt, since a token may end during a pause. The key names the one that got it.
 
         Raises:
             AccessDenied: The identity lacks generateUserDelegationKey (role Storage Blob Delegator).
@@ -388,17 +391,23 @@ class BlobService:
             '<?xml version="1.0" encoding="utf-8"?><KeyInfo>'
             f"<Start>{_instant(start)}</Start><Expiry>{_instant(expires)}</Expiry></KeyInfo>"
         ).encode("ascii")
+        shown: list[AccessToken] = []
+
+        def authorise() -> Authorization:
+            shown.append(token())
+            return Authorization(bearer=shown[-1].secret)
+
         call = Call(
             method="POST",
             url=f"{settings.endpoint}/?restype=service&comp=userdelegationkey",
             tried=f"get a user delegation key of account {account}",
-            authorise=lambda: Authorization(bearer=token.secret),
+            authorise=authorise,
             client_request_id=client_request_id,
             headers={"Content-Type": "application/xml"},
             body=body,
         )
         answer = self._exchange.receive(call, ca_file=settings.ca_file)
-        return _parse_key(answer, account, token), answer
+        return _parse_key(answer, account, shown[-1]), answer
 
     def _call(
         self,

@@ -14,10 +14,12 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import replace
 from datetime import datetime, timedelta
 
 import pytest
 
+from beam_entra.access import AccessManifest, Endpoints
 from beam_entra.clock import utc_now
 from beam_entra.errors import (
     AccessDenied,
@@ -39,7 +41,7 @@ from beam_entra.testing.clock import FakeClock
 from beam_entra.testing.local import LocalCloud
 from beam_entra.testing.storage_requests import matching
 from tests.identity.leaks import everything_in
-from tests.session.conftest import DATA, Job, read_blob, write_blob
+from tests.session.conftest import DATA, LAKE, Job, read_blob, write_blob
 
 GRAPH = "https://graph.microsoft.com"
 THREADS = 16
@@ -352,6 +354,49 @@ def test_a_missing_role_is_one_clear_error(job):
     assert job.data_requests() == []
 
 
+def test_a_key_is_asked_for_with_a_live_token(make_job, short_tokens):
+    """A token that ended while Storage was busy is not shown again; the trail names the one that got the key."""
+    job = make_job()
+    job.raw.upload("orders/a.jsonl", DATA)
+    session = job.session(pause=lambda seconds: threading.Event().wait(short_tokens + 1))
+    job.cloud.proxy.respond(503, "ServerBusy", where=matching("GetUserDelegationKey"), times=1)
+    read_blob(session, job)
+    first, second = job.records("token_acquired")[:2]
+    assert job.records("key_acquired")[0]["token"] == second["token"] != first["token"]
+    job.seal_and_verify(session)
+
+
+def test_an_account_that_is_throttled_stops_no_other(job):
+    """While one account makes its key's request wait, bundles that work on another get theirs."""
+    other = "otherlake"
+    text = job.text.replace("read = [", f'read = ["abfss://raw@{other}.dfs.core.windows.net/", ')
+    manifest = AccessManifest.parse(text, file="orders.access.toml").at(Endpoints.load(job.cloud.endpoints_file))
+    there = replace(manifest.accounts[LAKE], endpoint=job.cloud.proxy.endpoint(other))
+    job.scope = replace(job.scope, manifest=replace(manifest, accounts={**manifest.accounts, other: there}))
+    session = job.session()
+    held = job.cloud.proxy.hold(where=matching("GetUserDelegationKey", account=other), times=1)
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(session.key, other)
+        held.gate.wait_for_arrivals()
+        try:
+            assert within_ten_seconds(lambda: read_blob(session, job)) == DATA
+            assert not waiting.done()
+        finally:
+            held.gate.open()
+        with pytest.raises(BeamEntraError):  # there is no such account here
+            waiting.result(20)
+
+
+def within_ten_seconds(work: Callable[[], bytes]) -> bytes:
+    """Do it in a thread that may get stuck, and fail rather than wait for it."""
+    result: list[bytes] = []
+    thread = threading.Thread(target=lambda: result.append(work()), daemon=True)
+    thread.start()
+    thread.join(10)
+    assert result, "stuck"
+    return result[0]
+
+
 # ---------------------------------------------------------------- the deadline
 
 
@@ -402,7 +447,7 @@ def test_nothing_outlives_the_deadline(make_job):
 
 
 def test_a_clock_that_is_set_back_does_no_harm(make_job):
-    """Decisions and records share one time, so the SAS that are issued after the step are valid in the trail as well."""
+    """Decisions and records share one time, so a SAS that is issued after the step is valid in the trail too."""
     job = make_job(sas_life="1m")
     job.raw.upload("orders/a.jsonl", DATA)
     clock = FakeClock(utc_now() + timedelta(minutes=4))

@@ -128,7 +128,7 @@ def delegation_key(beam_entra_cloud: LocalCloud) -> DelegationKey:
     token = EntraSource(identity_of(beam_entra_cloud), clock=utc_now).acquire(STORAGE_AUDIENCE)
     expires = datetime.now(UTC) + timedelta(hours=1)
     return BlobService({ACCOUNT: settings}.__getitem__).delegation_key(
-        ACCOUNT, token, expires=expires, client_request_id="test"
+        ACCOUNT, lambda: token, expires=expires, client_request_id="test"
     )[0]
 
 

@@ -23,6 +23,7 @@ from beam_entra.secret import Secret
 from beam_entra.storage import DelegationKey, Sas, connection_pool, mint
 from beam_entra.storage.answers import Answer
 from beam_entra.storage.service import _parse_key
+from beam_entra.testing.storage_requests import matching
 from tests.storage.conftest import ACCOUNT, Desk, identity_of
 
 # ---------------------------------------------------------------- what Storage lets each do
@@ -295,7 +296,7 @@ def test_a_key_for_as_long_as_asked(desk):
     """The key ends when it was asked to end, belongs to the identity, and knows its token."""
     token = token_of(desk)
     expires = datetime.now(UTC).replace(microsecond=0) + timedelta(hours=3)
-    key, answer = desk.service.delegation_key(ACCOUNT, token, expires=expires, client_request_id="my-id")
+    key, answer = desk.service.delegation_key(ACCOUNT, lambda: token, expires=expires, client_request_id="my-id")
     assert (key.expires, key.account, key.token_id) == (expires, ACCOUNT, token.token_id)
     assert key.signed_oid == desk.cloud.app.object_id
     assert key.signed_tid == desk.cloud.tenant_id
@@ -304,11 +305,23 @@ def test_a_key_for_as_long_as_asked(desk):
     assert (request.operation, request.credential) == ("GetUserDelegationKey", "bearer")
 
 
+def test_each_attempt_shows_a_token_of_its_own(desk):
+    """A token may end during a pause: the next attempt asks for one again, and the key names the one that got it."""
+    tokens = [token_of(desk), token_of(desk)]
+    left = iter(tokens)
+    desk.cloud.proxy.respond(503, "ServerBusy", where=matching("GetUserDelegationKey"), times=1)
+    expires = datetime.now(UTC).replace(microsecond=0) + timedelta(hours=1)
+    key, _ = desk.service.delegation_key(ACCOUNT, lambda: next(left), expires=expires, client_request_id="x")
+    assert key.token_id == tokens[1].token_id
+    assert next(left, None) is None
+
+
 def test_a_missing_role_is_said(desk):
     """Without the right to get a key, the error names the role."""
     desk.cloud.proxy.without_role()
+    token = token_of(desk)
     with pytest.raises(AccessDenied) as caught:
-        desk.service.delegation_key(ACCOUNT, token_of(desk), expires=KEY.expires, client_request_id="x")
+        desk.service.delegation_key(ACCOUNT, lambda: token, expires=KEY.expires, client_request_id="x")
     assert "Storage Blob Delegator" in caught.value.hint
     assert caught.value.diagnosis.tried == f"get a user delegation key of account {ACCOUNT}"
     assert desk.cloud.find_leaks(json.dumps(caught.value.diagnostics()) + str(caught.value)) == []
