@@ -13,6 +13,9 @@ It says where, never who or what: it cannot change the tenant, the client, the g
 
     [settings]                                    # in place of the manifest's settings of the credential source
     assertion_file = "file:assertion.jwt"
+
+Files are relative to the folder of this one, wherever the processes that read it stand. Of the settings, those count
+that the manifest has, too: the overlay gives another value, never another key.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from os import PathLike
+from pathlib import Path
 from typing import Any
 
 from beam_entra.access._schema import EndpointsFile, endpoints_rules
@@ -40,12 +44,13 @@ class Endpoints:
 
     @classmethod
     def load(cls, path: str | PathLike[str]) -> Endpoints:
-        """Read an endpoints file.
+        """Read an endpoints file; the relative paths in it get its folder.
 
         Raises:
             ConfigError: One line for each problem: `file: [table] key: cause. next step`.
         """
-        return cls._checked(read(path, "endpoints file"), str(path))
+        found = cls._checked(read(path, "endpoints file"), str(path))
+        return cls(tables=_anchored(found.tables, Path(path).absolute().parent))
 
     @classmethod
     def parse(cls, text: str, *, file: str) -> Endpoints:
@@ -60,8 +65,25 @@ class Endpoints:
         """A manifest's document with what this file says in place; accounts that it does not use are ignored."""
         said = self.tables.model_dump(exclude_none=True)
         accounts = {name: account | said["accounts"].get(name, {}) for name, account in manifest["accounts"].items()}
-        return {**manifest, "identity": manifest["identity"] | said["settings"] | said["entra"], "accounts": accounts}
+        identity = manifest["identity"]
+        settings = {name: value for name, value in said["settings"].items() if name in identity}
+        return {**manifest, "identity": identity | settings | said["entra"], "accounts": accounts}
 
     @classmethod
     def _checked(cls, data: bytes, file: str) -> Endpoints:
         return cls(tables=check(EndpointsFile, parse_toml(data, file), file, [endpoints_rules]))
+
+
+def _anchored(tables: EndpointsFile, folder: Path) -> EndpointsFile:
+    """The file with every path in it absolute."""
+    document = tables.model_dump(exclude_none=True)
+    for table in (document["entra"], *document["accounts"].values()):
+        if "ca_file" in table:
+            table["ca_file"] = str(folder / table["ca_file"])
+    for name, value in document["settings"].items():
+        scheme, _, rest = value.partition(":")
+        if scheme == "file" and rest:
+            document["settings"][name] = f"file:{folder / rest}"
+        elif name == "assertion_file" and value and scheme != "env":
+            document["settings"][name] = str(folder / value)
+    return EndpointsFile.model_validate(document)

@@ -103,7 +103,7 @@ def verify(reader: TrailReader, *, seal_digest: str | None = None) -> TrailSumma
 def _read_seal(reader: TrailReader) -> tuple[Sealed, bytes]:
     data = reader.read(SEAL_NAME) if SEAL_NAME in reader.names() else b""
     if not data:
-        raise broken(SEAL_NAME, 1, 14, "not sealed", "the job runs still, or its launcher was killed: then seal it with beam-entra audit seal")
+        raise broken(SEAL_NAME, 1, 14, "not sealed", "the job runs still, or was killed: then, beam-entra audit seal")
     line, newline, rest = data.partition(b"\n")
     if not newline or rest:
         raise broken(SEAL_NAME, 2 if rest else 1, 14, "a seal is exactly one line")

@@ -65,6 +65,36 @@ def test_a_file_is_loaded_and_travels(tmp_path: Path) -> None:
     assert pickle.loads(pickle.dumps(loaded)) == loaded  # noqa: S301  # our own bytes
 
 
+def test_paths_are_relative_to_the_files_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers stand in other folders than the launcher; what is absolute, or no path, stays."""
+    folder = tmp_path / "cloud"
+    folder.mkdir()
+    (folder / FILE).write_text(
+        '[entra]\nca_file = "ca.pem"\n[accounts.alake]\nca_file = "/etc/ca.pem"\n[accounts.blake]\nca_file = "b/ca.pem"\n'
+        '[settings]\nassertion_file = "a.jwt"\nclient_secret = "file:secret"\nother = "x"\n'
+    )
+    monkeypatch.chdir(tmp_path)
+    tables = Endpoints.load(f"cloud/{FILE}").tables
+    assert tables.entra.ca_file == str(folder / "ca.pem")
+    assert [account.ca_file for account in tables.accounts.values()] == ["/etc/ca.pem", str(folder / "b/ca.pem")]
+    assert tables.settings == {
+        "assertion_file": str(folder / "a.jwt"),
+        "client_secret": f"file:{folder / 'secret'}",
+        "other": "x",
+    }
+    for given, loaded in {"file:a.jwt": f"file:{folder / 'a.jwt'}", "env:A": "env:A", "/a.jwt": "/a.jwt"}.items():
+        (folder / FILE).write_text(f'[settings]\nassertion_file = "{given}"\n')
+        assert Endpoints.load(folder / FILE).tables.settings["assertion_file"] == loaded
+
+
+def test_a_setting_that_the_manifest_does_not_have_is_not_added() -> None:
+    """One local set-up serves manifests of several credentials: it gives other values, never other keys."""
+    text = '[settings]\nassertion_file = "a.jwt"\nclient_secret = "env:SECRET"'
+    identity = {"tenant": "t", "authority": "https://login.microsoftonline.com", "client_secret": "env:PROD_SECRET"}
+    applied = Endpoints.parse(text, file=FILE).applied_to({**DOCUMENT, "identity": identity})
+    assert applied["identity"] == identity | {"client_secret": "env:SECRET"}
+
+
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     """The error says what kind of file is missing."""
     with pytest.raises(ConfigError, match=r"nowhere\.toml: there is no such endpoints file"):
