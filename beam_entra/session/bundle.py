@@ -15,7 +15,7 @@ from __future__ import annotations
 import itertools
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -39,6 +39,7 @@ from beam_entra.audit.record import (
 from beam_entra.errors import (
     AccessDenied,
     AuditError,
+    AuditUnavailable,
     BeamEntraError,
     BlobChanged,
     BlobNotFound,
@@ -108,6 +109,7 @@ class BundleSession:
         self.id = str(uuid.uuid4())
         self._sas: dict[tuple[BlobPath, Permission], Sas] = {}
         self._lock = threading.RLock()
+        self._sas_locks: dict[str, threading.RLock] = {}  # one an account: none waits for another's key
         self._request_numbers = itertools.count()
         self._last: Receipt | None = None
         self._record_lock = threading.Lock()
@@ -133,8 +135,10 @@ class BundleSession:
         Raises:
             NotGranted: It does not name it, or it is Storage's. Nothing was sent.
             IdentityError: No token.
+            AuditUnavailable: The bundle is closed.
         """
         tried = f"acquire a token for {audience}"
+        self._check_open(tried)
         with self._noting_refusals(audience, "token"):
             self.session.check_deadline(tried)
             if audience == STORAGE_AUDIENCE:
@@ -171,12 +175,21 @@ class BundleSession:
         return found
 
     def list_blobs(
-        self, prefix: BlobPath, name_prefix: str, *, page_size: int | None = None
+        self,
+        prefix: BlobPath,
+        name_prefix: str,
+        *,
+        page_size: int | None = None,
+        wanted: Callable[[str], bool] = lambda name: True,
     ) -> Iterator[BlobProperties]:
         """The blobs below a prefix that the job may read, whose names begin with `name_prefix`.
 
         Args:
             page_size: How many to ask for at a time; by default as many as Storage gives.
+            wanted: Which names to give. The trail counts all that Storage told.
+
+        Raises:
+            ConfigError: The name of a wanted blob is one that no path can have.
         """
         if not name_prefix.startswith(prefix.name):
             raise ValueError("a listing stays below the prefix that it is granted for")
@@ -184,7 +197,12 @@ class BundleSession:
         with self._noting_refusals(str(prefix), "list"):
             access.sas()  # a denial comes before the first request
             pages = self.session.service.list_pages(
-                prefix, name_prefix, access, self._next_request_id, page_size=page_size
+                prefix,
+                name_prefix,
+                access,
+                self._next_request_id,
+                page_size=page_size,
+                wanted=lambda name: wanted(name) or not name.startswith(prefix.name),  # the latter are refused below
             )
         while True:
             with self._noting_refusals(str(prefix), "list"):
@@ -201,7 +219,7 @@ class BundleSession:
                 Listed,
                 sas=access.sas_id,
                 path=str(prefix),
-                blobs=len(page.blobs),
+                blobs=page.listed,
                 **answer.ids(),
             ).wait()
             yield from page.blobs
@@ -413,6 +431,9 @@ class BundleSession:
     def close(self, outcome: Outcome = "ok", *, settle: bool = True) -> None:
         """Record the end and make everything durable; forget the SAS. Closing again does nothing.
 
+        Nothing can be begun in it any more. Wait for what is under way first; what ends later is recorded after the
+        bundle's end, since an access that took place belongs into the trail.
+
         Args:
             settle: False for one whose accesses have all been waited for: its end becomes durable in its own time.
 
@@ -449,21 +470,37 @@ class BundleSession:
         self.session.count("denials")
 
     def sas(self, path: BlobPath, permission: Permission) -> Sas:
-        """The bundle's SAS for this access: the one at hand while it lives, else a new one."""
-        with self._lock:
+        """The bundle's SAS for this access: the one at hand while it lives, else a new one.
+
+        Raises:
+            AuditUnavailable: The bundle is closed.
+        """
+        tried = f"{permission.value} {path}"
+        with self._sas_locks.setdefault(path.account, threading.RLock()):
+            self._check_open(tried)
             sas = self._sas.get((path, permission))
-            if sas is None or not self.session.live(sas):
-                renewed = sas is not None
-                sas = self.session.issue(
-                    lambda key_expires: self._downscope(path, permission, key_expires),
-                    path=path,
-                    permission=permission,
-                    bundle=self.id,
-                )
+            if sas is not None and self.session.live(sas):
+                return sas
+            renewed = sas is not None
+            sas = self.session.issue(
+                lambda key_expires: self._downscope(path, permission, key_expires),
+                path=path,
+                permission=permission,
+                bundle=self.id,
+            )
+            with self._lock:
+                self._check_open(tried)  # it may have been closed meanwhile
                 self._sas[path, permission] = sas
-                if renewed:
-                    self.session.count("sas_refreshed")
+            if renewed:
+                self.session.count("sas_refreshed")
             return sas
+
+    def _check_open(self, tried: str) -> None:
+        if self._closed:
+            raise AuditUnavailable(
+                "the bundle is closed: no access can be recorded in it any more",
+                Diagnosis(tried=tried, hint="open another bundle, or wait for what is under way before closing it"),
+            )
 
     def _downscope(self, path: BlobPath, permission: Permission, key_expires: datetime | None) -> SasSpec:
         scope = self.session.scope

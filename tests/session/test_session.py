@@ -578,6 +578,39 @@ def test_a_closed_bundle_is_closed(job):
     assert [record["outcome"] for record in job.records("bundle_closed")] == ["abandoned", "failed"]
 
 
+@pytest.mark.parametrize("name", sorted(OPERATIONS.keys() - {"open"}))
+def test_a_closed_bundle_does_nothing(make_job, name):
+    """Whatever is asked of it is refused, though the session lives on; nothing is sent, and no record comes of it."""
+    job = make_job(audiences=(GRAPH,))
+    job.raw.upload("orders/a.jsonl", DATA)
+    session = job.session()
+    with session.bundle("work") as bundle:
+        blob = bundle.properties(job.source())
+    before = len(job.data_requests()), job.cloud.tenant.token_requests
+    with pytest.raises(AuditUnavailable, match="the bundle is closed"):
+        OPERATIONS[name](bundle, job, blob)
+    assert (len(job.data_requests()), job.cloud.tenant.token_requests) == before
+    assert read_blob(session, job) == DATA
+    session.close()
+    assert [each["kind"] for each in job.records() if each["bundle"] == bundle.id][-1] == "bundle_closed"
+
+
+def test_what_is_under_way_when_a_bundle_closes_is_recorded(job):
+    """A prefetch that ends after the close does not break, and its access is in the trail."""
+    session = job.session()
+    with ThreadPoolExecutor(1) as pool:
+        with session.bundle("work") as bundle:
+            blob = bundle.properties(job.source())
+            bundle.read(blob, 0, 10)
+            held = job.cloud.proxy.hold(where=GET, times=1)
+            ahead = pool.submit(bundle.read, blob, 10, 20)
+            held.gate.wait_for_arrivals()
+        held.gate.open()
+        assert bytes(ahead.result(20)) == DATA[10:20]
+    assert [(each["start"], each["end"]) for each in job.records("read") if each["end"]] == [(0, 10), (10, 20)]
+    job.seal_and_verify(session)
+
+
 # ---------------------------------------------------------------- no secret
 
 
