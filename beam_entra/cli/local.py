@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import signal
 import threading
@@ -86,9 +87,17 @@ def up(
 @click.pass_obj
 def env(folder: Path) -> None:
     """Print the settings that point a pipeline at the local cloud: eval "$(beam-entra local env)"."""
+    from beam_entra.testing.local import past_proxies  # noqa: PLC0415  # see up
+
     running = _found(folder)
-    click.echo(f"export BEAM_ENTRA_ENDPOINTS={shlex.quote(str(running.endpoints_file))}")
-    click.echo(f"export AZURE_FEDERATED_TOKEN_FILE={shlex.quote(str(running.assertion_file))}")
+    settings = {
+        "BEAM_ENTRA_ENDPOINTS": str(running.endpoints_file),
+        "AZURE_FEDERATED_TOKEN_FILE": str(running.assertion_file),
+        **past_proxies(os.environ),
+        **{name: secret.reveal() for name, secret in running.secrets.items()},
+    }
+    for name, value in settings.items():
+        click.echo(f"export {name}={shlex.quote(value)}")
 
 
 @local.command()
@@ -187,7 +196,34 @@ def _planned(
         clients=tuple(dict.fromkeys([*clients, *(manifest.identity.client for manifest in loaded)])),
         accounts=tuple(dict.fromkeys(all_accounts)) or CloudPlan().accounts,
         containers=tuple(dict.fromkeys(all_containers)),
+        secrets=_secrets_of(loaded),
     )
+
+
+def _secrets_of(manifests: Iterable[AccessManifest]) -> tuple[str, ...]:
+    """The client secrets that manifests refer to, as `client/NAME`; refuses what no local cloud can stand in for."""
+    named: dict[str, str] = {}
+    for manifest in manifests:
+        identity, who = manifest.identity, f"the manifest of {manifest.pipeline}"
+        if identity.credential == "developer":
+            raise ConfigError(
+                f"{who} is for a person who is signed in to the Azure CLI, which knows no local tenant",
+                Diagnosis(hint='use credential = "federated_file" or "client_secret" with the local cloud'),
+            )
+        if identity.credential != "client_secret":
+            continue
+        scheme, _, name = identity.settings.get("client_secret", "").partition(":")
+        if scheme != "env":
+            raise ConfigError(
+                f"{who} has a client secret that the local cloud cannot put into place",
+                Diagnosis(hint='refer to it as client_secret = "env:NAME": beam-entra local env exports that'),
+            )
+        if named.setdefault(name, identity.client) != identity.client:
+            raise ConfigError(
+                f"the access manifests have the secrets of several clients in {name}",
+                Diagnosis(hint="give each client a variable of its own, or a local cloud with its own --folder"),
+            )
+    return tuple(f"{client}/{name}" for name, client in named.items())
 
 
 def _container(name: str) -> str:
@@ -214,6 +250,8 @@ def _extend(running: RunningCloud, plan: CloudPlan) -> None:
     """Add what can be added to a running cloud: containers. For the rest it has to be started again."""
     lacks = [f"account {account}" for account in plan.accounts if account not in running.endpoints]
     lacks += [f"client {client}" for client in plan.clients if client not in running.clients]
+    secrets = [each.partition("/")[2] for each in plan.secrets]
+    lacks += [f"secret {name}" for name in secrets if name not in running.secrets]
     lacks += [f"tenant {plan.tenant_id}"] if plan.tenant_id not in {"", running.tenant_id} else []
     if lacks:
         hint = "beam-entra local down, then up with everything; its blobs are gone then"

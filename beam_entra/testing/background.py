@@ -48,6 +48,7 @@ class CloudPlan:
         clients: Client ids to register; one is made up when there are none.
         accounts: Storage accounts.
         containers: `account/container` to create.
+        secrets: `client/NAME`: register a client secret, which `local env` exports as NAME.
     """
 
     tenant_id: str = ""
@@ -55,6 +56,7 @@ class CloudPlan:
     clients: tuple[str, ...] = ()
     accounts: tuple[str, ...] = ("contosolake",)
     containers: tuple[str, ...] = ()
+    secrets: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +68,7 @@ class RunningCloud:
         control: Port of its control socket.
         endpoints: Account names and URLs.
         keys: Account names and keys.
+        secrets: Environment variables and the client secrets that belong there.
     """
 
     folder: Path
@@ -77,6 +80,7 @@ class RunningCloud:
     endpoints: dict[str, str]
     marker: Secret = field(repr=False)
     keys: dict[str, Secret] = field(repr=False)
+    secrets: dict[str, Secret] = field(repr=False)
 
     @property
     def endpoints_file(self) -> Path:
@@ -131,6 +135,7 @@ def find_running(folder: Path) -> RunningCloud | None:
             endpoints=state["endpoints"],
             marker=Secret(state["marker"], what="control marker"),
             keys={account: Secret(key, what="account key") for account, key in state["keys"].items()},
+            secrets={name: Secret(text, what="client secret") for name, text in state["secrets"].items()},
         )
     except (OSError, ValueError, KeyError, TypeError):
         return None
@@ -196,12 +201,15 @@ def serve(folder: Path, plan: CloudPlan, ready: threading.Event, stopping: threa
         )
         for client in plan.clients[1:]:
             cloud.add_client(client)
+        apps = {app.client_id: app for app in cloud.tenant.apps}
+        wanted = (each.partition("/") for each in plan.secrets)
+        made = {name: apps[client].add_secret() for client, _, name in wanted}
         for name in plan.containers:
             account, _, container = name.partition("/")
             cloud.create_container(account, container)
         control = up.enter_context(socket.create_server(("127.0.0.1", 0)))
         marker = Secret(secrets.token_hex(16), what="control marker")
-        _write_state(folder, cloud, control.getsockname()[1], marker)
+        _write_state(folder, cloud, control.getsockname()[1], marker, made)
         listener = threading.Thread(
             target=_listen, args=(control, marker, stopping, asking), name="control", daemon=True
         )
@@ -212,7 +220,9 @@ def serve(folder: Path, plan: CloudPlan, ready: threading.Event, stopping: threa
         stopping.wait()
 
 
-def _write_state(folder: Path, cloud: LocalCloud, control: int, marker: Secret) -> None:
+def _write_state(
+    folder: Path, cloud: LocalCloud, control: int, marker: Secret, client_secrets: dict[str, Secret]
+) -> None:
     state = {
         "pid": os.getpid(),
         "control": control,
@@ -222,6 +232,7 @@ def _write_state(folder: Path, cloud: LocalCloud, control: int, marker: Secret) 
         "clients": [app.client_id for app in cloud.tenant.apps],
         "endpoints": {account: cloud.endpoint(account) for account in cloud.accounts},
         "keys": {account: key.reveal() for account, key in cloud.azurite.keys.items()},
+        "secrets": {name: secret.reveal() for name, secret in client_secrets.items()},
     }
     write_private(folder / _STATE, json.dumps(state, indent=1).encode("ascii"))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import tempfile
 import threading
@@ -26,10 +27,20 @@ from beam_entra.testing.tenant import LocalTenant
 if TYPE_CHECKING:
     from azure.storage.blob import BlobServiceClient
 
-__all__ = ["DEFAULT_SUBJECT", "AssertionKeeper", "BlobAdmin", "LocalCloud", "LocalContainer", "endpoints_toml"]
+__all__ = [
+    "DEFAULT_SUBJECT",
+    "AssertionKeeper",
+    "BlobAdmin",
+    "LocalCloud",
+    "LocalContainer",
+    "endpoints_toml",
+    "past_proxies",
+]
 
 DEFAULT_SUBJECT = "system:serviceaccount:beam:worker"
 _REWRITE_AT = 0.5  # of an assertion's life
+_LOOPBACK = ("127.0.0.1", "localhost")
+_NO_PROXY = ("NO_PROXY", "no_proxy")  # who reads one may not read the other
 
 
 def endpoints_toml(*, authority: str, ca_file: Path, assertion_file: Path, accounts: Mapping[str, str]) -> str:
@@ -41,6 +52,26 @@ def endpoints_toml(*, authority: str, ca_file: Path, assertion_file: Path, accou
         lines += [f"ca_file = {quoted(str(ca_file))}", ""]
     lines += ["[settings]", f"assertion_file = {quoted(str(assertion_file))}"]
     return "\n".join(lines) + "\n"
+
+
+def past_proxies(environment: Mapping[str, str]) -> dict[str, str]:
+    """The variables that keep an HTTPS_PROXY away from this machine; what they except already stays excepted."""
+    excepted = [host.strip() for name in _NO_PROXY for host in environment.get(name, "").split(",")]
+    value = ",".join(dict.fromkeys([*filter(None, excepted), *_LOOPBACK]))
+    return dict.fromkeys(_NO_PROXY, value)
+
+
+@contextmanager
+def _past_proxies() -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in _NO_PROXY}
+    os.environ.update(past_proxies(os.environ))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
 
 
 @contextmanager
@@ -85,6 +116,7 @@ class BlobAdmin:
                     self._endpoints[account],
                     credential={"account_name": account, "account_key": self._keys[account].reveal()},
                     connection_verify=str(self._ca_file),
+                    use_env_settings=False,  # no proxy of the environment's
                 )
             return self._clients[account]
 
@@ -142,7 +174,8 @@ class LocalCloud:
     """A tenant, a workload issuer, Azurite and (unless told otherwise) a proxy in front of it, in one `with`.
 
     An app with a federated credential is registered, and an assertion file for it is written and kept fresh, so that
-    an access manifest written for the cloud runs unchanged once it is given the `endpoints_file`.
+    an access manifest written for the cloud runs unchanged once it is given the `endpoints_file`. While it is up, this
+    process and those that it starts reach 127.0.0.1 and localhost past any HTTPS_PROXY (NO_PROXY has them).
 
         with LocalCloud(accounts=["contosolake"]) as cloud:
             cloud.create_container("contosolake", "raw")
@@ -206,6 +239,7 @@ class LocalCloud:
             ConfigError: Azurite cannot be installed or does not start.
         """
         with ExitStack() as up:
+            up.enter_context(_past_proxies())
             if self._temporary:
                 self.folder = Path(tempfile.mkdtemp(prefix="beam-entra-"))
                 up.callback(shutil.rmtree, self.folder, ignore_errors=True)

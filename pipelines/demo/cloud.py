@@ -11,7 +11,7 @@ from pathlib import Path
 from beam_entra.access import AccessManifest
 from beam_entra.errors import ConfigError, Diagnosis
 from beam_entra.testing.background import CloudPlan, find_running, launch
-from beam_entra.testing.local import BlobAdmin, LocalCloud
+from beam_entra.testing.local import BlobAdmin, LocalCloud, past_proxies
 
 __all__ = ["KEPT_FOLDER", "Cloud", "bring_up"]
 
@@ -37,6 +37,7 @@ class Cloud:
     def environment(self) -> dict[str, str]:
         return {
             **os.environ,
+            **past_proxies(os.environ),
             "BEAM_ENTRA_ENDPOINTS": str(self.endpoints_file),
             "AZURE_FEDERATED_TOKEN_FILE": str(self.assertion_file),
         }

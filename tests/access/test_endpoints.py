@@ -70,7 +70,8 @@ def test_paths_are_relative_to_the_files_folder(tmp_path: Path, monkeypatch: pyt
     folder = tmp_path / "cloud"
     folder.mkdir()
     (folder / FILE).write_text(
-        '[entra]\nca_file = "ca.pem"\n[accounts.alake]\nca_file = "/etc/ca.pem"\n[accounts.blake]\nca_file = "b/ca.pem"\n'
+        '[entra]\nca_file = "ca.pem"\n'
+        '[accounts.alake]\nca_file = "/etc/ca.pem"\n[accounts.blake]\nca_file = "b/ca.pem"\n'
         '[settings]\nassertion_file = "a.jwt"\nclient_secret = "file:secret"\nother = "x"\n'
     )
     monkeypatch.chdir(tmp_path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import signal
 import socket
 import stat
@@ -17,9 +18,14 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
+from beam_entra.access import AccessManifest, Endpoints
 from beam_entra.cli.local import local
+from beam_entra.clock import utc_now
 from beam_entra.errors import BlobNotFound, ConfigError
+from beam_entra.identity import STORAGE_AUDIENCE
+from beam_entra.identity.sources import EntraSource
 from beam_entra.testing.background import CloudPlan, find_running, launch, serve
+from beam_entra.testing.local import past_proxies
 
 TENANT = "8d2b1c7e-3a44-4f0e-9a53-3b8f4c1f2a10"
 CLIENTS = ("5f0c2f7a-6e0b-4a6e-8a58-0d6f0c1b9e21", "9a1de54c-0b7e-4f39-8f3c-6f1e2d3c4b5a")
@@ -85,6 +91,7 @@ def test_up_env_put_ls_cat_down(run: Run, tmp_path: Path, process_is_gone: Calla
     assert run("env").output.splitlines() == [
         f"export BEAM_ENTRA_ENDPOINTS={tmp_path}/cloud/endpoints.toml",
         f"export AZURE_FEDERATED_TOKEN_FILE={tmp_path}/cloud/assertion.jwt",
+        *(f"export {name}={value}" for name, value in past_proxies(os.environ).items()),
     ]
     (tmp_path / "a.jsonl").write_bytes(b'{"id": 1}\n')
     assert run("put", str(tmp_path / "a.jsonl"), f"{ROOT}orders/").output == f"{ROOT}orders/a.jsonl\n"
@@ -115,6 +122,74 @@ def test_up_env_put_ls_cat_down(run: Run, tmp_path: Path, process_is_gone: Calla
         run("env")
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", running.control))
+
+
+def with_credential(path: str, credential: str, *settings: str) -> str:
+    """Another credential for a manifest."""
+    manifest = Path(path)
+    lines = manifest.read_text().splitlines()
+    at = lines.index('credential = "federated_file"')
+    manifest.write_text("\n".join([*lines[:at], f'credential = "{credential}"', *settings, *lines[at + 2 :]]))
+    return path
+
+
+def test_a_manifest_with_a_client_secret_works_behind_a_proxy_that_is_not_there(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The secret is registered, `env` exports it under the manifest's own name, and loopback goes past HTTPS_PROXY."""
+    monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")
+    monkeypatch.setenv("NO_PROXY", "intranet.contoso.com")
+    monkeypatch.delenv("no_proxy", raising=False)
+    path = with_credential(
+        write_manifest(tmp_path, pipeline="orders"), "client_secret", 'client_secret = "env:ORDERS_SECRET"'
+    )
+    run("up", "--access_manifest", path)
+    (tmp_path / "a").write_bytes(b"x")
+    run("put", str(tmp_path / "a"), ROOT)
+    running = find_running(tmp_path / "cloud")
+    assert running is not None
+    assert running.secrets["ORDERS_SECRET"].reveal() not in repr(running)
+    for line in run("env").output.splitlines():
+        name, _, value = line.removeprefix("export ").partition("=")
+        monkeypatch.setenv(name, shlex.split(value)[0])
+    assert os.environ["NO_PROXY"] == "intranet.contoso.com,127.0.0.1,localhost"
+    manifest = AccessManifest.load(path).at(Endpoints.load(running.endpoints_file))
+    token = EntraSource(manifest.identity, clock=utc_now).acquire(STORAGE_AUDIENCE)
+    assert token.audience == STORAGE_AUDIENCE
+    other = with_credential(
+        write_manifest(tmp_path, pipeline="others"), "client_secret", 'client_secret = "env:OTHERS_SECRET"'
+    )
+    with pytest.raises(ConfigError, match="without secret OTHERS_SECRET"):
+        run("up", "--access_manifest", other)
+
+
+@pytest.mark.parametrize(
+    ("credential", "settings", "says"),
+    [
+        ("developer", (), "knows no local tenant"),
+        ("client_secret", ('client_secret = "file:/run/secret"',), "cannot put into place"),
+    ],
+)
+def test_a_credential_that_the_local_cloud_cannot_serve_is_refused(
+    run: Run, tmp_path: Path, credential: str, settings: tuple[str, ...], says: str
+) -> None:
+    """Before anything is started."""
+    path = with_credential(write_manifest(tmp_path, pipeline="orders"), credential, *settings)
+    with pytest.raises(ConfigError, match=says):
+        run("up", "--access_manifest", path)
+    assert not (tmp_path / "cloud").exists()
+
+
+def test_one_variable_holds_one_secret(run: Run, tmp_path: Path) -> None:
+    """Two clients cannot have theirs under the same name."""
+    manifests = [
+        with_credential(
+            write_manifest(tmp_path, pipeline=name, client=client), "client_secret", 'client_secret = "env:SECRET"'
+        )
+        for name, client in zip(("orders", "returns"), CLIENTS, strict=True)
+    ]
+    with pytest.raises(ConfigError, match="several clients in SECRET"):
+        run("up", *(part for path in manifests for part in ("--access_manifest", path)))
 
 
 def test_up_takes_its_options(run: Run, tmp_path: Path) -> None:

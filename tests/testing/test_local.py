@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import stat
 import threading
 import time
@@ -27,7 +28,7 @@ from beam_entra.access.manifest import AccessManifest
 from beam_entra.errors import BlobNotFound, ConfigError
 from beam_entra.testing import LocalCloud as LazyLocalCloud
 from beam_entra.testing.issuer import WorkloadIssuer
-from beam_entra.testing.local import AssertionKeeper, LocalCloud, LocalContainer, endpoints_toml
+from beam_entra.testing.local import AssertionKeeper, LocalCloud, LocalContainer, endpoints_toml, past_proxies
 from beam_entra.testing.storage_requests import matching
 
 TENANT = "8d2b1c7e-3a44-4f0e-9a53-3b8f4c1f2a10"
@@ -55,6 +56,28 @@ def delegation_key(cloud: LocalCloud, account: str) -> UserDelegationKey:
         BlobServiceClient(cloud.endpoint(account), credential=job, connection_verify=str(cloud.ca_file)) as service,
     ):
         return service.get_user_delegation_key(now, now + timedelta(hours=1))
+
+
+def test_a_proxy_in_the_environment_is_passed_by(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While a cloud is up, this process reaches it past HTTPS_PROXY; afterwards the environment is what it was."""
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("no_proxy", "intranet.contoso.com")
+    monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")
+    with LocalCloud() as cloud:
+        container = cloud.create_container("contosolake", "raw")
+        container.upload("a", b"x")
+        delegation_key(cloud, "contosolake")
+        assert os.environ["NO_PROXY"] == os.environ["no_proxy"] == "intranet.contoso.com,127.0.0.1,localhost"
+    assert "NO_PROXY" not in os.environ
+    assert os.environ["no_proxy"] == "intranet.contoso.com"
+
+
+def test_hosts_are_excepted_from_proxies_once() -> None:
+    """For both spellings of the variable, and what is excepted already stays so."""
+    once = past_proxies({"NO_PROXY": "a.com, localhost", "no_proxy": "b.com"})
+    assert once == dict.fromkeys(("NO_PROXY", "no_proxy"), "a.com,localhost,b.com,127.0.0.1")
+    assert past_proxies(once) == once
 
 
 def blob_client(cloud: LocalCloud, container: LocalContainer, name: str, sas: str) -> BlobClient:
