@@ -88,6 +88,9 @@ class ReadSettings:
 class ReadAllFromBlob(beam.PTransform):  # type: ignore[misc]  # Beam's PTransform is untyped
     """Reads the records of every blob that the input's patterns match.
 
+    A glob leaves out blobs whose last segment begins with "_", as the markers of `WriteToBlob` and of other writers
+    do, unless its own last segment begins with "_" too.
+
     Args:
         format: How records lie in the blobs.
         compression: `auto` decompresses names that end in `.gz`.
@@ -208,7 +211,8 @@ class _Match(ScopedDoFn):
 
     def process(self, pattern: str) -> Iterator[Pack]:
         found = 0
-        blobs = match(self.bundle(), BlobPattern.parse(pattern), allow_empty=self._settings.allow_empty)
+        allow_empty = self._settings.allow_empty
+        blobs = match(self.bundle(), BlobPattern.parse(pattern), allow_empty=allow_empty, markers=False)
         small_bytes = self._settings.small_bytes
         for pack in packed(blobs, small_bytes=small_bytes, pack_blobs=_PACK_BLOBS, pack_bytes=_PACK_BYTES):
             found += len(pack)
@@ -224,15 +228,23 @@ class _Match(ScopedDoFn):
 
 
 def match(
-    bundle: BundleSession, pattern: BlobPattern, *, allow_empty: bool = False, page_size: int | None = None
+    bundle: BundleSession,
+    pattern: BlobPattern,
+    *,
+    allow_empty: bool = False,
+    page_size: int | None = None,
+    markers: bool = True,
 ) -> Iterator[BlobProperties]:
     """The blobs that a pattern matches, as they are now: their ETags are what a read will insist on.
 
     Args:
         page_size: How many names to ask for at a time; by default as many as Storage gives.
+        markers: Whether a glob matches blobs such as `_SUCCESS`: those whose last segment begins with "_". Where the
+            pattern's own last segment begins with "_", it does in any case.
 
     Raises:
         BlobNotFound: There is no such container; or no such blob, if the pattern is a name and not `allow_empty`.
+        ConfigError: A blob that matches has a name that no path can have.
     """
     if pattern.glob is None:
         try:
@@ -243,9 +255,16 @@ def match(
         else:
             yield found
         return
-    for blob in bundle.list_blobs(pattern.prefix, pattern.list_prefix, page_size=page_size):
-        if pattern.matches(blob.path.name):
-            yield blob
+    markers = markers or _is_marker(pattern.glob)
+
+    def wanted(name: str) -> bool:
+        return pattern.matches(name) and (markers or not _is_marker(name))
+
+    yield from bundle.list_blobs(pattern.prefix, pattern.list_prefix, page_size=page_size, wanted=wanted)
+
+
+def _is_marker(name: str) -> bool:
+    return name.rpartition("/")[2].startswith("_")
 
 
 class _Whole(OffsetRange):  # type: ignore[misc]  # Beam's class is untyped

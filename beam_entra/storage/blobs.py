@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import uuid
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
 from email.utils import parsedate_to_datetime
@@ -38,31 +38,44 @@ class BlobProperties:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ListPage:
-    """One answer of List Blobs: at most 5,000 blobs, and the marker of the next page."""
+    """One answer of List Blobs: at most 5,000 blobs, and the marker of the next page.
+
+    Attributes:
+        blobs: Those that were wanted.
+        next_marker: Empty on the last page.
+        listed: How many blobs there were in the answer, wanted or not.
+    """
 
     blobs: tuple[BlobProperties, ...]
     next_marker: str
+    listed: int
 
 
-def parse_list_page(document: bytes, *, container: BlobPath) -> ListPage:
+def parse_list_page(
+    document: bytes, *, container: BlobPath, wanted: Callable[[str], bool] = lambda name: True
+) -> ListPage:
     """Read the answer of List Blobs. Directories are left out: of a hierarchical account, and names that end in `/`.
+
+    Args:
+        wanted: Whether to give a blob of this name, as Storage says it; others are counted, and may have any name.
 
     Raises:
         StorageError: The answer is no such document.
-        ConfigError: A blob's name is one that `BlobPath` refuses.
+        ConfigError: A wanted blob's name is one that `BlobPath` refuses.
     """
     try:
         root = ElementTree.fromstring(document)  # noqa: S314 - from Storage over TLS; expat refuses entity bombs
-        blobs = [
-            _properties(entry, container)
+        entries = [
+            (name, entry)
             for entry in root.iterfind("Blobs/Blob")
-            if entry.findtext("Properties/ResourceType") != "directory" and not _name(entry).endswith("/")
+            if entry.findtext("Properties/ResourceType") != "directory" and not (name := _name(entry)).endswith("/")
         ]
+        blobs = [_properties(name, entry, container) for name, entry in entries if wanted(name)]
     except ConfigError:
         raise
     except (ElementTree.ParseError, KeyError, TypeError, ValueError) as error:
         raise StorageError(f"Storage's list of {container} cannot be read: {error}") from None
-    return ListPage(blobs=tuple(blobs), next_marker=root.findtext("NextMarker") or "")
+    return ListPage(blobs=tuple(blobs), next_marker=root.findtext("NextMarker") or "", listed=len(entries))
 
 
 def _name(entry: ElementTree.Element) -> str:
@@ -72,7 +85,7 @@ def _name(entry: ElementTree.Element) -> str:
     return unquote(name.text) if name.get("Encoded") == "true" else name.text
 
 
-def _properties(entry: ElementTree.Element, container: BlobPath) -> BlobProperties:
+def _properties(name: str, entry: ElementTree.Element, container: BlobPath) -> BlobProperties:
     def text(field: str) -> str:
         value = entry.findtext(f"Properties/{field}")
         if value is None:
@@ -80,7 +93,6 @@ def _properties(entry: ElementTree.Element, container: BlobPath) -> BlobProperti
         return value
 
     etag = text("Etag")
-    name = _name(entry)
     try:
         path = container.child(name)
     except ConfigError as error:

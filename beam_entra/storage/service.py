@@ -90,11 +90,13 @@ class BlobService:
         next_request_id: Callable[[], str],
         *,
         page_size: int | None = None,
+        wanted: Callable[[str], bool] = lambda name: True,
     ) -> Iterator[tuple[ListPage, Answer]]:
         """List Blobs below `prefix` whose names begin with `name_prefix`, page by page.
 
         Args:
             page_size: Blobs a page; by default, and at most, 5,000.
+            wanted: Which names to give; see `parse_list_page`.
         """
         container = BlobPath(account=prefix.account, container=prefix.container, name="")
         marker = ""
@@ -106,7 +108,7 @@ class BlobService:
                 query["marker"] = marker
             call = self._call("GET", container, "list", authorise, next_request_id(), query=query, shown=prefix)
             answer = self._receive(call, container)
-            page = parse_list_page(answer.body, container=container)
+            page = parse_list_page(answer.body, container=container, wanted=wanted)
             yield page, answer
             marker = page.next_marker
             if not marker:

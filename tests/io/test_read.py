@@ -22,6 +22,8 @@ from beam_entra.errors import (
     FormatError,
     NotGranted,
 )
+from beam_entra.io.read import match
+from beam_entra.paths import BlobPattern
 from beam_entra.testing.storage_requests import matching
 
 
@@ -93,6 +95,62 @@ def test_every_way_to_name_blobs_reads_each_record_once(lake: Any) -> None:
         assert_that(patterns | ReadAllFromBlob(JsonLines(ident)), equal_to([*days[:3], 1, 2]), label="check all")
     assert pipeline.report.outcome == "ok"
     lake.trail(pipeline.report.job).verify()
+
+
+def test_markers_are_no_input_unless_they_are_asked_for(lake: Any) -> None:
+    """A job reads what another wrote with the pattern that comes to mind: `_SUCCESS` and `_COMMITTING` stay out."""
+    for folder in ("in/", "in/day/"):
+        lake.upload_json(f"{folder}part-0.jsonl", [{"id": folder}])
+        for marker in ("_COMMITTING", "_SUCCESS"):
+            lake.upload_json(f"{folder}{marker}", [{"id": folder + marker}])
+    lake.upload_json("in/_day/part-0.jsonl", [{"id": "in/_day/"}])
+    cases = {
+        "in/*": ["in/"],
+        "in/": ["in/"],
+        "in/**": ["in/", "in/day/", "in/_day/"],
+        "in/*/*": ["in/day/", "in/_day/"],
+        "in/_*": ["in/_COMMITTING", "in/_SUCCESS"],
+        "in/*/_S*": ["in/day/_SUCCESS"],
+        "in/_SUCCESS": ["in/_SUCCESS"],
+    }
+    with lake.pipeline() as p:
+        for pattern, expected in cases.items():
+            found = p | pattern >> ReadFromBlob(lake.raw.url(pattern), JsonLines(ident))
+            assert_that(found, equal_to(expected), label=f"check {pattern}")
+        everything = p | beam.Create([lake.raw.url("in/*")]) | ReadAllFromBlob(JsonLines(ident))
+        assert_that(everything, equal_to(["in/"]), label="check all")
+
+
+def test_markers_alone_are_no_input(lake: Any) -> None:
+    """The job before had nothing to write: its markers are not its records."""
+    lake.upload_json("in/_SUCCESS", [{"blobs": []}])
+    with pytest.raises(BlobNotFound, match="no blob matches"):
+        run(lake, ReadFromBlob(lake.raw.url("in/*")))
+    run(lake, ReadFromBlob(lake.raw.url("in/*"), allow_empty=True))
+
+
+def test_a_file_system_sees_markers(bundle: Any, lake: Any) -> None:
+    """Beam's own globs know no hidden names."""
+    lake.upload_json("in/_SUCCESS", [1])
+    lake.upload_json("in/part-0", [1])
+    names = [blob.path.name for blob in match(bundle, BlobPattern.parse(lake.raw.url("in/*")))]
+    assert names == ["in/_SUCCESS", "in/part-0"]
+
+
+def test_an_odd_name_that_is_not_matched_is_nobodys_trouble(lake: Any) -> None:
+    """It fails the reads that would have to read it, and names itself; the trail counts every name that was listed."""
+    lake.upload_json("in/w/1.jsonl", [{"id": 1}])
+    for odd in ("in/w/archive//old.jsonl", "in/w/archive/dots./x.jsonl"):
+        lake.raw.upload(odd, b"{}\n")
+    pipeline = lake.pipeline()
+    with pipeline as p:
+        assert_that(p | ReadFromBlob(lake.raw.url("in/w/*.jsonl"), JsonLines(ident)), equal_to([1]))
+    records = lake.trail(pipeline.report.job).records("listed")
+    (listed,) = (record for record in records if record["path"] == lake.raw.url("in/w/"))
+    assert listed["blobs"] == 3
+    with pytest.raises(ConfigError, match=r"in/w/archive//old\.jsonl") as caught:
+        run(lake, ReadFromBlob(lake.raw.url("in/w/**.jsonl"), JsonLines(ident)))
+    assert "rename the blob, or narrow the pattern" in caught.value.hint
 
 
 def ident(value: dict[str, Any]) -> Any:

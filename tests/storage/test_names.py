@@ -170,6 +170,29 @@ def test_what_is_no_listing_is_an_error(document):
         parse_list_page(document, container=ROOT)
 
 
+def test_only_names_that_are_wanted_are_made_paths():
+    """A name that our paths refuse harms nobody who does not want it; it is counted all the same."""
+    page = page_of("<Name>a//b</Name>", "<Name>a/b</Name>", "<Name>c</Name>", "<Name>d/</Name>")
+    found = parse_list_page(page, container=ROOT, wanted=lambda name: name.startswith("a/b"))
+    assert [blob.path.name for blob in found.blobs] == ["a/b"]
+    assert found.listed == 3, "a directory is no blob"
+    with pytest.raises(ConfigError, match="a//b"):
+        parse_list_page(page, container=ROOT, wanted=lambda name: name.startswith("a/"))
+
+
+def test_a_listing_gives_the_names_that_are_wanted(desk):
+    """Page by page, as they come."""
+    for name in ("p/1", "p/x//2", "p/3"):
+        desk.container.upload(name, b"x")
+    where = BlobPath(account="contosolake", container=desk.container.name, name="p/")
+    may = desk.may("", "l", container=True)
+    pages = list(
+        desk.service.list_pages(where, "p/", may, desk.next_id, page_size=2, wanted=lambda name: "//" not in name)
+    )
+    assert [blob.path.name for page, _ in pages for blob in page.blobs] == ["p/1", "p/3"]
+    assert [page.listed for page, _ in pages] == [2, 1]
+
+
 def test_a_name_that_cannot_be_addressed_is_an_error():
     """A blob that our paths refuse is named as the reason, not skipped: skipping would lose data silently."""
     with pytest.raises(ConfigError, match="cannot be addressed safely") as caught:
