@@ -10,8 +10,12 @@ written and when it is verified:
 4. a padded base64 key of 32 bytes or more, which is how Storage hands out account keys and delegation keys;
 5. 40 characters that read like random base64: many upper-case *and* lower-case letters, and digits, in no order.
 
+The names that people give, to blobs and to steps, look like keys too often: to them rules 4 and 5 are not applied, and
+rule 1 only where `sig=` stands as in a query, after `?` or `&`. So `sig=4/part-0.parquet` is a blob like any other.
+
 It is a heuristic with a price on both sides. A secret in lower-case hex passes, because digests and UUIDs are made of
-it. A blob whose name looks like a key, or has a `sig=` partition, cannot be audited, and so cannot be read.
+it, and a bare key passes where a name is expected. A blob whose name has the shape of a JWT cannot be audited, and so
+cannot be read.
 """
 
 from __future__ import annotations
@@ -21,8 +25,10 @@ from itertools import pairwise
 
 __all__ = ["SecretInRecord", "looks_like_secret"]
 
+_SIGNATURE = "a SAS signature"
+_IN_A_NAME = re.compile(r"(?:[?&]|%3f|%26)sig(?:=|%3d)", re.IGNORECASE)
 _SHAPES = (
-    ("a SAS signature", re.compile(r"(?:(?<![A-Za-z0-9])|(?<=%[0-9A-F]{2}))sig(?:=|%3d)", re.IGNORECASE)),
+    (_SIGNATURE, re.compile(r"(?:(?<![A-Za-z0-9])|(?<=%[0-9A-F]{2}))sig(?:=|%3d)", re.IGNORECASE)),
     ("a JWT", re.compile(r"(?<![A-Za-z0-9_-])e(?:yJ|yA|wo|wk|w0)[\w-]{6,}\.[\w-]{8,}\.[\w-]{8,}", re.ASCII)),
     ("a client secret", re.compile(r"(?<![\w.~-])[\w.~-]{3}\dQ~[\w.~-]{31,34}(?![\w.~-])", re.ASCII)),
 )
@@ -37,16 +43,19 @@ class SecretInRecord(ValueError):
     """A field holds what looks like a secret. The message says which field and which shape, never the text."""
 
 
-def looks_like_secret(text: str) -> str:
+def looks_like_secret(text: str, *, named: bool = False) -> str:
     """Say what kind of secret `text` seems to hold.
+
+    Args:
+        named: It is the name of a blob or a step, which may well look like a key.
 
     Returns:
         "a JWT", "a base64 key", ...; empty when nothing was found. Never a part of the text.
     """
     for what, shape in _SHAPES:
-        if shape.search(text):
+        if (_IN_A_NAME if named and what == _SIGNATURE else shape).search(text):
             return what
-    if any(_is_key(run) for run in _RUN.findall(text)):
+    if not named and any(_is_key(run) for run in _RUN.findall(text)):
         return "a base64 key"
     return ""
 

@@ -31,7 +31,21 @@ from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import Field, StringConstraints, TypeAdapter, ValidationError, model_validator
 
-from beam_entra.audit.fields import Count, Digest, Id, Model, Name, Path, Permission, SegmentName, Text, Time, Uuid
+from beam_entra.audit.fields import (
+    Count,
+    Digest,
+    Id,
+    Model,
+    Name,
+    Named,
+    Path,
+    Permission,
+    SegmentName,
+    Step,
+    Text,
+    Time,
+    Uuid,
+)
 
 __all__ = [
     "SEAL_NAME",
@@ -234,12 +248,12 @@ class BundleOpened(Record):
     """A bundle began; `bundle` is its id from here on.
 
     Attributes:
-        step: Name of the transform, as Beam shows it.
+        step: Name of the transform, as Beam shows it; cut at 500 characters.
         token: The token that was in force; null when none had been needed yet.
     """
 
     kind: Literal["bundle_opened"] = "bundle_opened"
-    step: Name
+    step: Step
     token: Id | None
 
 
@@ -444,7 +458,7 @@ class Denied(Record):
     """
 
     kind: Literal["denied"] = "denied"
-    path: Annotated[str, StringConstraints(min_length=1, max_length=1200)]
+    path: Annotated[str, StringConstraints(min_length=1, max_length=1200), Named()]
     permission: Literal["read", "write", "delete", "list", "append", "token"]
     reason: Text
     by: Literal["manifest", "storage", "deadline", "entra"]

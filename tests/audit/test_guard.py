@@ -66,6 +66,36 @@ def test_passes(name: str) -> None:
     assert looks_like_secret(INNOCENT[name]) == ""
 
 
+NAMES = {
+    "a key": f"orders/{KEY}",
+    "an unpadded key": "orders/" + KEY.rstrip("="),
+    "camel case with digits": "Q1Orders2030ByCountryAndRegionV2/Sales4You2Day3Way5Jx8Kp9LmT3RqW7.parquet",
+    "a partition": "orders/sig=4/part-0.parquet",
+    "a step": "Read sig=4/ParDo(Zx9Qw8Er7Ty6Ui5Op4As3Df2Gh1JkLmNbVcX0Qa1Ws2)",
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_name_may_look_like_a_key(name: str) -> None:
+    """Names of blobs and steps look like anything; elsewhere most of these are refused."""
+    assert looks_like_secret(NAMES[name], named=True) == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        ("orders/a.jsonl?sp=r&sig=abc", "a SAS signature"),
+        ("orders/a.jsonl?SIG=abc", "a SAS signature"),
+        ("orders/a.jsonl%3Fsig%3Dabc", "a SAS signature"),
+        (f"orders/{JWT}", "a JWT"),
+        ("abc8Q~" + "a1B2c3D4e5" * 3 + "xyZ9", "a client secret"),
+    ],
+)
+def test_a_name_is_no_place_for_a_sas_or_a_token(text: str, what: str) -> None:
+    """What has a shape of its own is found in a name too."""
+    assert looks_like_secret(text, named=True) == what
+
+
 @settings(max_examples=300, deadline=None)
 @given(
     key=st.one_of(

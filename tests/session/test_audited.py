@@ -229,14 +229,28 @@ def test_a_bundle_that_is_tried_again_gets_a_new_segment(job):
             close_session(job.scope.job)
 
 
-def test_a_name_that_looks_like_a_secret_is_not_read(job):
+def test_a_name_that_looks_like_a_token_is_not_read(job):
     """What cannot be put into the trail cannot be accessed: nothing of such a blob is handed out."""
-    name = "orders/sig=abcdefghij/a.jsonl"
+    name = "orders/eyJhbGciOiJub25lIn0.eyJzdWIiOiJub2JvZHkifQ.c2lnbmF0dXJlLXRlc3Q"
     job.raw.upload(name, DATA)
     session = job.session()
-    with session.bundle("read") as bundle, pytest.raises(BeamEntraError, match="a SAS signature"):
+    with session.bundle("read") as bundle, pytest.raises(BeamEntraError, match=r"a JWT.*rename the blob"):
         bundle.properties(job.source(name))
     assert job.requests("GetBlobProperties") == []
+
+
+@pytest.mark.parametrize(
+    "name", ["orders/sig=4/a.jsonl", "orders/ZGVmZ2hpamtsbW5vcHFyc3R1dnd4eXp7fH1+f4CBgoM", "orders/" + "Q1Jx8Kp9" * 6]
+)
+def test_a_name_that_looks_like_a_key_is_read(job, name):
+    """Names are people's, and look like anything; refusals of such names are in the trail too."""
+    job.raw.upload(name, DATA)
+    session = job.session()
+    assert read_blob(session, job, name) == DATA
+    with session.bundle("read") as bundle, pytest.raises(NotGranted):
+        bundle.properties(job.source("secret/" + name))
+    job.seal_and_verify(session)
+    assert len(job.records("denied")) == 1
 
 
 def test_many_threads_meet_a_failing_audit(watched):
