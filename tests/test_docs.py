@@ -238,3 +238,12 @@ def test_the_readme_names_the_flags_that_exist() -> None:
     options = EntraOptions([]).get_all_options()
     assert table
     assert all(flag.removeprefix("--") in options for flag in table)
+
+
+def test_the_tests_that_the_security_page_names_exist() -> None:
+    """A promise whose test was renamed or removed would be a promise without one."""
+    text = (ROOT / "docs" / "security.md").read_text(encoding="utf-8")
+    named = re.findall(r"`(tests/[\w/]+\.py)(?:::(test_\w+))?`", text)
+    assert len(named) > 20
+    for file, test in named:
+        assert re.search(rf"^def {test or 'test_'}", (ROOT / file).read_text(encoding="utf-8"), re.MULTILINE), test
