@@ -2,8 +2,8 @@
 
 Rules, cited by number in the code:
 
- 1. No grant, no SAS. A read grant gives READ and LIST, a write grant WRITE, a delete grant DELETE. APPEND is for the
-    audit path alone.
+ 1. No grant, no SAS. A read grant gives READ and LIST, a write grant WRITE, a delete grant DELETE. APPEND is for
+    the job's own folder below the audit path alone, and for who names that folder: the trail.
  2. READ, WRITE, DELETE and APPEND are for exactly one blob, and the SAS is for that blob.
  3. LIST is for a prefix. Its SAS is for that directory where the account has directories, else for the container,
     which is wider; then our side holds every listing to `guarded_prefix`.
@@ -86,6 +86,7 @@ def downscope(
     now: datetime,
     deadline: datetime,
     key_expires: datetime | None = None,
+    folder: BlobPath | None = None,
 ) -> SasSpec:
     """Decide on a SAS no wider than the grants.
 
@@ -96,13 +97,15 @@ def downscope(
         now: Aware instant.
         deadline: Aware instant at which the job ends.
         key_expires: Aware instant at which the delegation key ends, if there is one yet.
+        folder: The job's own folder below the audit path. Without it nothing may be appended to.
 
     Raises:
         NotGranted: No grant covers it. Nothing was sent.
         IdentityExpired: The deadline has passed.
         IdentityUnavailable: The key has expired; a new one can be acquired.
     """
-    if not (permission is Permission.APPEND and manifest.audit.covers(path)):
+    own = folder is not None and manifest.audit.covers(folder) and folder.covers(path)
+    if not (permission is Permission.APPEND and own):
         require_grant(manifest, path, permission)  # rule 1
     return _spec(manifest, path, permission, _ends(manifest, now, deadline, key_expires))
 
@@ -194,8 +197,8 @@ def _floored(instant: datetime) -> datetime:
 def _not_granted(manifest: AccessManifest, path: BlobPath, permission: Permission) -> NotGranted:
     kind = _GRANTED_BY.get(permission)
     if kind is None:
-        cause = f"pipeline {manifest.pipeline} may append to its audit alone, and {path} is not below {manifest.audit}"
-        hint = "append below the audit path, or change path in table [audit] of the access manifest"
+        cause = f"to append {path} is for the trail of its own job of pipeline {manifest.pipeline} alone"
+        hint = f"nothing but the trail itself appends, and only in its job's folder below {manifest.audit}"
     else:
         nearest = _nearest(manifest, path, kind)
         cause = f"pipeline {manifest.pipeline} has no grant to {permission} {path}; {nearest}"

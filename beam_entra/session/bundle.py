@@ -19,9 +19,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from beam_entra.access.downscope import Permission, SasSpec, downscope, downscope_audit, granted
+from beam_entra.access.downscope import Permission, SasSpec, downscope, granted
 from beam_entra.audit import Receipt
 from beam_entra.audit.record import (
     BundleClosed,
@@ -103,9 +103,10 @@ class Fetched:
 class BundleSession:
     """Made by `Session.bundle`. Thread-safe, so that a bundle can fetch ahead. Close it, or use it with `with`."""
 
-    def __init__(self, session: Session, step: str, *, audience: str, for_sealing: bool = False) -> None:
+    _rule: ClassVar[Callable[..., SasSpec]] = staticmethod(downscope)  # which decides what it may do
+
+    def __init__(self, session: Session, step: str, *, audience: str) -> None:
         self.session = session
-        self._for_sealing = for_sealing
         self.id = str(uuid.uuid4())
         self._sas: dict[tuple[BlobPath, Permission], Sas] = {}
         self._lock = threading.RLock()
@@ -504,9 +505,7 @@ class BundleSession:
 
     def _downscope(self, path: BlobPath, permission: Permission, key_expires: datetime | None) -> SasSpec:
         scope = self.session.scope
-        sealing = self._for_sealing or permission is Permission.APPEND  # which downscope_audit never gives
-        rule = downscope_audit if sealing else downscope
-        return rule(
+        return self._rule(
             scope.manifest,
             path,
             permission,

@@ -10,12 +10,13 @@ from datetime import timedelta
 from os import PathLike
 from typing import Any, cast
 
-from beam_entra.access import AccessManifest, Endpoints, Permission
+from beam_entra.access import AccessManifest, Endpoints, Permission, downscope_audit
 from beam_entra.audit import Receipt
 from beam_entra.audit.record import SEAL_NAME, Record
 from beam_entra.audit.seal import Seal, seal
 from beam_entra.clock import Clock, utc_now
 from beam_entra.errors import AuditError, AuditUnavailable, BlobNotFound, ConfigError, Diagnosis
+from beam_entra.identity import STORAGE_AUDIENCE
 from beam_entra.paths import BlobPath
 from beam_entra.session.bundle import BundleSession
 from beam_entra.session.scope import JobScope
@@ -54,6 +55,15 @@ class StorageTrail:
         if blob is None:
             raise BlobNotFound(f"{self._folder} holds no {name}", Diagnosis(tried=f"read {self._folder}{name}"))
         return bytes(self._bundle.read(blob, 0, blob.size_bytes))
+
+
+class _SealingBundle(BundleSession):
+    """For the launcher and auditors: it may list and read the audit trail, and nothing else. No session gives one."""
+
+    _rule = staticmethod(downscope_audit)
+
+    def __init__(self, session: Session, step: str) -> None:
+        super().__init__(session, step, audience=STORAGE_AUDIENCE)
 
 
 class _Closing:
@@ -114,10 +124,10 @@ def seal_job(session: Session, *, outcome: str, error: str | None) -> Seal:
         with suppress(AuditUnavailable):
             session.end_trail()
         return _seal_unrecorded(session, folder, outcome=outcome, error=error)
-    with session.bundle("seal the audit trail", for_sealing=True) as bundle:
+    with _SealingBundle(session, "seal the audit trail") as bundle:
         bundle.settle()  # the own segment is there from here on
         reader = _Closing(session, bundle, folder)
-        seal_authorization = session.authorise_append(folder.child(SEAL_NAME))
+        seal_authorization = session._authorise_append(folder.child(SEAL_NAME))
     session.end_trail()
     store = AppendBlobSegments(session.service, folder, lambda path: seal_authorization)
     return seal(reader, store, job=session.scope.job, outcome=outcome, error=error, clock=session.clock)
@@ -128,8 +138,8 @@ def _seal_unrecorded(session: Session, folder: BlobPath, *, outcome: str, error:
         session.scope.to_seal(session.clock()), clock=session.clock, source=session.source, pause=session.pause
     )
     try:
-        reader = StorageTrail(sealer.bundle("seal the audit trail", for_sealing=True), folder)
-        store = AppendBlobSegments(sealer.service, folder, sealer.authorise_append)
+        reader = StorageTrail(_SealingBundle(sealer, "seal the audit trail"), folder)
+        store = AppendBlobSegments(sealer.service, folder, sealer._authorise_append)
         return seal(reader, store, job=session.scope.job, outcome=outcome, error=error, clock=session.clock)
     finally:
         sealer.close()
@@ -170,7 +180,7 @@ def open_trail(
     """
     manifest, folder = _trail_of(path, access_manifest, endpoints)
     session = _UnrecordedSession(JobScope.launch(manifest, now=clock()), clock=clock)
-    return StorageTrail(session.bundle("read an audit trail", for_sealing=True), folder)
+    return StorageTrail(_SealingBundle(session, "read an audit trail"), folder)
 
 
 def seal_late(
@@ -196,7 +206,7 @@ def seal_late(
         raise ConfigError(f"{folder} is not the folder of one job", Diagnosis(hint=f"name {manifest.audit}JOB/"))
     session = _UnrecordedSession(replace(JobScope.launch(manifest, now=clock()), job=job).to_seal(clock()), clock=clock)
     try:
-        if not StorageTrail(session.bundle("look at a trail", for_sealing=True), folder).names():
+        if not StorageTrail(_SealingBundle(session, "look at a trail"), folder).names():
             raise ConfigError(f"no audit trail at {folder}", Diagnosis(hint="see that the job's id is right"))
         return _seal_unrecorded(session, folder, outcome="late", error=None)
     finally:

@@ -67,7 +67,7 @@ class Session:
         self._audit_sas_lock = threading.Lock()
         self.process = str(uuid.uuid4())
         self._trail = SegmentWriter(
-            AppendBlobSegments(self.service, scope.folder, self.authorise_append),
+            AppendBlobSegments(self.service, scope.folder, self._authorise_append),
             _facts(scope, self.pid),
             self.clock,
             process=self.process,
@@ -82,22 +82,18 @@ class Session:
     def __reduce__(self) -> NoReturn:
         raise TypeError("a session is never pickled; pickle its JobScope")
 
-    def bundle(
-        self, step: str, *, audience: str = STORAGE_AUDIENCE, for_sealing: bool = False
-    ) -> BundleSession:
+    def bundle(self, step: str, *, audience: str = STORAGE_AUDIENCE) -> BundleSession:
         """Open a bundle session: a live token for `audience`, and a record that the bundle began.
 
         Args:
             step: What the bundle is for, in the trail.
-            for_sealing: It may list and read the audit trail, and nothing else. For the launcher and auditors; no DoFn
-                has such a bundle, so a pipeline cannot read its own trail.
 
         Raises:
             IdentityExpired: The job's deadline has passed.
             IdentityError: No token.
             AuditUnavailable: The trail cannot be written.
         """
-        return BundleSession(self, step, audience=audience, for_sealing=for_sealing)
+        return BundleSession(self, step, audience=audience)
 
     def record(
         self, model: type[Record], *, bundle: str | None = None, prompt: bool = True, **facts: Any
@@ -281,8 +277,12 @@ class Session:
         )
         self.count("tokens_acquired")
 
-    def authorise_append(self, path: BlobPath) -> Authorization:
-        """For the trail itself: create and append on one blob of the job's folder."""
+    def _authorise_append(self, path: BlobPath) -> Authorization:
+        """For the trail itself: create and append on one blob of the job's folder.
+
+        Raises:
+            NotGranted: The path is not in the job's folder. Nothing was sent.
+        """
         with self._audit_sas_lock:
             sas = self._audit_sas.get(path)
             if sas is None or not self.live(sas):
@@ -295,6 +295,7 @@ class Session:
                         now=self.check_deadline(f"append to {path}"),
                         deadline=self.scope.deadline,
                         key_expires=key_expires,
+                        folder=self.scope.folder,
                     )
 
                 sas = self._audit_sas[path] = self.issue(

@@ -58,6 +58,9 @@ def path(container: str, name: str, account: str = "contosolake") -> BlobPath:
     return BlobPath(account=account, container=container, name=name)
 
 
+FOLDER = path("audit", "orders/job/")
+
+
 def on(*, hierarchical: bool = False, emulator: bool = False, create_only: bool = False) -> AccessManifest:
     """The manifest with facts about its account."""
     account = AccountSettings(
@@ -70,8 +73,8 @@ def on(*, hierarchical: bool = False, emulator: bool = False, create_only: bool 
 
 
 def spec(asked: BlobPath, permission: Permission, manifest: AccessManifest = MANIFEST) -> SasSpec:
-    """The decision at a fixed moment."""
-    return downscope(manifest, asked, permission, now=NOW, deadline=DEADLINE)
+    """The decision at a fixed moment, for who names the folder of the job."""
+    return downscope(manifest, asked, permission, now=NOW, deadline=DEADLINE, folder=FOLDER)
 
 
 # ---------------------------------------------------------------- what is given
@@ -160,6 +163,8 @@ REFUSED = {
     "to append to what may be read": (path("raw", "orders/a"), APPEND),
     "to append to a prefix": (path("audit", "orders/"), APPEND),
     "to append beside the trail": (path("audit", "orders-2/a"), APPEND),
+    "to append to another job's trail": (path("audit", "orders/job-2/segment"), APPEND),
+    "to append above the job's folder": (path("audit", "orders/segment"), APPEND),
     "to read the trail": (path("audit", "orders/job/segment"), READ),
     "to delete what may only be written": (path("curated", "orders/a"), DELETE),
     "to delete what may only be read": (path("raw", "orders/a"), DELETE),
@@ -208,7 +213,7 @@ HINTS = {
     "the trail": (path("audit", "orders/a"), WRITE, "nothing can be granted that overlaps the audit path"),
     "above the trail": (path("audit", ""), LIST, "nothing can be granted that overlaps the audit path"),
     "a name with a glob": (path("raw", "a[1]"), READ, "a grant cannot name a blob with a glob character"),
-    "an append": (path("raw", "a"), APPEND, "change path in table [audit]"),
+    "an append": (path("raw", "a"), APPEND, "nothing but the trail itself appends"),
     "a prefix to read": (path("raw", "orders/"), READ, "name the blob"),
     "a blob to list": (path("raw", "orders/a"), LIST, 'end the path in "/"'),
 }
@@ -413,7 +418,9 @@ def test_a_sas_is_never_wider_or_longer_than_it_may_be(
     if permission is APPEND:
         allowed = manifest.audit.covers(asked)
     try:
-        made = downscope(manifest, asked, permission, now=now, deadline=deadline, key_expires=key_expires)
+        made = downscope(
+            manifest, asked, permission, now=now, deadline=deadline, key_expires=key_expires, folder=manifest.audit
+        )
     except NotGranted:
         assert not allowed or asked.is_prefix != (permission is LIST)
         return
@@ -437,6 +444,14 @@ def test_a_sas_is_never_wider_or_longer_than_it_may_be(
     assert made.permissions != "c" or (facts.create_only and not facts.emulator)
     assert now < made.expires <= min(now + manifest.lifetime.token, deadline, key_expires or deadline)
     assert made.expires.microsecond == 0
+
+
+@pytest.mark.parametrize("folder", [None, path("audit", "orders-2/"), path("curated", "orders/")], ids=str)
+def test_who_names_no_folder_of_a_job_appends_to_nothing(folder: BlobPath | None) -> None:
+    """The folder must itself be below the audit path: naming one that is not opens nothing."""
+    asked = (folder or FOLDER).child("segment")
+    with pytest.raises(NotGranted):
+        downscope(MANIFEST, asked, APPEND, now=NOW, deadline=DEADLINE, folder=folder)
 
 
 @settings(deadline=None, max_examples=100)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import threading
 from datetime import timedelta
 from pathlib import Path
@@ -20,7 +21,7 @@ from beam_entra.errors import (
     NotGranted,
     TrailBroken,
 )
-from beam_entra.session import Session, open_trail, seal_job
+from beam_entra.session import BundleSession, Session, open_trail, seal_job
 from beam_entra.testing.storage_requests import matching
 from tests.session.conftest import Job, read_blob, write_blob
 
@@ -273,3 +274,17 @@ def test_a_job_cannot_read_its_own_trail(job):
             list(bundle.list_blobs(job.scope.folder, job.scope.folder.name))
         with pytest.raises(NotGranted):
             bundle.stage(own, "AAAA", b"forged")
+
+
+def test_nothing_public_reaches_a_trail(job):
+    """No session offers a bundle for sealing, nor an authorisation to append; the trail's own stays in its folder."""
+    session = job.session()
+    assert {name for name in dir(Session) if "append" in name and not name.startswith("_")} == set()
+    for maker in (Session.bundle, BundleSession):
+        assert "for_sealing" not in inspect.signature(maker).parameters
+    before = len(job.requests())
+    other = job.manifest.audit.child("orders-20300101T000000Z-abcdef/")
+    for folder in (other, job.manifest.audit):
+        with pytest.raises(NotGranted):
+            session._authorise_append(folder.child("segment.jsonl"))
+    assert len(job.requests()) == before
