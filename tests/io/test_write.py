@@ -500,6 +500,24 @@ def test_a_commit_whose_answers_are_lost_ends_the_same(lake: Any, bundle: Any) -
         assert one(f"out/{nth}/", nth)[0] == undisturbed
 
 
+def test_an_overwrite_whose_answers_are_lost_ends_the_same(lake: Any, bundle: Any) -> None:
+    """Each request of the step in turn: over an earlier run, with a shard to be emptied, and run again afterwards."""
+    full, requests = settings_for(lake, shards=3, overwrite=True), 9
+    for nth in range(requests):
+        commit(bundle, full, stage(bundle, full, [{"id": at} for at in range(30)]), str(uuid.uuid4()))
+        staged, commit_id = stage(bundle, full, [{"id": at} for at in range(2)]), str(uuid.uuid4())
+        before = len(lake.cloud.proxy.requests)
+        fault = lake.cloud.proxy.lose_answer(where=in_output(lake), times=1, skip=nth)
+        commit(bundle, full, staged, commit_id)
+        assert fault.hits == 1
+        lake.cloud.proxy.clear_faults()
+        seen = [each for each in lake.cloud.proxy.requests[before:] if in_output(lake)(each.request)]
+        assert len(seen) > requests, "the one that was lost, and its retry"
+        commit(bundle, full, staged, commit_id)
+        ids, blobs = outcome(lake, "out/")
+        assert (ids, len(blobs), lake.success()["state"]) == ([0, 1], 3, "complete")
+
+
 def test_a_commit_step_that_runs_again_changes_nothing_but_etags(lake: Any, bundle: Any) -> None:
     """A runner may repeat the step after it succeeded; `_SUCCESS` tells the truth after each time."""
     settings = settings_for(lake, Csv(["id"]), shards=2, block_bytes=60)
