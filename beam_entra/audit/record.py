@@ -452,7 +452,9 @@ class Denied(Record):
         permission: What was asked for it.
         reason: Why, as a sentence; cut at 2,000 characters.
         by: Who refused: `manifest`, no grant covers it and nothing was sent; `deadline`, the job's time is over and
-            nothing was sent; `storage`; `entra`.
+            nothing was sent; `storage`; `entra`. A trail in Storage holds no `deadline`: the right to append ends with
+            the job too, so such a refusal is in the worker's error alone, and in the seal's `error` if it failed the
+            job.
         request_id: The service's request id; null when nothing was sent.
         client_request_id: The client request id; null when nothing was sent.
     """

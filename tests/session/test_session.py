@@ -435,6 +435,21 @@ def test_after_the_deadline_nothing_is_done(make_job, name):
     assert job.cloud.tenant.token_requests == 0
 
 
+def test_a_denial_after_the_deadline_is_not_in_the_trail(make_job):
+    """No append SAS outlives the deadline, so such a denial cannot be recorded; its error says so."""
+    job = make_job()
+    job.raw.upload("orders/a.jsonl", DATA)
+    clock = FakeClock()
+    session = job.session(clock=clock)
+    bundle = session.bundle("work")
+    bundle.settle()
+    clock.set(job.scope.deadline)
+    with pytest.raises(IdentityExpired) as caught:
+        bundle.properties(job.source())
+    assert any("the refusal could not be recorded" in note for note in caught.value.__notes__)
+    assert job.records("denied") == []
+
+
 def test_nothing_outlives_the_deadline(make_job):
     """The key and every SAS end with the job at the latest."""
     job = make_job(lasts=timedelta(minutes=3))
