@@ -162,13 +162,14 @@ class AccessManifest:
 
     @classmethod
     def load(cls, path: str | PathLike[str]) -> AccessManifest:
-        """Read a manifest from a file.
+        """Read a manifest from a file; a relative `ca_file` in it gets its folder.
 
         Raises:
             ConfigError: One line for each problem: `file: [table] key: cause. next step`.
         """
         data = read(path, "access manifest")
-        return cls._checked(parse_toml(data, str(path)), file=str(path), digest=hashlib.sha256(data).hexdigest())
+        document = _anchored(parse_toml(data, str(path)), Path(path).absolute().parent)
+        return cls._checked(document, file=str(path), digest=hashlib.sha256(data).hexdigest())
 
     @classmethod
     def parse(cls, text: str, *, file: str) -> AccessManifest:

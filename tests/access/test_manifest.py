@@ -605,3 +605,15 @@ def test_the_audit_cannot_be_granted_for_deletion() -> None:
     text = MANIFEST.replace("[audit]", f'delete = ["abfss://audit@{LAKE}/"]\n[audit]')
     with pytest.raises(ConfigError, match=r"\[grants\] delete: entry 1: .*overlaps the audit path"):
         AccessManifest.parse(text, file="orders.access.toml")
+
+
+def test_a_relative_ca_file_is_relative_to_the_manifests_folder(tmp_path: Path) -> None:
+    """Workers run in other folders; what travels to them is absolute."""
+    folder = tmp_path / "manifests"
+    folder.mkdir()
+    text = MANIFEST.replace('credential = "federated_file"', 'credential = "federated_file"\nca_file = "private.pem"')
+    assert text != MANIFEST
+    (folder / "job.access.toml").write_text(text, encoding="utf-8")
+    manifest = AccessManifest.load(folder / "job.access.toml")
+    assert manifest.identity.ca_file == str(folder / "private.pem")
+    assert AccessManifest.from_dict(manifest.to_dict()).identity.ca_file == str(folder / "private.pem")
