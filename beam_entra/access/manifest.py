@@ -22,11 +22,12 @@ from dataclasses import dataclass, fields
 from datetime import timedelta
 from enum import StrEnum
 from os import PathLike
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from beam_entra.access._schema import AccountTable, ManifestFile, manifest_rules
-from beam_entra.access._toml import check, parse_toml, read
+from beam_entra.access._toml import check, parse_toml, read, table
 from beam_entra.access.endpoints import Endpoints
 from beam_entra.errors import ConfigError
 from beam_entra.paths import BlobPath
@@ -261,6 +262,15 @@ class AccessManifest:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return AccessManifest.from_dict, (self.to_dict(),)
+
+
+def _anchored(document: Mapping[str, Any], folder: Path) -> Mapping[str, Any]:
+    """The document, not checked yet, with every `ca_file` in it absolute: workers run in other folders."""
+    accounts = table(document, "accounts")
+    for each in (table(document, "identity"), *(table(accounts, name) for name in accounts)):
+        if isinstance(each, dict) and isinstance(each.get("ca_file"), str) and each["ca_file"]:
+            each["ca_file"] = str(folder / each["ca_file"])
+    return document
 
 
 def _remade_identity(facts: dict[str, Any]) -> IdentitySettings:

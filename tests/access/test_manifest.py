@@ -583,7 +583,7 @@ region = "local"
             made.identity,
             authority="https://127.0.0.1:8443",
             ca_file="tenant.pem",
-            settings={"assertion_file": "file:here.jwt", "region": "local"},
+            settings={"assertion_file": "file:here.jwt"},  # what the manifest does not set is not added
         ),
         accounts={"contosolake": azurite},
     )
