@@ -22,7 +22,6 @@ from apache_beam.transforms.display import DisplayData
 
 from beam_entra import BadRecord, JsonLines, ReadFromBlob, Scoped, ScopedDoFn, WriteToBlob
 from beam_entra.errors import BeamEntraError
-from beam_entra.identity import AccessToken
 from beam_entra.paths import BlobPath
 from beam_entra.session import Session, adopt_session
 from beam_entra.storage import DelegationKey
@@ -37,9 +36,9 @@ class Watched(Session):
         super().__init__(*arguments, **settings)
         self.got: list[str] = []
 
-    def key(self, account: str, token: AccessToken) -> DelegationKey:
+    def key(self, account: str) -> DelegationKey:
         """As ever."""
-        key = super().key(account, token)
+        key = super().key(account)
         self.got.append(key.value.reveal())
         return key
 
