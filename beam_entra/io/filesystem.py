@@ -16,9 +16,10 @@ Errors are Beam's `BeamIOError`, with ours as the cause, and by path in `excepti
 
 from __future__ import annotations
 
-import hashlib
 import io
 import itertools
+import threading
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -49,6 +50,7 @@ from beam_entra.storage import BlobProperties
 __all__ = ["BEAM_PLUGIN", "BlobFileSystem"]
 
 BEAM_PLUGIN = __name__
+_LATER_S = 0.001  # by which a newer version is told as later, where Storage's seconds do not
 _SCHEME = "abfss"
 _PREFIX = f"{_SCHEME}://"
 _READ_BUFFER_BYTES = 128 << 10
@@ -374,14 +376,39 @@ def _metadata(blob: BlobProperties) -> FileMetadata:
     return FileMetadata(str(blob.path), blob.size_bytes, _modified(blob))
 
 
-def _modified(blob: BlobProperties) -> float:
-    """Storage's time of last change, which has no fraction; the fraction is made of the ETag, one for each version.
+class _Times:
+    """When blobs were last changed, as this process tells Beam.
 
-    Beam takes a file for updated when its time is another one (`match_updated_files`): two versions within a second
-    have to differ, or the later one would never be read.
+    Storage counts whole seconds. Beam takes a file for updated when its time is another one (`match_updated_files`),
+    and for passed when its time is before a cursor (`timestamp_cursor`). So a blob has Storage's time, and blobs of one
+    second share it; only a version that takes the place of one that this process has seen is told as later than it.
     """
-    digest = hashlib.sha256(blob.etag.encode()).digest()
-    return blob.last_modified.timestamp() + int.from_bytes(digest[:8]) % 1_000_000 / 1_000_000
+
+    def __init__(self, most: int = 100_000) -> None:
+        self._most = most
+        self._told: OrderedDict[BlobPath, tuple[str, float]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def of(self, blob: BlobProperties) -> float:
+        """Seconds since the epoch; never earlier than what was told of an older version."""
+        with self._lock:
+            time = blob.last_modified.timestamp()
+            etag, before = self._told.pop(blob.path, ("", 0.0))
+            if etag == blob.etag:
+                time = before
+            elif etag:
+                time = max(time, before + _LATER_S)
+            self._told[blob.path] = blob.etag, time
+            if len(self._told) > self._most:
+                self._told.popitem(last=False)
+            return time
+
+
+_TIMES = _Times()
+
+
+def _modified(blob: BlobProperties) -> float:
+    return _TIMES.of(blob)
 
 
 def _pairs(sources: Sequence[str], targets: Sequence[str]) -> list[tuple[str, str]]:
