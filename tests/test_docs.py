@@ -17,7 +17,6 @@ import pytest
 from beam_entra import EntraOptions, Scoped, ScopedPipeline
 from beam_entra.access import AccessManifest, Endpoints
 from beam_entra.io.blocks import Block
-from beam_entra.io.read import decode
 from beam_entra.testing.certificates import RunCertificates
 from beam_entra.testing.https import Answer, HttpsServer, Request, ServiceHandler
 from beam_entra.testing.local import LocalCloud, LocalContainer
@@ -167,7 +166,8 @@ def test_the_docs_format_reads_what_it_writes_and_refuses_the_rest() -> None:
     key_value = namespace["KeyValue"]()
     data = key_value.encode(("colour", "green")) + b"nothing\n" + key_value.encode(("size", "7"))
     bad: list[Any] = []
-    assert list(decode(Block(path="p", offset=0, data=data), key_value, bad)) == [("colour", "green"), ("size", "7")]
+    elements = list(key_value.decode_each(Block(path="p", offset=0, data=data), bad))
+    assert elements == [("colour", "green"), ("size", "7")]
     assert [(record.offset, record.record) for record in bad] == [(13, b"nothing")]
 
 

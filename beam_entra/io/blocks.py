@@ -6,22 +6,30 @@ fused behind it takes them apart.
 
 from __future__ import annotations
 
-import zlib
 from collections import deque
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, wait
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from beam_entra.errors import Diagnosis, FormatError
-from beam_entra.io.formats import BYTE_ORDER_MARK, Format, strip_line_end
 
-__all__ = ["Block", "Claims", "fetch_ahead", "gunzip", "split_blocks", "stream_blocks"]
+__all__ = [
+    "BYTE_ORDER_MARK",
+    "BadRecord",
+    "Block",
+    "Claims",
+    "Source",
+    "fetch_ahead",
+    "split_blocks",
+    "stream_blocks",
+    "strip_line_end",
+]
+
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 _TAIL_BYTES = 64 * 1024  # fetched first beyond the end of a range, to complete its last record; doubles each time
-_GUNZIP_BYTES = 64 * 1024  # fed at a time: zlib copies what it leaves, once for each member and piece
-_GZIP = 31  # zlib's name for "gzip header and trailer"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,14 +39,72 @@ class Block:
     Attributes:
         path: The blob, canonical.
         offset: Where the block begins in the (decompressed) blob, in bytes.
-        data: The records with their line ends.
-        header: The blob's first record, if its format has a header.
+        data: The records with their line ends, or as their format hands them on.
+        header: What the format needs of the blob's beginning: CSV its first record, Avro the file's header.
     """
 
     path: str
     offset: int
-    data: bytes
+    data: Any
     header: bytes = b""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BadRecord:
+    """A record that could not be decoded.
+
+    Attributes:
+        path: The blob, canonical.
+        offset: Where the record begins, in bytes; in the decompressed stream if the blob is compressed.
+        reason: What the decoder said.
+        record: The bytes, without the line end.
+    """
+
+    path: str
+    offset: int
+    reason: str
+    record: bytes
+
+    def as_dict(self) -> dict[str, str | int]:
+        """For a dead-letter file: bytes that are no UTF-8 appear as `\\xNN`."""
+        text = self.record.decode("utf-8", "backslashreplace")
+        return {"source": self.path, "offset": self.offset, "reason": self.reason, "record": text}
+
+
+class Source(Protocol):
+    """A blob as a format reads it: one version of it, as often as needed.
+
+    Attributes:
+        path: The blob, canonical.
+        size_bytes: Its length.
+        max_record_bytes: How much of a record may have been fetched without its end being in sight.
+    """
+
+    path: str
+    size_bytes: int
+    max_record_bytes: int
+
+    def stream(self, start: int, stop: int) -> Iterator[bytes | bytearray]:
+        """Bytes [start, stop) in pieces, in order, fetched ahead."""
+        ...  # pragma: no cover
+
+    def ranges(self, wanted: Sequence[tuple[int, int]]) -> Iterator[bytes | bytearray]:
+        """Each of these ranges whole, in order, fetched ahead."""
+        ...  # pragma: no cover
+
+
+class Framing(Protocol):
+    """Where records begin and end in a format that is read as a whole."""
+
+    has_header: bool
+
+    def whole(self, buffer: bytes | bytearray, end: int) -> int:
+        """Where the last whole record in `buffer[:end]` ends; 0 if there is none."""
+        ...  # pragma: no cover
+
+    def records(self, block: bytes) -> Iterator[bytes]:
+        """The records of a block, each with its line end if it has one."""
+        ...  # pragma: no cover
 
 
 class Claims(Protocol):
@@ -57,15 +123,15 @@ Fetch = Callable[[int, int], "bytes | bytearray"]
 
 
 def fetch_ahead(
-    fetch: Fetch, start: int, stop: int, *, chunk_bytes: int, executor: Executor, depth: int
+    fetch: Fetch, wanted: Iterable[tuple[int, int]], *, executor: Executor, depth: int
 ) -> Iterator[bytes | bytearray]:
-    """Bytes [start, stop) in chunks, in order, with at most `depth` requests under way ahead of the consumer."""
-    begins = iter(range(start, stop, chunk_bytes))
+    """These ranges of bytes, in order, with at most `depth` requests under way ahead of the consumer."""
+    ranges = iter(wanted)
     waiting: deque[Future[bytes | bytearray]] = deque()
 
     def refill() -> None:
-        while len(waiting) < depth and (begin := next(begins, None)) is not None:
-            waiting.append(executor.submit(fetch, begin, min(begin + chunk_bytes, stop)))
+        while len(waiting) < depth and (wanted_next := next(ranges, None)) is not None:
+            waiting.append(executor.submit(fetch, *wanted_next))
 
     try:
         refill()
@@ -154,7 +220,7 @@ def _end_before(buffer: bytearray, at: int, stop: int, end: int) -> int:
 
 
 def stream_blocks(
-    path: str, pieces: Iterator[bytes | bytearray], format: Format, *, max_record_bytes: int
+    path: str, pieces: Iterator[bytes | bytearray], format: Framing, *, max_record_bytes: int
 ) -> Iterator[Block]:
     """All records of a blob that is read as a whole: compressed, or in a format that cannot be split."""
     buffer = bytearray()
@@ -183,52 +249,11 @@ def stream_blocks(
         at += len(data)
 
 
-def gunzip(path: str, pieces: Iterator[bytes | bytearray], *, piece_bytes: int) -> Iterator[bytes]:
-    """Decompress a gzip stream, member after member, at most `piece_bytes` at a time.
-
-    Raises:
-        FormatError: It is no gzip stream, or it breaks off.
-    """
-    member = zlib.decompressobj(_GZIP)
-    fresh = True  # between members: nothing of the next one has been seen
-    begun = False
-    out = bytearray()
-    try:
-        for data in _small(pieces):
-            while data:
-                if fresh and begun:
-                    data = data.lstrip(b"\0")  # padding after the last member
-                    if not data:
-                        break
-                out += member.decompress(data, piece_bytes - len(out))
-                fresh, begun = False, True
-                if len(out) >= piece_bytes:
-                    yield bytes(out)
-                    out.clear()
-                if member.eof:
-                    data = member.unused_data
-                    member, fresh = zlib.decompressobj(_GZIP), True
-                else:
-                    data = member.unconsumed_tail
-    except zlib.error as error:
-        raise _bad_gzip(path, str(error)) from None
-    if not fresh:
-        raise _bad_gzip(path, "it breaks off before its end")
-    if out:
-        yield bytes(out)
-
-
-def _small(pieces: Iterator[bytes | bytearray]) -> Iterator[bytes]:
-    for piece in pieces:
-        for at in range(0, len(piece), _GUNZIP_BYTES):
-            yield bytes(piece[at : at + _GUNZIP_BYTES])
-
-
-def _bad_gzip(path: str, problem: str) -> FormatError:
-    return FormatError(
-        f"{path} is no sound gzip stream: {problem}",
-        Diagnosis(hint="upload the blob again; if it is not compressed, read it with compression='none'"),
-    )
+def strip_line_end(record: bytes) -> bytes:
+    """The record without `\\n` or `\\r\\n`."""
+    if record.endswith(b"\n"):
+        return record[:-2] if record.endswith(b"\r\n") else record[:-1]
+    return record
 
 
 def _head(buffer: bytearray, end: int) -> bytes:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -16,9 +16,10 @@ from apache_beam.transforms.core import RestrictionProvider
 from beam_entra.access import Permission, downscope
 from beam_entra.access.downscope import require_grant
 from beam_entra.errors import BeamEntraError, BlobNotFound, ConfigError, Diagnosis, FormatError, NotGranted
-from beam_entra.io.blocks import Block, fetch_ahead, gunzip, split_blocks, stream_blocks
+from beam_entra.io.blocks import BadRecord, Block, fetch_ahead
+from beam_entra.io.compression import gunzip
 from beam_entra.io.dofn import METRICS_NAMESPACE, Scoped, ScopedDoFn, scope_of
-from beam_entra.io.formats import Format, Lines, strip_line_end
+from beam_entra.io.formats import BlobFormat, Lines
 from beam_entra.io.packs import Pack, fetch_unordered, packed
 from beam_entra.io.threads import fetch_threads
 from beam_entra.paths import BlobPath, BlobPattern
@@ -31,44 +32,20 @@ Compression = Literal["auto", "gzip", "none"]
 
 _BLOCK_BYTES = 4 << 20
 _BLOCKS_A_SPLIT = 16
-_MAX_RECORD_BYTES = 64 << 20
 _AHEAD = 4
 _SMALL = 8  # blobs up to so many to a block are small
 _PACK_BLOBS = 256
 _PACK_BYTES = 32 << 20
 _PACK_TOGETHER = 16  # blobs whose records go to the trail in one append, at least where there are so many
 _PACK_AHEAD = 64  # twice the threads: what waits for its audit record keeps no thread from fetching
-_SHOWN_CHARACTERS = 300
 GOOD, BAD = "good", "bad"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BadRecord:
-    """A record that could not be decoded.
-
-    Attributes:
-        path: The blob, canonical.
-        offset: Where the record begins, in bytes; in the decompressed stream if the blob is compressed.
-        reason: What the decoder said.
-        record: The bytes, without the line end.
-    """
-
-    path: str
-    offset: int
-    reason: str
-    record: bytes
-
-    def as_dict(self) -> dict[str, str | int]:
-        """For a dead-letter file: bytes that are no UTF-8 appear as `\\xNN`."""
-        text = self.record.decode("utf-8", "backslashreplace")
-        return {"source": self.path, "offset": self.offset, "reason": self.reason, "record": text}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReadSettings:
     """How to read; see `ReadFromBlob`."""
 
-    format: Format
+    format: BlobFormat
     compression: Compression
     block_bytes: int
     max_record_bytes: int
@@ -98,33 +75,37 @@ class ReadAllFromBlob(beam.PTransform):  # type: ignore[misc]  # Beam's PTransfo
             that can be read in pieces is read in pieces of 16 blocks, by as many workers as there are. Blobs of up to
             an eighth of a block are read in packs, up to 32 at a time, in no order.
         max_record_bytes: When this much of a record has been fetched and its end is not in sight, the read fails rather
-            than fill the memory.
+            than fill the memory. By default what the format says, 64 MiB for most.
         allow_empty: A pattern that matches nothing is no error. A container that is not there still is one.
+        batched: Give `pyarrow.RecordBatch` of many records each in place of elements.
     """
 
     def __init__(
         self,
-        format: Format | None = None,
+        format: BlobFormat | None = None,
         *,
         compression: Compression = "auto",
         block_bytes: int = _BLOCK_BYTES,
-        max_record_bytes: int = _MAX_RECORD_BYTES,
+        max_record_bytes: int | None = None,
         allow_empty: bool = False,
+        batched: bool = False,
     ) -> None:
         super().__init__()
         if compression not in ("auto", "gzip", "none"):
             raise ConfigError(
                 f"there is no compression {compression!r}", Diagnosis(hint="use 'auto', 'gzip' or 'none'")
             )
-        if block_bytes < 1 or max_record_bytes < 1:
+        if block_bytes < 1 or (max_record_bytes is not None and max_record_bytes < 1):
             raise ConfigError("block_bytes and max_record_bytes are at least 1")
+        chosen = format or Lines()
         self._settings = ReadSettings(
-            format=format or Lines(),
+            format=chosen,
             compression=compression,
             block_bytes=block_bytes,
-            max_record_bytes=max_record_bytes,
+            max_record_bytes=max_record_bytes or chosen.max_record_bytes,
             allow_empty=allow_empty,
         )
+        self._batched = batched
         self._keep_bad = False
 
     def with_exception_handling(self) -> ReadAllFromBlob:
@@ -139,7 +120,8 @@ class ReadAllFromBlob(beam.PTransform):  # type: ignore[misc]  # Beam's PTransfo
             | "Spread" >> beam.Reshuffle()
             | "Read" >> Scoped(_ReadBlocks(self._settings))
         )
-        decode = beam.ParDo(_Decode(self._settings.format, keep_bad=self._keep_bad))
+        decoder = _DecodeBatches if self._batched else _Decode
+        decode = beam.ParDo(decoder(self._settings.format, keep_bad=self._keep_bad))
         if not self._keep_bad:
             return blocks | "Decode" >> decode
         outputs = blocks | "Decode" >> decode.with_outputs(BAD, main=GOOD)
@@ -162,7 +144,7 @@ class ReadFromBlob(ReadAllFromBlob):
         NotGranted: No grant covers it. Raised when the transform is applied; nothing was sent to the path.
     """
 
-    def __init__(self, pattern: str, format: Format | None = None, **settings: Any) -> None:
+    def __init__(self, pattern: str, format: BlobFormat | None = None, **settings: Any) -> None:
         super().__init__(format, **settings)
         self._pattern = BlobPattern.parse(pattern)
 
@@ -296,6 +278,28 @@ class _Claims:
         return stop
 
 
+class _Blob:
+    """One version of a blob, as a format reads it."""
+
+    def __init__(self, bundle: BundleSession, blob: BlobProperties, settings: ReadSettings) -> None:
+        self._bundle, self._blob = bundle, blob
+        self._block_bytes = settings.block_bytes
+        self._threads = fetch_threads(bundle.session)
+        self.path = str(blob.path)
+        self.size_bytes = blob.size_bytes
+        self.max_record_bytes = settings.max_record_bytes
+
+    def stream(self, start: int, stop: int) -> Iterator[bytes | bytearray]:
+        """Bytes [start, stop) in pieces, in order, fetched ahead."""
+        step = self._block_bytes
+        return self.ranges((begin, min(begin + step, stop)) for begin in range(start, stop, step))
+
+    def ranges(self, wanted: Iterable[tuple[int, int]]) -> Iterator[bytes | bytearray]:
+        """Each of these ranges whole, in order, fetched ahead."""
+        read, blob = self._bundle.read, self._blob
+        return fetch_ahead(lambda begin, end: read(blob, begin, end), wanted, executor=self._threads, depth=_AHEAD)
+
+
 class _ReadBlocks(ScopedDoFn, RestrictionProvider):  # type: ignore[misc]  # Beam's class is untyped
     """Packs of blobs to blocks of whole records; a large blob in byte ranges where the format can be split."""
 
@@ -335,32 +339,9 @@ class _ReadBlocks(ScopedDoFn, RestrictionProvider):  # type: ignore[misc]  # Bea
             return
         (blob,) = pack
         claims = _Claims(tracker)
-        yield from split_blocks(
-            str(blob.path),
-            self._chunks(blob),
-            restriction.start,
-            restriction.stop,
-            blob.size_bytes,
-            claims,
-            max_record_bytes=self._settings.max_record_bytes,
-        )
+        source = _Blob(self.bundle(), blob, self._settings)
+        yield from self._settings.format.split(source, restriction.start, restriction.stop, claims)
         claims.finish()
-
-    def _chunks(self, blob: BlobProperties) -> Callable[[int, int], Iterator[bytes | bytearray]]:
-        bundle, settings = self.bundle(), self._settings
-        threads = fetch_threads(bundle.session)
-
-        def chunks(start: int, stop: int) -> Iterator[bytes | bytearray]:
-            return fetch_ahead(
-                lambda begin, end: bundle.read(blob, begin, end),
-                start,
-                stop,
-                chunk_bytes=settings.block_bytes,
-                executor=threads,
-                depth=_AHEAD,
-            )
-
-        return chunks
 
     def _each(self, pack: Pack) -> Iterator[Block]:
         """The blobs of a pack, in whatever order they come."""
@@ -379,26 +360,26 @@ class _ReadBlocks(ScopedDoFn, RestrictionProvider):  # type: ignore[misc]  # Bea
                     yield from self._blocks(blob, iter((fetched.take(),)))
 
     def _whole(self, blob: BlobProperties) -> Iterator[Block]:
-        return self._blocks(blob, self._chunks(blob)(0, blob.size_bytes))
+        return self._blocks(blob, _Blob(self.bundle(), blob, self._settings).stream(0, blob.size_bytes))
 
     def _blocks(self, blob: BlobProperties, pieces: Iterator[bytes | bytearray]) -> Iterator[Block]:
         path, settings = str(blob.path), self._settings
         if settings.compressed(blob.path):
             pieces = gunzip(path, pieces, piece_bytes=settings.block_bytes)
-        return stream_blocks(path, pieces, settings.format, max_record_bytes=settings.max_record_bytes)
+        return settings.format.stream(path, pieces, max_record_bytes=settings.max_record_bytes)
 
 
 class _Decode(beam.DoFn):  # type: ignore[misc]  # Beam's DoFn is untyped
     """Blocks to elements; fused behind the read."""
 
-    def __init__(self, format: Format, *, keep_bad: bool) -> None:
+    def __init__(self, format: BlobFormat, *, keep_bad: bool) -> None:
         self._format = format
         self._keep_bad = keep_bad
         self._good = Metrics.counter(METRICS_NAMESPACE, "records_read")
         self._bad = Metrics.counter(METRICS_NAMESPACE, "records_bad")
 
     def process(self, block: Block) -> Iterable[Any]:
-        elements = self._format.decode_all(block.data, block.header)
+        elements = self._format.decode_all(block)
         if elements is None:
             return self._one_by_one(block)
         self._good.inc(len(elements))
@@ -406,8 +387,11 @@ class _Decode(beam.DoFn):  # type: ignore[misc]  # Beam's DoFn is untyped
 
     def _one_by_one(self, block: Block) -> Iterator[Any]:
         bad: list[BadRecord] = []
-        good = yield from decode(block, self._format, bad)
+        good = yield from self._format.decode_each(block, bad)
         self._good.inc(good)
+        yield from self._bad_ones(bad)
+
+    def _bad_ones(self, bad: list[BadRecord]) -> Iterator[Any]:
         if not bad:
             return
         self._bad.inc(len(bad))
@@ -421,20 +405,12 @@ class _Decode(beam.DoFn):  # type: ignore[misc]  # Beam's DoFn is untyped
             yield beam.pvalue.TaggedOutput(BAD, record)
 
 
-def decode(block: Block, format: Format, bad: list[BadRecord]) -> Generator[Any, None, int]:
-    """The elements of a block; what cannot be decoded is added to `bad`. Returns the number of good ones."""
-    good, offset, header = 0, block.offset, block.header
-    skips, decode_record = format.skips, format.decode
-    for line in format.records(block.data):
-        record = strip_line_end(line)
-        if not skips(record):
-            try:
-                element = decode_record(record, header)
-            except Exception as error:  # noqa: BLE001 - whatever a decoder raises, the record is a bad one
-                reason = f"{type(error).__name__}: {error}".splitlines()[0][:_SHOWN_CHARACTERS]
-                bad.append(BadRecord(path=block.path, offset=offset, reason=reason, record=record))
-            else:
-                good += 1
-                yield element
-        offset += len(line)
-    return good
+class _DecodeBatches(_Decode):
+    """Blocks to record batches."""
+
+    def process(self, block: Block) -> Iterator[Any]:
+        bad: list[BadRecord] = []
+        for batch in self._format.decode_batches(block, bad):
+            self._good.inc(batch.num_rows)
+            yield batch
+        yield from self._bad_ones(bad)

@@ -40,7 +40,7 @@ from apache_beam.transforms.window import GlobalWindows
 from beam_entra.access import Permission
 from beam_entra.errors import BlobExists, BlobNotFound, ConfigError, Diagnosis, StorageError
 from beam_entra.io.dofn import METRICS_NAMESPACE, Scoped, ScopedDoFn, scope_of
-from beam_entra.io.formats import Format, Lines
+from beam_entra.io.formats import BlockFormat, Lines
 from beam_entra.io.read import Compression, check_at_launch
 from beam_entra.io.threads import stage_threads
 from beam_entra.paths import BlobPath
@@ -83,7 +83,7 @@ class WriteSettings:
     """How to write; see `WriteToBlob`. `sink` tells two sinks of one job apart."""
 
     prefix: BlobPath
-    format: Format
+    format: BlockFormat
     shards: int | None
     compressed: bool
     overwrite: bool
@@ -127,7 +127,7 @@ class WriteToBlob(beam.PTransform):  # type: ignore[misc]  # Beam's PTransform i
     def __init__(
         self,
         prefix: str,
-        format: Format | None = None,
+        format: BlockFormat | None = None,
         *,
         shards: int | None = None,
         compression: Compression = "none",

@@ -17,9 +17,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from beam_entra.errors import FormatError
-from beam_entra.io.blocks import Block, fetch_ahead, gunzip, split_blocks, stream_blocks
-from beam_entra.io.formats import Csv, Format, Lines, strip_line_end
-from beam_entra.io.read import _Claims, decode
+from beam_entra.io.blocks import Block, fetch_ahead, split_blocks, stream_blocks, strip_line_end
+from beam_entra.io.compression import gunzip
+from beam_entra.io.formats import Csv, Format, Lines
+from beam_entra.io.read import _Claims
 
 PATH = "abfss://raw@lake.dfs.core.windows.net/a.txt"
 NO_LIMIT = 1 << 30
@@ -270,7 +271,7 @@ def test_quoted_line_ends_never_split_a_row(piece: int, rows: int, end: bytes) -
     assert in_blocks(blocks, Csv()) == expected
     assert {block.header for block in blocks} <= {b"id,text"}
     bad: list[object] = []
-    elements = [element for block in blocks for element in decode(block, Csv(), bad)]
+    elements = [element for block in blocks for element in Csv().decode_each(block, bad)]
     text = f'two{end.decode()}lines, "quoted"'
     assert (elements, bad) == ([{"id": "7", "text": text}] * rows, [])
 
@@ -369,6 +370,12 @@ def test_many_small_members_take_linear_time() -> None:
 # Fetching ahead
 
 
+
+def pieces_of(start: int, stop: int, step: int) -> Iterator[tuple[int, int]]:
+    """The ranges that [start, stop) is fetched in."""
+    return ((begin, min(begin + step, stop)) for begin in range(start, stop, step))
+
+
 class Source:
     """A way to fetch that counts what is under way and can be held."""
 
@@ -409,7 +416,7 @@ def executor() -> Iterator[ThreadPoolExecutor]:
 def test_chunks_come_in_order_and_no_deeper_than_asked(executor: ThreadPoolExecutor, depth: int) -> None:
     """Order is the blob's; requests under way are never more than the depth."""
     source = Source()
-    chunks = fetch_ahead(source.fetch, 3, 201, chunk_bytes=7, executor=executor, depth=depth)
+    chunks = fetch_ahead(source.fetch, pieces_of(3, 201, 7), executor=executor, depth=depth)
     found = b""
     for number, chunk in enumerate(chunks, start=1):
         found += chunk
@@ -422,7 +429,7 @@ def test_an_early_end_cancels_what_waits_and_waits_for_what_runs() -> None:
     """When the consumer stops, no request of its own is left under way, and none that waited is sent."""
     source = Source(held=True)
     with ThreadPoolExecutor(1) as pool:
-        chunks = fetch_ahead(source.fetch, 0, 100, chunk_bytes=10, executor=pool, depth=4)
+        chunks = fetch_ahead(source.fetch, pieces_of(0, 100, 10), executor=pool, depth=4)
         source.gate.set()
         assert next(chunks) == bytes(range(10))
         source.gate.clear()
@@ -443,7 +450,7 @@ def test_an_early_end_does_not_wait_for_a_busy_pool() -> None:
             pool.submit(others.wait, 10)
             return bytes(range(start, stop))
 
-        chunks = fetch_ahead(fetch, 0, 100, chunk_bytes=10, executor=pool, depth=1)
+        chunks = fetch_ahead(fetch, pieces_of(0, 100, 10), executor=pool, depth=1)
         assert next(chunks) == bytes(range(10))
         closed = threading.Event()
         closer = threading.Thread(target=lambda: (chunks.close(), closed.set()))
@@ -458,7 +465,7 @@ def test_an_early_end_does_not_wait_for_a_busy_pool() -> None:
 def test_an_error_in_a_range_surfaces_once(executor: ThreadPoolExecutor) -> None:
     """What was fetched before it comes first, then the error, then nothing more; the others are not left running."""
     source = Source(fail_at=20)
-    chunks = fetch_ahead(source.fetch, 0, 100, chunk_bytes=10, executor=executor, depth=3)
+    chunks = fetch_ahead(source.fetch, pieces_of(0, 100, 10), executor=executor, depth=3)
     assert [next(chunks), next(chunks)] == [bytes(range(10)), bytes(range(10, 20))]
     with pytest.raises(OSError, match="no bytes at 20"):
         next(chunks)
@@ -476,7 +483,7 @@ def test_a_read_that_stops_early_leaves_no_request_behind(executor: ThreadPoolEx
         return data[start:stop]
 
     def chunks(start: int, stop: int) -> Iterator[bytes | bytearray]:
-        return fetch_ahead(fetch, start, stop, chunk_bytes=40, executor=executor, depth=2)
+        return fetch_ahead(fetch, pieces_of(start, stop, 40), executor=executor, depth=2)
 
     tracker = OffsetRestrictionTracker(OffsetRange(0, len(data)))
     claims = _Claims(tracker)

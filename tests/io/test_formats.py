@@ -20,11 +20,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from beam_entra.errors import ConfigError, FormatError
-from beam_entra.io.blocks import stream_blocks
-from beam_entra.io.formats import Csv, Format, JsonLines, Lines, strip_line_end
-from beam_entra.io.read import BadRecord, decode
+from beam_entra.io.blocks import BadRecord, Block, stream_blocks, strip_line_end
+from beam_entra.io.formats import Csv, Format, JsonLines, Lines
 
 PATH = "abfss://raw@lake.dfs.core.windows.net/a"
+
+
+def block_of(data: bytes) -> Block:
+    """A block with these records."""
+    return Block(path=PATH, offset=0, data=data)
 
 
 def read_back(data: bytes, format: Format, *, piece: int = 64) -> tuple[list[Any], list[BadRecord]]:
@@ -34,7 +38,7 @@ def read_back(data: bytes, format: Format, *, piece: int = 64) -> tuple[list[Any
     good = [
         element
         for block in stream_blocks(PATH, pieces, format, max_record_bytes=1 << 30)
-        for element in decode(block, format, bad)
+        for element in format.decode_each(block, bad)
     ]
     return good, bad
 
@@ -445,14 +449,14 @@ BLOCKS = {
 @pytest.mark.parametrize(("block", "expected"), BLOCKS.values(), ids=BLOCKS)
 def test_lines_are_decoded_a_block_at_a_time(block: bytes, expected: list[str]) -> None:
     """With the outcome that one record after the other has."""
-    assert Lines().decode_all(block, b"") == expected
+    assert Lines().decode_all(block_of(block)) == expected
 
 
 @given(st.binary(max_size=60), st.booleans())
 def test_a_block_at_once_is_what_its_records_are(data: bytes, newlines: bool) -> None:
     """For any bytes: the same elements, or none, and then the slow way decides."""
     block = data.replace(b"\0", b"\n") if newlines else data
-    decoded = Lines().decode_all(block, b"")
+    decoded = Lines().decode_all(block_of(block))
     if decoded is not None:
         assert decoded == [strip_line_end(record).decode() for record in Lines().records(block)]
 
@@ -460,7 +464,7 @@ def test_a_block_at_once_is_what_its_records_are(data: bytes, newlines: bool) ->
 @pytest.mark.parametrize("block", [b"\xff\n", b"a\r\n", b"a\rb\n"])
 def test_a_block_with_a_bad_record_or_a_carriage_return_goes_the_slow_way(block: bytes) -> None:
     """There each record is looked at."""
-    assert Lines().decode_all(block, b"") is None
+    assert Lines().decode_all(block_of(block)) is None
 
 
 def test_a_subclass_of_lines_decodes_its_own_way() -> None:
@@ -470,4 +474,4 @@ def test_a_subclass_of_lines_decodes_its_own_way() -> None:
         def decode(self, record: bytes, header: bytes) -> str:
             return super().decode(record, header).upper()
 
-    assert Shouted().decode_all(b"a\n", b"") is None
+    assert Shouted().decode_all(block_of(b"a\n")) is None

@@ -1,0 +1,277 @@
+"""What a format is: how it cuts a blob into blocks, takes a block apart, and puts elements together again.
+
+A format knows neither Beam nor Storage, and is pickled into the DoFns that use it.
+
+    BlobFormat          reading: split or stream a blob into blocks; a block to elements, or to record batches
+    +- BlockFormat      written as a header and blocks of records, by many bundles, in any order
+    |  +- Format        records that end in a newline: Lines, JsonLines, Csv, and yours
+    |  +- Avro
+    +- FileFormat       written by one hand from beginning to end: Parquet, Bytes
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from typing import IO, Any, ClassVar, Protocol
+
+import pyarrow as pa
+
+from beam_entra.errors import Diagnosis, FormatError
+from beam_entra.io.blocks import BadRecord, Block, Claims, Source, split_blocks, stream_blocks, strip_line_end
+
+__all__ = [
+    "BlobFormat",
+    "BlockFormat",
+    "FileFormat",
+    "FileWriter",
+    "Format",
+    "as_mapping",
+    "batch_of",
+    "encoded",
+    "not_writable",
+    "reason_of",
+    "split_at_newlines",
+]
+
+_SHOWN_CHARACTERS = 300
+_MAX_RECORD_BYTES = 64 << 20
+
+
+class BlobFormat(ABC):
+    """What reading asks of any format.
+
+    Attributes:
+        suffix: What the names of written blobs end in.
+        content_type: Media type that written blobs get.
+        splittable: Whether records can be found from any byte on, so that one blob may be read in pieces.
+        schema: Of the record batches; None where it is found out from the data.
+        max_record_bytes: How long a record may be unless `ReadFromBlob` is told otherwise.
+    """
+
+    suffix: ClassVar[str]
+    content_type: ClassVar[str]
+    splittable: bool = True
+    schema: pa.Schema | None = None
+    max_record_bytes: ClassVar[int] = _MAX_RECORD_BYTES
+
+    @abstractmethod
+    def split(self, source: Source, start: int, stop: int, claims: Claims) -> Iterator[Block]:
+        """The records that begin in [start, stop), where the format is `splittable`.
+
+        Before a block is yielded, the start of its last record is claimed. Where that is refused, the range has become
+        shorter; what begins behind the new `claims.stop()` is another reader's.
+        """
+
+    @abstractmethod
+    def stream(self, path: str, pieces: Iterator[bytes | bytearray], *, max_record_bytes: int) -> Iterator[Block]:
+        """All records of a blob that comes in pieces: a small one, a compressed one, or one that cannot be split."""
+
+    def decode_all(self, block: Block) -> Sequence[Any] | None:
+        """The elements of a block at once, if that is faster and every record is a good one; else None."""
+        return None
+
+    @abstractmethod
+    def decode_each(self, block: Block, bad: list[BadRecord]) -> Generator[Any, None, int]:
+        """The elements of a block; what cannot be decoded is added to `bad`. Returns the number of good ones."""
+
+    def decode_batches(self, block: Block, bad: list[BadRecord]) -> Iterator[pa.RecordBatch]:
+        """The records of a block as record batches; what cannot be decoded is added to `bad`."""
+        elements = self.decode_all(block)
+        if elements is None:
+            elements = list(self.decode_each(block, bad))
+        if elements:
+            yield batch_of(elements, self.schema)
+
+
+class BlockFormat(BlobFormat):
+    """A format whose blobs are a header and blocks of records, so that many bundles may write to one blob."""
+
+    @abstractmethod
+    def encode(self, element: Any) -> bytes:
+        """One element to a record, with whatever ends it.
+
+        Raises:
+            FormatError: The element cannot be written so that it would be read back.
+        """
+
+    def encode_batch(self, batch: pa.RecordBatch) -> bytes:
+        """The rows of a record batch to records; the same bytes as `encode` of each as a dict.
+
+        Raises:
+            FormatError: A row cannot be written so that it would be read back.
+        """
+        return b"".join(map(self.encode, batch.to_pylist()))
+
+    def frame(self, records: bytes, rows: int) -> bytes:
+        """Encoded records as a block that may stand behind the header and any other block."""
+        return records
+
+    def header(self) -> bytes:
+        """What a written blob begins with.
+
+        Raises:
+            ConfigError: The format was made for reading alone.
+        """
+        return b""
+
+
+class Format(BlockFormat):
+    """Records separated by newlines; the base of `Lines`, `JsonLines`, `Csv` and of your own.
+
+    A format of your own overrides `decode` and `encode`; one whose records may hold the separator also overrides
+    `whole` and `records` and says `splittable = False`.
+
+    Attributes:
+        has_header: Whether the first record of a blob names the columns of the others.
+    """
+
+    has_header: bool = False
+
+    @abstractmethod
+    def decode(self, record: bytes, header: bytes) -> Any:
+        """One record, without its line end, to an element. Whatever it raises makes the record a bad one.
+
+        Args:
+            header: The blob's first record if the format `has_header`, else empty.
+        """
+
+    def skips(self, record: bytes) -> bool:
+        """Whether a record is none, such as an empty line."""
+        return False
+
+    def whole(self, buffer: bytes | bytearray, end: int) -> int:
+        """Where the last whole record in `buffer[:end]` ends; 0 if there is none. The buffer begins with a record."""
+        return buffer.rfind(b"\n", 0, end) + 1
+
+    def records(self, block: bytes) -> Iterator[bytes]:
+        """The records of a block of whole records, each with its line end if it has one."""
+        return iter(block.splitlines(keepends=True)) if b"\r" not in block else split_at_newlines(block)
+
+    def split(self, source: Source, start: int, stop: int, claims: Claims) -> Iterator[Block]:
+        return split_blocks(
+            source.path,
+            source.stream,
+            start,
+            stop,
+            source.size_bytes,
+            claims,
+            max_record_bytes=source.max_record_bytes,
+        )
+
+    def stream(self, path: str, pieces: Iterator[bytes | bytearray], *, max_record_bytes: int) -> Iterator[Block]:
+        return stream_blocks(path, pieces, self, max_record_bytes=max_record_bytes)
+
+    def decode_each(self, block: Block, bad: list[BadRecord]) -> Generator[Any, None, int]:
+        good, offset, header = 0, block.offset, block.header
+        skips, decode_record = self.skips, self.decode
+        for line in self.records(block.data):
+            record = strip_line_end(line)
+            if not skips(record):
+                try:
+                    element = decode_record(record, header)
+                except Exception as error:  # noqa: BLE001 - whatever a decoder raises, the record is a bad one
+                    bad.append(BadRecord(path=block.path, offset=offset, reason=reason_of(error), record=record))
+                else:
+                    good += 1
+                    yield element
+            offset += len(line)
+        return good
+
+
+class FileWriter(Protocol):
+    """Writes the elements of one blob, in order."""
+
+    def write(self, element: Any) -> None:
+        """Add one element.
+
+        Raises:
+            FormatError: It cannot be written so that it would be read back.
+        """
+        ...  # pragma: no cover
+
+    def write_batch(self, batch: pa.RecordBatch) -> None:
+        """Add the rows of a record batch; as for `write`."""
+        ...  # pragma: no cover
+
+    def close(self) -> None:
+        """Write what the blob ends in. The file stays open."""
+        ...  # pragma: no cover
+
+
+class FileFormat(BlobFormat):
+    """A format whose blobs are written by one hand from beginning to end: they end in an index, or are one element.
+
+    Attributes:
+        one_element: Whether each element is a blob of its own.
+    """
+
+    one_element: ClassVar[bool] = False
+
+    @abstractmethod
+    def open(self, file: IO[bytes]) -> FileWriter:
+        """Begin a blob.
+
+        Args:
+            file: Takes the bytes, in order; it cannot seek.
+
+        Raises:
+            ConfigError: The format was made for reading alone.
+        """
+
+
+def split_at_newlines(block: bytes) -> Iterator[bytes]:
+    """Like `splitlines`, which would also split at a lone carriage return."""
+    *lines, rest = block.split(b"\n")
+    yield from (line + b"\n" for line in lines)
+    if rest:
+        yield rest
+
+
+def reason_of(error: Exception) -> str:
+    """Why a record is bad, for its `BadRecord`."""
+    return f"{type(error).__name__}: {error}".splitlines()[0][:_SHOWN_CHARACTERS]
+
+
+def batch_of(elements: Sequence[Any], schema: pa.Schema | None = None) -> pa.RecordBatch:
+    """Elements as the rows of a record batch: mappings, named tuples, dataclasses and `beam.Row` by their fields.
+
+    Raises:
+        FormatError: They are no rows, or no rows of this schema.
+    """
+    try:
+        return pa.RecordBatch.from_pylist([as_mapping(element) for element in elements], schema=schema)
+    except (pa.ArrowException, TypeError, ValueError, AttributeError) as error:
+        raise FormatError(
+            f"elements of type {type(elements[0]).__name__} make no record batch: {reason_of(error)}",
+            Diagnosis(hint="batches are of rows: give dicts, named tuples or beam.Row with values of one type a field"),
+        ) from None
+
+
+def as_mapping(element: Any) -> Any:
+    """Rows of the kinds that Beam pipelines pass around, as dicts; anything else as it is."""
+    if type(element) is dict or isinstance(element, (Mapping, str)):  # the first at a tenth of the second's price
+        return element
+    for method in ("as_dict", "_asdict"):  # beam.Row, BadRecord; named tuples
+        convert = getattr(element, method, None)
+        if callable(convert):
+            return convert()
+    if dataclasses.is_dataclass(element) and not isinstance(element, type):
+        return dataclasses.asdict(element)
+    return element
+
+
+def encoded(text: str, element: object) -> bytes:
+    """The text as UTF-8; it must not begin with what a reader takes for a byte order mark."""
+    if text.startswith("\ufeff"):
+        raise not_writable(element, "begins with a byte order mark", "strip it: text.lstrip('\\ufeff')")
+    try:
+        return text.encode("utf-8")
+    except UnicodeEncodeError:
+        raise not_writable(element, "holds half a surrogate pair", "replace it, or write JsonLines()") from None
+
+
+def not_writable(element: object, problem: str, hint: str) -> FormatError:
+    """What `encode` raises."""
+    return FormatError(f"an element of type {type(element).__name__} {problem}", Diagnosis(hint=hint))
