@@ -95,13 +95,20 @@ class _Way:
             self._size -= len(data)
             if isinstance(data, bytes):
                 sink.write(data)
-            elif data == _NO_MORE and sink.can_write_eof():
-                sink.write_eof()
-            else:
+            elif data == _LOST or not _ended(sink):
                 sink.close()
                 return
         self.hold_back()
         self.arm()
+
+
+def _ended(sink: asyncio.Transport) -> bool:
+    """Whether the other side could be told that no more comes; it may be gone."""
+    try:
+        sink.write_eof()
+    except OSError:
+        return False
+    return True
 
 
 class _End(asyncio.Protocol):

@@ -99,6 +99,15 @@ def test_nobody_behind_it_is_a_connection_that_ends() -> None:
             assert until_end(gone) == b""
 
 
+def test_an_end_for_a_side_that_is_gone_says_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+    """One side hangs up and resets what still comes; then the other's end has nowhere to go, which is no news."""
+    with through_relay(0, lambda connection: None) as connection:
+        assert until_end(connection) == b""
+        connection.sendall(b"x")
+        connection.shutdown(socket.SHUT_WR)
+    assert capfd.readouterr().err == ""
+
+
 @pytest.mark.parametrize("rtt_ms", [0, 5])
 def test_the_process_leaves_when_it_is_told(rtt_ms: float) -> None:
     """Nothing listens behind it."""
