@@ -28,6 +28,7 @@ from argparse import ArgumentParser
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from operator import itemgetter
+from pathlib import Path
 from typing import Any, TypedDict
 
 import apache_beam as beam
@@ -62,7 +63,7 @@ class OrdersOptions(EntraOptions, PipelineOptions):
 
     @classmethod
     def _add_argparse_args(cls, parser: ArgumentParser) -> None:
-        parser.prog = "python -m pipelines.orders"
+        parser.prog = f"python -m pipelines.{Path(parser.prog).stem}"  # there are two
         parser.description = "Orders in, clean rows, revenue per day and category, and dead letters out."
         parser.epilog = "Any flag of Beam and of the runner goes, too: --runner=DirectRunner, --runner=FlinkRunner, ..."
         group = parser.add_argument_group("data")
@@ -74,7 +75,7 @@ class OrdersOptions(EntraOptions, PipelineOptions):
 def main(argv: Sequence[str] | None = None) -> None:
     """Run with these flags, or with the command line's, and print how it went."""
     options = OrdersOptions(argv)
-    _check_flags(options)
+    check_flags(options)
     with ScopedPipeline(options=options) as p:
         orders, bad = p | "Orders" >> ReadFromBlob(options.input, JsonLines(parse_order)).with_exception_handling()
         products = p | "Products" >> ReadFromBlob(options.products, Csv(parse=product_category))
@@ -98,6 +99,20 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
         bad | "Letter" >> beam.Map(BadRecord.as_dict) | "Dead" >> WriteToBlob(options.output + "dead/", JsonLines())
     print(p.report)
+
+
+def check_flags(options: OrdersOptions) -> None:
+    """Refuse a launch whose flags do not say where everything is.
+
+    Raises:
+        ConfigError: One of them is missing, or --output is no prefix.
+    """
+    missing = [flag for flag in ("input", "products", "output") if not getattr(options, flag)]
+    if missing:
+        flags = " and ".join(f"--{flag}" for flag in missing)
+        raise ConfigError(f"{flags} not given", Diagnosis(hint="--help says what they mean"))
+    if not options.output.endswith("/"):
+        raise ConfigError("--output is no prefix", Diagnosis(hint=f"end it with a slash: {options.output}/"))
 
 
 def parse_order(value: Any) -> Order:
@@ -197,15 +212,6 @@ def _cents(value: Mapping[str, Any], key: str) -> int:
 
 def _amount(cents: int) -> str:
     return f"{cents // 100}.{cents % 100:02d}"
-
-
-def _check_flags(options: OrdersOptions) -> None:
-    missing = [flag for flag in ("input", "products", "output") if not getattr(options, flag)]
-    if missing:
-        flags = " and ".join(f"--{flag}" for flag in missing)
-        raise ConfigError(f"{flags} not given", Diagnosis(hint="see python -m pipelines.orders --help"))
-    if not options.output.endswith("/"):
-        raise ConfigError("--output is no prefix", Diagnosis(hint=f"end it with a slash: {options.output}/"))
 
 
 if __name__ == "__main__":
