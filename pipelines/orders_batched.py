@@ -36,12 +36,12 @@ from beam_entra import BadRecord, Csv, JsonLines, ReadFromBlob, ScopedPipeline, 
 from beam_entra.errors import ConfigError
 from pipelines.orders import OrdersOptions, check_flags, parse_order, product_category, revenue_row
 
-__all__ = ["OrdersBatchedOptions", "main", "newest_of", "orders_of", "partitioned"]
+__all__ = ["LINE", "ORDERS", "OrdersBatchedOptions", "main", "newest_of", "orders_of", "partitioned"]
 
 _TEXT, _WHOLE = pa.string(), pa.int64()
 
-# What Arrow reads of a line.
-_LINE = pa.schema(
+# What Arrow reads of a line; other fields it leaves out.
+LINE = pa.schema(
     {
         "order_id": _TEXT,
         "ordered_at": _TEXT,
@@ -54,7 +54,7 @@ _LINE = pa.schema(
 )
 
 # `pipelines.orders.Order` as columns. What comes behind the id decides which of several versions counts, in this order.
-_ORDER = pa.schema(
+ORDERS = pa.schema(
     {
         "order_id": _TEXT,
         "updated_at": _TEXT,
@@ -65,7 +65,7 @@ _ORDER = pa.schema(
         "unit_price_cents": _WHOLE,
     }
 )
-_BY_ID_AND_PRECEDENCE = [(name, "ascending") for name in _ORDER.names]  # texts by their bytes: in UTF-8, by code point
+_BY_ID_AND_PRECEDENCE = [(name, "ascending") for name in ORDERS.names]  # texts by their bytes: in UTF-8, by code point
 
 # Instants that exist. Those of the years before 1000, and February 29 of 2000, are left to `parse_order`.
 _YEAR = r"[1-9]\d{3}"
@@ -101,7 +101,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     check_flags(options)
     if options.partitions < 1:
         raise ConfigError(f"--partitions={options.partitions} is not at least 1")
-    lines = JsonLines(parse_order, schema=_LINE, parse_batch=orders_of)
+    lines = JsonLines(parse_order, schema=LINE, parse_batch=orders_of)
     with ScopedPipeline(options=options) as p:
         orders, bad = p | "Orders" >> ReadFromBlob(options.input, lines, batched=True).with_exception_handling()
         products = p | "Products" >> ReadFromBlob(options.products, Csv(parse=product_category))
@@ -143,7 +143,7 @@ def orders_of(lines: pa.RecordBatch) -> tuple[pa.RecordBatch, pa.BooleanArray]:
     ]
     sound = reduce(pc.and_, checks).fill_null(False)
     cents = pc.replace_substring(pc.if_else(sound, price, "0.00"), ".", "").cast(_WHOLE)
-    orders = lines.drop_columns("unit_price").append_column("unit_price_cents", cents).select(_ORDER.names)
+    orders = lines.drop_columns("unit_price").append_column("unit_price_cents", cents).select(ORDERS.names)
     return orders, sound
 
 
