@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import apache_beam as beam
 from apache_beam.io.restriction_trackers import OffsetRange, OffsetRestrictionTracker, UnsplittableRestrictionTracker
@@ -17,7 +17,7 @@ from beam_entra.access import Permission, downscope
 from beam_entra.access.downscope import require_grant
 from beam_entra.errors import BeamEntraError, BlobNotFound, ConfigError, Diagnosis, FormatError, NotGranted
 from beam_entra.io.blocks import BadRecord, Block, fetch_ahead
-from beam_entra.io.compression import gunzip
+from beam_entra.io.compression import Codec, Compression, check_readable, codec_for
 from beam_entra.io.dofn import METRICS_NAMESPACE, Scoped, ScopedDoFn, scope_of
 from beam_entra.io.formats import BlobFormat, Lines
 from beam_entra.io.packs import Pack, fetch_unordered, packed
@@ -27,8 +27,6 @@ from beam_entra.session import BundleSession, open_session
 from beam_entra.storage import BlobProperties
 
 __all__ = ["BadRecord", "Compression", "ReadAllFromBlob", "ReadFromBlob"]
-
-Compression = Literal["auto", "gzip", "none"]
 
 _BLOCK_BYTES = 4 << 20
 _BLOCKS_A_SPLIT = 16
@@ -51,11 +49,11 @@ class ReadSettings:
     max_record_bytes: int
     allow_empty: bool
 
-    def compressed(self, path: BlobPath) -> bool:
-        return self.compression == "gzip" or (self.compression == "auto" and path.name.endswith(".gz"))
+    def codec(self, path: BlobPath) -> Codec | None:
+        return codec_for(self.compression, path.name)
 
     def splittable(self, path: BlobPath) -> bool:
-        return self.format.splittable and not self.compressed(path)
+        return self.format.splittable and self.codec(path) is None
 
     @property
     def small_bytes(self) -> int:
@@ -70,7 +68,8 @@ class ReadAllFromBlob(beam.PTransform):  # type: ignore[misc]  # Beam's PTransfo
 
     Args:
         format: How records lie in the blobs.
-        compression: `auto` decompresses names that end in `.gz`.
+        compression: `gzip`, `bzip2`, `zstd`, `deflate` or `none`; `auto` goes by what a name ends in: `.gz`, `.bz2`,
+            `.zst`, `.zstd`, `.deflate`, `.zz`. What is compressed is read by one worker, in bounded memory.
         block_bytes: How much is fetched in one request and handed on at once; four blocks are fetched ahead. A blob
             that can be read in pieces is read in pieces of 16 blocks, by as many workers as there are. Blobs of up to
             an eighth of a block are read in packs, up to 32 at a time, in no order.
@@ -91,10 +90,7 @@ class ReadAllFromBlob(beam.PTransform):  # type: ignore[misc]  # Beam's PTransfo
         batched: bool = False,
     ) -> None:
         super().__init__()
-        if compression not in ("auto", "gzip", "none"):
-            raise ConfigError(
-                f"there is no compression {compression!r}", Diagnosis(hint="use 'auto', 'gzip' or 'none'")
-            )
+        check_readable(compression)
         if block_bytes < 1 or (max_record_bytes is not None and max_record_bytes < 1):
             raise ConfigError("block_bytes and max_record_bytes are at least 1")
         chosen = format or Lines()
@@ -364,8 +360,8 @@ class _ReadBlocks(ScopedDoFn, RestrictionProvider):  # type: ignore[misc]  # Bea
 
     def _blocks(self, blob: BlobProperties, pieces: Iterator[bytes | bytearray]) -> Iterator[Block]:
         path, settings = str(blob.path), self._settings
-        if settings.compressed(blob.path):
-            pieces = gunzip(path, pieces, piece_bytes=settings.block_bytes)
+        if codec := settings.codec(blob.path):
+            pieces = codec.decompress(path, pieces, piece_bytes=settings.block_bytes)
         return settings.format.stream(path, pieces, max_record_bytes=settings.max_record_bytes)
 
 

@@ -19,7 +19,6 @@ Any number of bundles may stage to one blob, so automatic sharding gives one blo
 
 from __future__ import annotations
 
-import gzip
 import itertools
 import json
 import threading
@@ -39,9 +38,10 @@ from apache_beam.transforms.window import GlobalWindows
 
 from beam_entra.access import Permission
 from beam_entra.errors import BlobExists, BlobNotFound, ConfigError, Diagnosis, StorageError
+from beam_entra.io.compression import Codec, Compression, codec_to_write
 from beam_entra.io.dofn import METRICS_NAMESPACE, Scoped, ScopedDoFn, scope_of
 from beam_entra.io.formats import BlockFormat, Lines
-from beam_entra.io.read import Compression, check_at_launch
+from beam_entra.io.read import check_at_launch
 from beam_entra.io.threads import stage_threads
 from beam_entra.paths import BlobPath
 from beam_entra.session import BundleSession, CommittedBlob, open_session
@@ -85,21 +85,30 @@ class WriteSettings:
     prefix: BlobPath
     format: BlockFormat
     shards: int | None
-    compressed: bool
+    compression: Compression
     overwrite: bool
     block_bytes: int
     sink: str
 
     @property
     def suffix(self) -> str:
-        return self.format.suffix + (".gz" if self.compressed else "")
+        return self.format.suffix + (self.codec.suffixes[0] if self.codec is not None else "")
+
+    @property
+    def codec(self) -> Codec | None:
+        return codec_to_write(self.compression)
+
+    @property
+    def content_type(self) -> str:
+        return self.format.content_type if self.codec is None else self.codec.content_type
 
     def shard(self, number: int) -> BlobPath:
         return self.prefix.child(f"part-{number:05d}-of-{self.shards:05d}{self.suffix}")
 
     def encoded(self, block: bytes) -> bytes:
-        """A block as it is staged; each is a gzip member of its own, and members may stand in any order."""
-        return gzip.compress(block, compresslevel=6, mtime=0) if self.compressed else block
+        """A block as it is staged; if compressed, a member of its own, and members may stand in any order."""
+        codec = self.codec
+        return block if codec is None or codec.compress is None else codec.compress(block)
 
 
 class WriteToBlob(beam.PTransform):  # type: ignore[misc]  # Beam's PTransform is untyped
@@ -112,7 +121,7 @@ class WriteToBlob(beam.PTransform):  # type: ignore[misc]  # Beam's PTransform i
         format: How elements become records.
         shards: Write exactly this many blobs, filled alike (without `overwrite` fewer if there are fewer elements).
             None: about one a worker process, more where they grow long.
-        compression: `gzip` or `none`.
+        compression: `gzip`, `bzip2`, `zstd` or `none`.
         overwrite: Replace an earlier run's blobs, all of them: shards without elements become empty blobs. Needs
             `shards`, the same format and compression in each run: blobs of other names stay beside the new ones, and
             `_SUCCESS` does not list them. While it goes on, the `state` in an earlier run's `_SUCCESS` is
@@ -145,8 +154,7 @@ class WriteToBlob(beam.PTransform):  # type: ignore[misc]  # Beam's PTransform i
                 "overwrite without a fixed number of shards would leave an earlier run's blobs beside the new ones",
                 Diagnosis(hint="say how many: WriteToBlob(..., shards=8, overwrite=True), or write to a new prefix"),
             )
-        if compression not in ("gzip", "none"):
-            raise ConfigError(f"cannot write compression {compression!r}", Diagnosis(hint="use 'gzip' or 'none'"))
+        codec_to_write(compression)
         if block_bytes < 1:
             raise ConfigError("block_bytes is at least 1")
         chosen = format or Lines()
@@ -155,7 +163,7 @@ class WriteToBlob(beam.PTransform):  # type: ignore[misc]  # Beam's PTransform i
             prefix=path,
             format=chosen,
             shards=shards,
-            compressed=compression == "gzip",
+            compression=compression,
             overwrite=overwrite,
             block_bytes=block_bytes,
             sink=uuid.uuid4().hex,
@@ -480,7 +488,7 @@ def _commit_blob(
         commit_id=commit_id,
         size_bytes=size_bytes,
         rows=sum(part.rows for part in parts),
-        content_type="application/gzip" if settings.compressed else settings.format.content_type,
+        content_type=settings.content_type,
         overwrite=settings.overwrite,
     )
 

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import gzip
 import itertools
 import threading
-import tracemalloc
-import zlib
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,7 +15,6 @@ from hypothesis import strategies as st
 
 from beam_entra.errors import FormatError
 from beam_entra.io.blocks import Block, fetch_ahead, split_blocks, stream_blocks, strip_line_end
-from beam_entra.io.compression import gunzip
 from beam_entra.io.formats import Csv, Format, Lines
 from beam_entra.io.read import _Claims
 
@@ -274,97 +270,6 @@ def test_quoted_line_ends_never_split_a_row(piece: int, rows: int, end: bytes) -
     elements = [element for block in blocks for element in Csv().decode_each(block, bad)]
     text = f'two{end.decode()}lines, "quoted"'
     assert (elements, bad) == ([{"id": "7", "text": text}] * rows, [])
-
-
-# gzip
-
-
-def gunzipped(data: bytes, *, piece: int = 1000, out: int = 1000) -> list[bytes]:
-    """The pieces that a compressed blob gives."""
-    return list(gunzip(PATH, chunks_of(data, piece)(0, len(data)), piece_bytes=out))
-
-
-@given(
-    members=st.lists(st.binary(max_size=300), max_size=5),
-    piece=st.integers(1, 100),
-    out=st.integers(1, 100),
-    padding=st.integers(0, 20),
-)
-def test_members_follow_one_another_and_padding_is_no_member(
-    members: list[bytes], piece: int, out: int, padding: int
-) -> None:
-    """Any number of members, cut anywhere, decompress to their content, no piece longer than asked for."""
-    data = b"".join(gzip.compress(member) for member in members) + (b"\0" * padding if members else b"")
-    pieces = gunzipped(data, piece=piece, out=out)
-    assert b"".join(pieces) == b"".join(members)
-    assert all(0 < len(part) <= out for part in pieces)
-
-
-GZIP_PROBLEMS = {
-    "no gzip at all": b'{"id":1}\n{"id":2}\n',
-    "zlib without the gzip header": zlib.compress(b"abc"),
-    "garbage behind the last member": gzip.compress(b"abc") + b"garbage",
-    "a broken checksum": gzip.compress(b"abc")[:-8] + b"\1" * 8,
-    "zeros alone": b"\0" * 30,
-}
-
-
-@pytest.mark.parametrize("data", GZIP_PROBLEMS.values(), ids=GZIP_PROBLEMS)
-def test_what_is_no_sound_gzip_is_an_error_that_says_so(data: bytes) -> None:
-    """The error names the blob and both ways out."""
-    with pytest.raises(FormatError, match="no sound gzip stream") as caught:
-        gunzipped(data)
-    assert PATH in caught.value.message
-    assert "compression='none'" in caught.value.hint
-
-
-@given(cut=st.integers(1, 59), piece=st.integers(1, 70))
-def test_a_stream_that_breaks_off_is_an_error_wherever_it_does(cut: int, piece: int) -> None:
-    """A truncated upload is never taken for a short blob."""
-    data = gzip.compress(bytes(range(60)), mtime=0)
-    with pytest.raises(FormatError, match="breaks off"):
-        gunzipped(data[:cut], piece=piece)
-
-
-def test_an_empty_blob_is_an_empty_gzip_stream() -> None:
-    """As gzip itself has it."""
-    assert gunzipped(b"") == []
-
-
-def test_a_bomb_stays_within_memory_bounds() -> None:
-    """200 MB out of 200 KB come in pieces; what is held is a few pieces."""
-    packer = zlib.compressobj(wbits=31)
-    line = b"a" * 99 + b"\n"
-    data = b"".join(packer.compress(line * 10_000) for _ in range(200)) + packer.flush()
-    piece_bytes = 1 << 20
-    tracemalloc.start()
-    try:
-        pieces = gunzip(PATH, iter([data]), piece_bytes=piece_bytes)
-        blocks = stream_blocks(PATH, pieces, Lines(), max_record_bytes=1000)
-        total = sum(len(block.data) for block in blocks)
-        peak = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
-    assert total == 200_000_000
-    assert peak < 8 * piece_bytes
-
-
-def test_many_small_members_take_linear_time() -> None:
-    """Work grows with the bytes, not with members times bytes: zlib is fed little at a time."""
-    member = gzip.compress(b"abc\n", mtime=0)
-    fed: list[int] = []
-
-    class Counted(bytes):
-        """Bytes that tell how many of them were taken at once."""
-
-        def __getitem__(self, key: object) -> bytes:  # type: ignore[override]  # slices only
-            part = super().__getitem__(key)  # type: ignore[call-overload]  # likewise
-            fed.append(len(part))
-            return bytes(part)
-
-    data = Counted(member * 40_000)
-    assert b"".join(gunzip(PATH, iter([data]), piece_bytes=1 << 20)) == b"abc\n" * 40_000
-    assert max(fed) <= 64 * 1024
 
 
 # Fetching ahead

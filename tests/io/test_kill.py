@@ -99,7 +99,7 @@ class Runner:
             prefix=BlobPath.parse(lake.curated.url(self.prefix)),
             format=JsonLines(),
             shards=2,
-            compressed=False,
+            compression="none",
             overwrite=False,
             block_bytes=80,
             sink=uuid.uuid4().hex,

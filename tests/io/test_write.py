@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bz2
 import csv
 import gzip
 import io
@@ -14,6 +15,7 @@ from typing import Any
 
 import apache_beam as beam
 import pytest
+import zstandard
 from apache_beam.metrics.metric import Lineage
 from apache_beam.testing import test_stream
 from apache_beam.testing.util import assert_that, equal_to
@@ -22,6 +24,7 @@ from apache_beam.transforms.window import FixedWindows, TimestampedValue
 from beam_entra import Csv, Format, JsonLines, ReadFromBlob, WriteToBlob
 from beam_entra.clock import utc_now
 from beam_entra.errors import AccessDenied, BlobExists, ConfigError, FormatError, NotGranted, StorageError
+from beam_entra.io.compression import Compression
 from beam_entra.io.write import Staged, Stager, WriteSettings, _AutoShards, _check_blocks, _Stage, commit
 from beam_entra.paths import BlobPath
 from beam_entra.session import JobScope, Session, close_session, open_session
@@ -50,7 +53,7 @@ def settings_for(lake: Any, format: Format | None = None, *, prefix: str = "out/
         "prefix": BlobPath.parse(lake.curated.url(prefix)),
         "format": format or JsonLines(),
         "shards": None,
-        "compressed": False,
+        "compression": "none",
         "overwrite": False,
         "block_bytes": 1000,
         "sink": uuid.uuid4().hex,
@@ -142,20 +145,41 @@ def test_a_long_blob_is_followed_by_another(lake: Any) -> None:
     assert len(set(small)) == 2
 
 
-def test_gzip_blobs_are_members_in_any_order(lake: Any) -> None:
+@pytest.mark.parametrize(
+    ("compression", "suffix", "content_type"),
+    [
+        ("gzip", ".gz", "application/gzip"),
+        ("bzip2", ".bz2", "application/x-bzip2"),
+        ("zstd", ".zst", "application/zstd"),
+    ],
+)
+def test_compressed_blobs_are_members_in_any_order(
+    lake: Any, compression: Compression, suffix: str, content_type: str
+) -> None:
     """What several bundles stage to one compressed blob decompresses as one."""
-    write(lake, [{"id": number} for number in range(300)], JsonLines(), compression="gzip", shards=2, block_bytes=200)
-    assert all(name.endswith("-of-00002.jsonl.gz") for name in lake.parts())
-    lines = [line for name in lake.parts() for line in gzip.decompress(lake.curated.download(name)).splitlines()]
-    assert sorted(json.loads(line)["id"] for line in lines) == list(range(300))
+    values = [{"id": number} for number in range(300)]
+    write(lake, values, JsonLines(), compression=compression, shards=2, block_bytes=200)
+    assert all(name.endswith(f"-of-00002.jsonl{suffix}") for name in lake.parts())
+    contents = [UNPACKED[compression](lake.curated.download(name)) for name in lake.parts()]
+    assert sorted(json.loads(line)["id"] for content in contents for line in content.splitlines()) == list(range(300))
     client = lake.cloud.admin.client(lake.curated.account).get_blob_client(lake.curated.name, lake.parts()[0])
-    assert client.get_blob_properties().content_settings.content_type == "application/gzip"
+    assert client.get_blob_properties().content_settings.content_type == content_type
 
 
-@pytest.mark.parametrize("compressed", [False, True])
-def test_a_csv_header_stands_once_in_each_blob_whatever_the_bundles(lake: Any, bundle: Any, compressed: bool) -> None:
+UNPACKED: dict[Compression, Callable[[bytes], bytes]] = {
+    "none": bytes,
+    "gzip": gzip.decompress,
+    "bzip2": bz2.decompress,
+    "zstd": lambda data: zstandard.ZstdDecompressor().stream_reader(data, read_across_frames=True).read(),
+}
+
+
+@pytest.mark.parametrize("compression", UNPACKED)
+def test_a_csv_header_stands_once_in_each_blob_whatever_the_bundles(
+    lake: Any, bundle: Any, compression: Compression
+) -> None:
     """Several bundles stage to the same blobs; each blob has one header, first."""
-    settings = settings_for(lake, Csv(["id", "text"]), shards=2, compressed=compressed, block_bytes=50)
+    settings = settings_for(lake, Csv(["id", "text"]), shards=2, compression=compression, block_bytes=50)
     staged = [
         part
         for first in (0, 20, 40)
@@ -165,7 +189,7 @@ def test_a_csv_header_stands_once_in_each_blob_whatever_the_bundles(lake: Any, b
     ids = []
     for name in lake.parts():
         content = lake.curated.download(name)
-        text = (gzip.decompress(content) if compressed else content).decode()
+        text = UNPACKED[compression](content).decode()
         header, *rows = csv.reader(io.StringIO(text, newline=""))
         assert header == ["id", "text"]
         assert {row[1] for row in rows} == {"a\nb"}
@@ -344,12 +368,12 @@ def test_overwrite_leaves_nothing_of_a_run_that_wrote_more(lake: Any, format: Fo
 
 def test_an_empty_shard_is_read_back(lake: Any) -> None:
     """An empty blob holds no records, compressed or not."""
-    for compression in ("none", "gzip"):
+    for compression in UNPACKED:
         write(lake, [{"id": 1}], JsonLines(), shards=3, overwrite=True, compression=compression)
     grants = [lake.curated.url("out/")]
     pipeline = lake.pipeline(manifest=lake.manifest(read=grants, write=[lake.curated.url("other/")]))
     with pipeline as p:
-        for suffix in ("jsonl", "jsonl.gz"):
+        for suffix in ("jsonl", "jsonl.gz", "jsonl.bz2", "jsonl.zst"):
             found = p | suffix >> ReadFromBlob(lake.curated.url(f"out/*.{suffix}"), JsonLines())
             assert_that(found, equal_to([{"id": 1}]), label=f"check {suffix}")
 
@@ -441,6 +465,7 @@ WRONG: dict[str, dict[str, Any]] = {
     "too many shards": {"shards": 10_001},
     "overwrite without shards": {"overwrite": True},
     "an unknown compression": {"compression": "zip"},
+    "a compression without members": {"compression": "deflate"},
     "guessing the compression": {"compression": "auto"},
     "blocks of nothing": {"block_bytes": 0},
     "a format that cannot write": {"format": Csv()},
