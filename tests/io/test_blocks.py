@@ -14,33 +14,33 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from beam_entra.errors import FormatError
-from beam_entra.io.blocks import Block, fetch_ahead, split_blocks, stream_blocks, strip_line_end
+from beam_entra.io.blocks import BYTE_ORDER_MARK, Block, fetch_ahead, split_blocks, stream_blocks, strip_line_end
 from beam_entra.io.formats import Csv, Format, Lines
 from beam_entra.io.read import _Claims
 
 PATH = "abfss://raw@lake.dfs.core.windows.net/a.txt"
 NO_LIMIT = 1 << 30
 
-# Records without line ends, as short and as long as the block sizes below, empty ones and ones with "\r" in them.
-_records = st.lists(
-    st.binary(max_size=12).map(lambda raw: raw.replace(b"\n", b"")).map(lambda raw: raw.rstrip(b"\r")), max_size=25
-)
+# Records without line ends, as short and as long as the block sizes below, empty ones, ones with "\r" in them, and
+# ones of characters that a cut may take apart.
+_bytes = st.binary(max_size=12).map(lambda raw: raw.replace(b"\n", b"").rstrip(b"\r"))
+_records = st.lists(_bytes | st.text("aé€😀", max_size=4).map(str.encode), max_size=25)
 _line_ends = st.sampled_from([b"\n", b"\r\n"])
 
 
 @st.composite
 def blobs(draw: st.DrawFn) -> bytes:
-    """The bytes of a blob: records with one kind of line end, the last one perhaps without."""
-    end = draw(_line_ends)
-    whole = b"".join(record + end for record in draw(_records))
-    # Bytes that happen to begin with the mark would be taken for one: see the tests of the mark.
-    whole = whole.removeprefix(b"\xef\xbb\xbf")
-    return whole if draw(st.booleans()) else whole.removesuffix(end)
+    """The bytes of a blob: records with line ends of both kinds, the last one perhaps without, perhaps a mark first."""
+    mark = draw(st.sampled_from([b"", BYTE_ORDER_MARK]))
+    records = [record + draw(_line_ends) for record in draw(_records)]
+    if records and draw(st.booleans()):
+        records[-1] = strip_line_end(records[-1])
+    return mark + b"".join(records)
 
 
 def plain(data: bytes) -> list[tuple[int, bytes]]:
     """The reading to compare with: offset and bytes of each record, one after another."""
-    found, at = [], 0
+    found, at = [], len(BYTE_ORDER_MARK) if data.startswith(BYTE_ORDER_MARK) else 0
     while at < len(data):
         newline = data.find(b"\n", at)
         end = len(data) if newline < 0 else newline + 1
