@@ -16,7 +16,7 @@ LINE = b"x" * (64 * 1024 - 1) + b"\n"  # few and long: the bytes count here, not
 LINES = 128
 BLOCK = LINE * LINES
 AT_MOST_MB = 120
-GROWTH_MB = 30  # what the allocator may make of it; a fiftieth of 2 GB would be more
+GROWTH_MB = 40  # what the allocator makes of it, and of ranges fetched ahead that the small one does not have
 
 Put: TypeAlias = Callable[[Lake, str, int], None]
 
