@@ -78,6 +78,7 @@ _INSTANT = (
 )
 _PRICE = r"^\d{1,7}\.\d\d$"
 _CENT = pa.scalar(Decimal("0.01"))
+_Part = tuple[int, pa.RecordBatch]  # said to Beam, so that it uses the coder of record batches: a pickled slice is large
 _ROWS_AT_ONCE = 16_384  # leave a partition in one batch, so that no more are text at a time
 
 
@@ -108,7 +109,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
         sold = (
             orders
-            | "By hash of id" >> beam.FlatMap(partitioned, options.partitions)
+            | "By hash of id" >> beam.FlatMap(partitioned, options.partitions).with_output_types(_Part)
             | "Same hash" >> beam.GroupByKey()
             | "Newest" >> beam.FlatMapTuple(lambda partition, batches: newest_of(batches))
             | "Category" >> beam.Map(with_category, AsDict(products))
