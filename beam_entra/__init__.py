@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from beam_entra.io import (
+        Avro,
         BadRecord,
         Csv,
         EntraOptions,
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "Avro",
     "BadRecord",
     "Csv",
     "EntraOptions",

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from beam_entra.io.formats.avro import Avro
 from beam_entra.io.formats.base import BlobFormat, BlockFormat, FileFormat, FileWriter, Format, as_mapping, batch_of
 from beam_entra.io.formats.csv import Csv
 from beam_entra.io.formats.json_lines import JsonLines
 from beam_entra.io.formats.lines import Lines
 
 __all__ = [
+    "Avro",
     "BlobFormat",
     "BlockFormat",
     "Csv",
