@@ -27,7 +27,7 @@ import pytest
 
 from beam_entra import JsonLines
 from beam_entra.clock import utc_now
-from beam_entra.io.write import WriteSettings
+from beam_entra.io.sink import WriteSettings
 from beam_entra.paths import BlobPath
 from beam_entra.session import JobScope, Session, seal_job
 

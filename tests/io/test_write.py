@@ -24,8 +24,11 @@ from apache_beam.transforms.window import FixedWindows, TimestampedValue
 from beam_entra import Csv, Format, JsonLines, ReadFromBlob, WriteToBlob
 from beam_entra.clock import utc_now
 from beam_entra.errors import AccessDenied, BlobExists, ConfigError, FormatError, NotGranted, StorageError
+from beam_entra.io.commit import _check_blocks, commit
 from beam_entra.io.compression import Compression
-from beam_entra.io.write import Staged, Stager, WriteSettings, _AutoShards, _check_blocks, _Stage, commit
+from beam_entra.io.sink import AutoShards, Staged, WriteSettings, shards_of
+from beam_entra.io.staging import BlockStager
+from beam_entra.io.write import _Stage
 from beam_entra.paths import BlobPath
 from beam_entra.session import JobScope, Session, close_session, open_session
 from beam_entra.testing.storage_requests import StorageRequest
@@ -61,9 +64,9 @@ def settings_for(lake: Any, format: Format | None = None, *, prefix: str = "out/
     return WriteSettings(**(values | changes))
 
 
-def stage(bundle: Any, settings: WriteSettings, elements: list[Any], auto: _AutoShards | None = None) -> list[Staged]:
-    """What one bundle does."""
-    stager = Stager(bundle, settings, auto or _AutoShards(settings), 0)
+def stage(bundle: Any, settings: WriteSettings, elements: list[Any]) -> list[Staged]:
+    """What the first bundle of a process does."""
+    stager = BlockStager(bundle, settings, shards_of(settings))
     for element in elements:
         stager.add(element)
     return stager.finish()
@@ -138,10 +141,10 @@ def test_automatic_shards_are_one_blob_a_process(lake: Any) -> None:
 
 def test_a_long_blob_is_followed_by_another(lake: Any) -> None:
     """No blob of automatic shards comes near Storage's limits."""
-    names = _AutoShards(settings_for(lake))
+    names = AutoShards(settings_for(lake))
     sizes = [200 << 20, 200 << 20, 200 << 20, 1]
-    assert [names.path_for(size).name[-11:-6] for size in sizes] == ["00000", "00000", "00000", "00001"]
-    small = [names.path_for(0) for _ in range(10_001)]
+    assert [names.path_for(0, size).name[-11:-6] for size in sizes] == ["00000", "00000", "00000", "00001"]
+    small = [names.path_for(0, 0) for _ in range(10_001)]
     assert len(set(small)) == 2
 
 
@@ -651,7 +654,7 @@ def test_staging_survives_what_a_network_does(lake: Any) -> None:
 def test_blocks_of_a_bundle_that_was_given_up_are_in_no_blob(lake: Any, bundle: Any) -> None:
     """A dead attempt has staged to the same blob; the commit names only the blocks of bundles that succeeded."""
     settings = settings_for(lake, shards=1, block_bytes=20)
-    dead = Stager(bundle, settings, _AutoShards(settings), 0)
+    dead = BlockStager(bundle, settings, shards_of(settings))
     for at in range(20):
         dead.add({"id": at})
     dead.abandon()
@@ -701,7 +704,7 @@ def test_no_more_is_held_and_under_way_than_a_few_blocks(lake: Any, bundle: Any)
     """A bundle of any size waits when its blocks are not taken: memory is bounded."""
     held = lake.cloud.proxy.hold(where=in_output(lake, "PutBlock"))
     settings = settings_for(lake, shards=1, block_bytes=100)
-    stager = Stager(bundle, settings, _AutoShards(settings), 0)
+    stager = BlockStager(bundle, settings, shards_of(settings))
     done = threading.Event()
 
     def feed() -> None:
