@@ -3,32 +3,71 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import date
 from decimal import Decimal
 from functools import partial
 from typing import Any, NoReturn
 
-from beam_entra.io.formats.base import Format, as_mapping, not_writable
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from beam_entra.errors import ConfigError, Diagnosis, FormatError
+from beam_entra.io.blocks import BadRecord, Block
+from beam_entra.io.formats.base import Decoded, Format, as_mapping, in_order, join_rows, joined, not_writable
+from beam_entra.io.formats.json_batches import check_schema, parse_lines, parse_value, parse_values
 
 __all__ = ["JsonLines"]
 
 _JSON_SPACE = " \t\r\n"
 
 
+ParseBatch = Callable[[pa.RecordBatch], tuple[pa.RecordBatch, pa.BooleanArray]]
+
+
 class JsonLines(Format):
     """JSON Lines: one JSON value a line, a dict as a rule. Blank lines are none.
+
+    As record batches the rows are the objects. With a `schema`, they are its columns: other fields are left out, a
+    field that is missing is null, and an object with a value of another type is a bad record. Without one, the columns
+    are those that a block happens to have; objects with values of other types come in batches of their own.
 
     Args:
         parse: Makes an element of each decoded value. What it raises sends the record to the dead letters, with its
             blob and offset, like a record that is no JSON.
+        schema: The columns of record batches; where `parse` makes elements other than the JSON, those of its elements
+            unless there is a `parse_batch`.
+        parse_batch: What `parse` does, for a whole batch at a time: gets rows with the columns of `schema`, gives the
+            batch of the elements, in the same order and number, and which of them are sound. The others, whatever
+            stands in their rows, are decoded one by one with `parse`, which says what is wrong with them. `schema` and
+            `parse` are needed with it.
+
+    Raises:
+        ConfigError: The arguments do not go together.
     """
 
     suffix = ".jsonl"
     content_type = "application/jsonl"
 
-    def __init__(self, parse: Callable[[Any], Any] | None = None) -> None:
+    def __init__(
+        self,
+        parse: Callable[[Any], Any] | None = None,
+        *,
+        schema: pa.Schema | None = None,
+        parse_batch: ParseBatch | None = None,
+    ) -> None:
+        if parse_batch is not None and (schema is None or parse is None):
+            raise ConfigError(
+                "parse_batch alone cannot say what it gets, or what is wrong with a record",
+                Diagnosis(hint="give all three: JsonLines(parse, schema=pa.schema(...), parse_batch=...)"),
+            )
+        if schema is not None and (parse is None or parse_batch is not None):
+            check_schema(schema)
         self.parse = parse
+        self.schema = schema
+        self.parse_batch = parse_batch
+        self._inferred: pa.Schema | None = None  # of an earlier block, as a first guess at the next one's
 
     def decode(self, record: bytes, header: bytes) -> Any:
         text = record.decode("utf-8").strip(_JSON_SPACE)
@@ -36,6 +75,60 @@ class JsonLines(Format):
         if end != len(text):
             raise ValueError(f"there is more behind the JSON value, from character {end} on")
         return value if self.parse is None else self.parse(value)
+
+    def decode_batches(self, block: Block, bad: list[BadRecord]) -> Iterator[pa.RecordBatch]:
+        own = type(self).decode is JsonLines.decode and type(self).skips is JsonLines.skips
+        if not own or (self.parse is not None and self.parse_batch is None):
+            yield from super().decode_batches(block, bad)
+            return
+        before = len(bad)
+        guess = self._inferred if self.schema is None else self.schema
+        lines = parse_lines(block.data, guess, infer=self.schema is None)
+        batch, rest = lines.batch, lines.rest
+        if batch is not None and self.schema is None:
+            self._inferred = pa.schema([field for field in batch.schema if not pa.types.is_null(field.type)])
+        if batch is not None and self.parse_batch is not None:
+            batch, sound = _checked(*self.parse_batch(batch), batch.num_rows)
+            if not pc.all(sound, skip_nulls=False).as_py():
+                sound = pc.fill_null(sound, False)
+                unsound = lines.rows[~sound.to_numpy(zero_copy_only=False)]
+                rest = np.sort(np.concatenate([rest, unsound]))
+                batch = batch.filter(sound)
+        if batch is not None and batch.num_rows:
+            yield batch
+        if rest.size:
+            doubtful = ((begin, block.data[begin:end]) for begin, end in lines.spans(rest))
+            yield from self._join(list(self.decode_lines(block, doubtful, bad)), batch, block.path, bad)
+            in_order(bad, before)
+
+    def _join(
+        self, decoded: list[Decoded], batch: pa.RecordBatch | None, path: str, bad: list[BadRecord]
+    ) -> Iterator[pa.RecordBatch]:
+        """What was decoded line by line as batches like those of the other lines."""
+        if self.parse_batch is not None and self.schema is not None:
+            elements = batch if batch is not None else self.parse_batch(pa.RecordBatch.from_pylist([], self.schema))[0]
+            yield from join_rows(decoded, elements.schema, path, bad)
+            return
+        rows: list[Decoded] = []
+        for row in decoded:
+            if isinstance(row.element, dict):
+                rows.append(row)
+            else:
+                bad.append(_bad(row, path, f"a JSON {type(row.element).__name__} is no row"))
+        if self.schema is None:
+            yield from join_rows(rows, None, path, bad)
+        elif rows:
+            names = self.schema.names
+            values = [_object({name: row.element[name] for name in names if name in row.element}) for row in rows]
+            parsed = parse_values(values, self.schema)
+            batches = [parsed.batch] if parsed.batch is not None else []
+            for line in parsed.rest.tolist():
+                found = parse_value(values[line], self.schema)
+                if isinstance(found, str):
+                    bad.append(_bad(rows[line], path, f"does not fit the schema: {found}"))
+                else:
+                    batches.append(found)
+            yield from joined(batches)
 
     def encode(self, element: Any) -> bytes:
         value = as_mapping(element)
@@ -49,6 +142,23 @@ class JsonLines(Format):
 
     def skips(self, record: bytes) -> bool:
         return not record or record.isspace()
+
+
+def _object(value: dict[str, Any]) -> bytes:
+    return json.dumps(value).encode("ascii") + b"\n"
+
+
+def _bad(row: Decoded, path: str, reason: str) -> BadRecord:
+    return BadRecord(path=path, offset=row.offset, reason=reason, record=row.record)
+
+
+def _checked(elements: pa.RecordBatch, sound: pa.BooleanArray, rows: int) -> tuple[pa.RecordBatch, pa.BooleanArray]:
+    if elements.num_rows != rows or len(sound) != rows:
+        raise FormatError(
+            f"parse_batch got {rows} rows, and gave {elements.num_rows} with {len(sound)} marks",
+            Diagnosis(hint="give a row for each, and say which are sound; what is not sound is left out for you"),
+        )
+    return elements, sound
 
 
 def _refuse_constant(name: str) -> NoReturn:
