@@ -39,7 +39,7 @@ def batches_of(data: bytes, format: JsonLines) -> tuple[list[pa.RecordBatch], li
 
 def rows_of(data: bytes, format: JsonLines) -> tuple[list[dict[str, Any]], list[BadRecord]]:
     """Rows of all batches."""
-    batches, bad = batches_of(data, json_lines)
+    batches, bad = batches_of(data, format)
     return [row for batch in batches for row in batch.to_pylist()], bad
 
 
