@@ -357,6 +357,9 @@ class _ReadBlocks(ScopedDoFn, RestrictionProvider):  # type: ignore[misc]  # Bea
 
     def _each(self, pack: Pack) -> Iterator[Block]:
         """The blobs of a pack, in whatever order they come."""
+        for blob in pack:
+            if not blob.size_bytes:  # there is nothing to fetch; whether it is something, its format says
+                yield from self._blocks(blob, iter(()))
         bundle = self.bundle()
         with closing(
             fetch_unordered(
