@@ -23,6 +23,7 @@ from argparse import ArgumentParser
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from decimal import Decimal
 from functools import reduce
+from typing import Any
 from zlib import crc32
 
 import apache_beam as beam
@@ -36,7 +37,7 @@ from beam_entra import BadRecord, Csv, JsonLines, ReadFromBlob, ScopedPipeline, 
 from beam_entra.errors import ConfigError
 from pipelines.orders import OrdersOptions, check_flags, parse_order, product_category, revenue_row
 
-__all__ = ["LINE", "ORDERS", "OrdersBatchedOptions", "main", "newest_of", "orders_of", "partitioned"]
+__all__ = ["LINE", "ORDERS", "OrdersBatchedOptions", "main", "newest_of", "order_as_row", "orders_of", "partitioned"]
 
 _TEXT, _WHOLE = pa.string(), pa.int64()
 
@@ -53,7 +54,7 @@ LINE = pa.schema(
     }
 )
 
-# `pipelines.orders.Order` as columns. What comes behind the id decides which of several versions counts, in this order.
+# Id and `pipelines.orders.Order` as columns. What comes behind the id decides which of several versions counts.
 ORDERS = pa.schema(
     {
         "order_id": _TEXT,
@@ -78,7 +79,7 @@ _INSTANT = (
 )
 _PRICE = r"^\d{1,7}\.\d\d$"
 _CENT = pa.scalar(Decimal("0.01"))
-_Part = tuple[int, pa.RecordBatch]  # said to Beam, so that it uses the coder of record batches: a pickled slice is large
+_Part = tuple[int, pa.RecordBatch]  # said to Beam, so that it uses the coder of batches: a pickled slice is large
 _ROWS_AT_ONCE = 16_384  # leave a partition in one batch, so that no more are text at a time
 
 
@@ -102,7 +103,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     check_flags(options)
     if options.partitions < 1:
         raise ConfigError(f"--partitions={options.partitions} is not at least 1")
-    lines = JsonLines(parse_order, schema=LINE, parse_batch=orders_of)
+    lines = JsonLines(order_as_row, schema=LINE, parse_batch=orders_of)
     with ScopedPipeline(options=options) as p:
         orders, bad = p | "Orders" >> ReadFromBlob(options.input, lines, batched=True).with_exception_handling()
         products = p | "Products" >> ReadFromBlob(options.products, Csv(parse=product_category))
@@ -126,6 +127,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
         bad | "Letter" >> beam.Map(BadRecord.as_dict) | "Dead" >> WriteToBlob(options.output + "dead/", JsonLines())
     print(p.report)
+
+
+def order_as_row(value: Any) -> dict[str, Any]:
+    """What `parse_order` makes of a line, as a row of `ORDERS`.
+
+    Raises:
+        ValueError: It is no order; the message says why.
+    """
+    order_id, order = parse_order(value)
+    return dict(zip(ORDERS.names, (order_id, *order), strict=True))
 
 
 def orders_of(lines: pa.RecordBatch) -> tuple[pa.RecordBatch, pa.BooleanArray]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 from collections import Counter
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import Any
 
@@ -18,12 +19,13 @@ from beam_entra.audit.verify import verify
 from beam_entra.io.blocks import Block
 from beam_entra.io.formats import batch_of
 from pipelines.demo.totals import compute, differences, read_outputs
-from pipelines.orders import Order, newest, order_row, parse_order, sale
-from pipelines.orders import with_category as with_category_of_one
+from pipelines.orders import newest as newest_of_same_id
+from pipelines.orders import order_row, sale
 from pipelines.orders_batched import (
     LINE,
     ORDERS,
     newest_of,
+    order_as_row,
     order_rows,
     orders_of,
     partitioned,
@@ -31,7 +33,23 @@ from pipelines.orders_batched import (
     with_category,
 )
 from tests.pipelines.conftest import Ended, Shop
-from tests.pipelines.test_orders import BAD, GOOD, ORDER
+from tests.pipelines.test_orders import BAD, GOOD
+
+Order = dict[str, Any]
+
+ORDER: Order = order_as_row(GOOD)
+
+
+def with_category_of_one(order: Order, categories: Mapping[str, str]) -> tuple[str, Any, str]:
+    """An order and its category, as the other pipeline has them."""
+    fields = tuple(order[name] for name in ORDERS.names[1:])
+    return newest_of_same_id((order["order_id"], [fields]), categories)  # type: ignore[list-item]
+
+
+def newest(versions: Iterable[Order]) -> Order:
+    """The version that counts, as the other pipeline finds it."""
+    by_fields = {with_category_of_one(order, {})[1]: order for order in versions}
+    return by_fields[newest_of_same_id(("", by_fields), {})[1]]
 
 
 def batch(orders: list[Order]) -> pa.RecordBatch:
@@ -125,7 +143,7 @@ def test_what_is_called_sound_is_what_parse_order_gives(lines: list[dict[str, An
     assert orders.num_rows == len(sound) == len(lines)
     for line, order, is_sound in zip(lines, orders.to_pylist(), sound.to_pylist(), strict=True):
         if is_sound:
-            assert order == parse_order(line)
+            assert order == order_as_row(line)
 
 
 @given(st.lists(any_lines(), max_size=50))
@@ -140,7 +158,7 @@ def test_next_to_nothing_is_doubtful(lines: list[dict[str, Any]]) -> None:
 
 def _is_order(line: dict[str, Any]) -> bool:
     try:
-        parse_order(line)
+        order_as_row(line)
     except ValueError:
         return False
     return True
@@ -208,7 +226,7 @@ def test_a_line_that_is_none_is_a_bad_record_for_the_same_reason(name: str) -> N
 def decoded(data: bytes) -> tuple[list[pa.RecordBatch], list[BadRecord]]:
     """A block of lines, as the pipeline reads it."""
     bad: list[BadRecord] = []
-    lines = JsonLines(parse_order, schema=LINE, parse_batch=orders_of)
+    lines = JsonLines(order_as_row, schema=LINE, parse_batch=orders_of)
     return list(lines.decode_batches(Block(path="orders", offset=0, data=data), bad)), bad
 
 
@@ -247,8 +265,8 @@ def test_ties_go_to_the_greater_field_by_field() -> None:
     low: dict[str, Any] = {"updated_at": "2026-03-01T09:31:06Z", "ordered_at": "2026-03-01T09:29:00Z"}
     low |= {"customer": "Zoa", "product": "P", "quantity": 2, "unit_price_cents": 999}
     for at, name in enumerate(names):
-        worse: Order = {**ORDER, name: low[name]}  # type: ignore[misc]
-        better: Order = {**ORDER, **{behind: low[behind] for behind in names[at + 1 :]}}  # type: ignore[typeddict-item]
+        worse: Order = {**ORDER, name: low[name]}
+        better: Order = {**ORDER, **{behind: low[behind] for behind in names[at + 1 :]}}
         assert newest([worse, better]) == better
         assert [row for found in newest_of([batch([worse, better])]) for row in found.to_pylist()] == [better]
 
