@@ -306,8 +306,8 @@ class BlobService:
            been lost. Put Block List of the same ids as *committed* blocks succeeds only if the blob is made of them;
            ids are unique, so then it is ours, and nothing changes but its ETag. It needs no permission to read.
 
-        No blocks make an empty blob, with `overwrite` alone: such a commit cannot be confirmed, since an empty list
-        would match any blob, and need not be, since it may be sent again.
+        No blocks make an empty blob. Such a commit cannot be confirmed, since an empty list would match any blob. With
+        `overwrite` it need not be, since it may be sent again; without, a retry may take its own blob for another's.
 
         Args:
             only_replace: With `overwrite`: if no blob is there, make none.
@@ -316,8 +316,6 @@ class BlobService:
             BlobExists: The blob is somebody else's. It was not touched.
             BlobNotFound: There is no blob, and it was only to be replaced.
         """
-        if not (block_ids or overwrite):
-            raise ValueError("a commit names at least one block: an empty list would match any blob")
         if only_replace and not overwrite:
             raise ValueError("what is only to be replaced is to be overwritten")
         headers = {_COMMIT_METADATA: commit_id, "x-ms-blob-content-type": content_type}
@@ -341,11 +339,12 @@ class BlobService:
         except StorageError as error:
             if only_replace and isinstance(error, BlobChanged):
                 raise BlobNotFound("there is no blob to replace", error.diagnosis) from None
-            if not block_ids or not _may_be_done(error):
+            if not _may_be_done(error) or (overwrite and not block_ids):
                 raise
             refused = error
         try:
-            return Commit(answer=put("Committed", {"If-Match": "*"}, "confirm the commit of"), confirmed=True)
+            if block_ids:
+                return Commit(answer=put("Committed", {"If-Match": "*"}, "confirm the commit of"), confirmed=True)
         except StorageError as error:
             if error.diagnosis.code != "InvalidBlockList" and not isinstance(error, (BlobChanged, BlobNotFound)):
                 raise

@@ -162,12 +162,17 @@ def test_blocks_that_are_gone(desk):
     assert desk.container.download("a.jsonl") == b"old\n"
 
 
-def test_a_commit_names_blocks(desk):
-    """An empty list would confirm any blob."""
-    desk.container.upload("a.jsonl", b"old\n")
-    with pytest.raises(ValueError, match="at least one block"):
-        commit(desk, [])
-    assert desk.container.download("a.jsonl") == b"old\n"
+def test_an_empty_commit_confirms_nothing(desk):
+    """It makes an empty blob where there is none. An empty list of blocks would match any blob, so it is sent once."""
+    assert not commit(desk, []).confirmed
+    assert desk.container.download("a.jsonl") == b""
+    for content in (b"old\n", b""):
+        desk.container.upload("a.jsonl", content)
+        before = len(desk.cloud.proxy.requests)
+        with pytest.raises(BlobExists, match="exists already"):
+            commit(desk, [])
+        assert len(desk.cloud.proxy.requests) == before + 1
+        assert desk.container.download("a.jsonl") == content
 
 
 @pytest.mark.parametrize("lost", [False, True])
