@@ -32,6 +32,8 @@ __all__ = ["BadRecord", "Compression", "ReadAllFromBlob", "ReadFromBlob"]
 _BLOCK_BYTES = 1 << 20  # what is made of one stays in the processor's cache, and in memory that is used again
 _PREFETCH_BYTES = 32 << 20
 _REQUESTS_AHEAD = 32
+_REQUESTS_AT_ONCE = 4  # of long ones, at least
+_BLOCKS_A_REQUEST = 8
 _BLOCKS_A_SPLIT = 64
 _SMALL = 2  # blobs up to so many to a block are small
 _PACK_BLOBS = 256
@@ -73,12 +75,11 @@ class ReadAllFromBlob(beam.PTransform):  # type: ignore[misc]  # Beam's PTransfo
         format: How records lie in the blobs.
         compression: `gzip`, `bzip2`, `zstd`, `deflate` or `none`; `auto` goes by what a name ends in: `.gz`, `.bz2`,
             `.zst`, `.zstd`, `.deflate`, `.zz`. What is compressed is read by one worker, in bounded memory.
-        block_bytes: How much is fetched in one request and handed on at once. A blob that can be read in pieces is read
-            in pieces of 64 blocks, by as many workers as there are. Blobs of up to half a block are read in packs, up
-            to 32 at a time, in no order.
-        prefetch_bytes: How much is fetched ahead of what has been handed on, in at most 32 requests at a time: what a
-            reader holds in memory, and how much may be on its way in one round trip. The default keeps 1 GB/s coming
-            over 30 ms. More of it needs larger blocks.
+        block_bytes: How much is handed on at once; it is fetched in requests of up to eight blocks. A blob that can be
+            read in pieces is read in pieces of 64 blocks, by as many workers as there are. Blobs of up to half a block
+            are read in packs, up to 32 at a time, in no order.
+        prefetch_bytes: How much is fetched ahead of what is handed on, in requests that are under way together: what a
+            reader holds in memory, and the most that comes in one round trip.
         max_record_bytes: When this much of a record has been fetched and its end is not in sight, the read fails rather
             than fill the memory. By default what the format says, 64 MiB for most.
         allow_empty: A pattern that matches nothing is no error. A container that is not there still is one.
@@ -296,7 +297,20 @@ class _Blob:
     def stream(self, start: int, stop: int) -> Iterator[bytes | bytearray]:
         """Bytes [start, stop) in pieces, in order, fetched ahead."""
         step = self._block_bytes
-        return self.ranges((begin, min(begin + step, stop)) for begin in range(start, stop, step))
+        for piece in self.ranges(self._requests(start, stop)):
+            if len(piece) <= step:
+                yield piece
+            else:
+                yield from (piece[at : at + step] for at in range(0, len(piece), step))
+
+    def _requests(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
+        """First a block, which is soon here, then longer ones: a request costs the service what many bytes do."""
+        longest = max(min(_BLOCKS_A_REQUEST * self._block_bytes, self._prefetch_bytes // _REQUESTS_AT_ONCE), 1)
+        length = min(self._block_bytes, longest)
+        while start < stop:
+            end = min(start + length, stop)
+            yield start, end
+            start, length = end, min(2 * length, longest)
 
     def ranges(self, wanted: Iterable[tuple[int, int]]) -> Iterator[bytes | bytearray]:
         """Each of these ranges whole, in order, fetched ahead."""

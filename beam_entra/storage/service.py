@@ -30,11 +30,12 @@ from beam_entra.storage.blobs import BlobProperties, ListPage, block_list_xml, p
 from beam_entra.storage.exchange import Authorise, Authorization, Call, Exchange, unreachable
 from beam_entra.storage.sas import DelegationKey
 from beam_entra.storage.transport import connection_pool
+from beam_entra.storage.wire import Response
 
 __all__ = ["BlobService", "Commit"]
 
 _KEY_START_TOLERANCE = timedelta(minutes=5)
-_READ_BYTES = 1 << 20
+_READ_BYTES = 256 << 10  # what is lost, at most, when a connection breaks
 _NO_SUCH_RANGE = 416
 _RESUMES_WITHOUT_PROGRESS = 5
 _COMMIT_METADATA = "x-ms-meta-beam_entra_commit"
@@ -131,10 +132,10 @@ class BlobService:
         Raises:
             BlobChanged: The blob is no longer this version.
         """
-        content = bytearray()
-        fruitless = 0
-        while len(content) < stop - start:
-            begin, before = start + len(content), len(content)
+        content = bytearray(stop - start)
+        filled = fruitless = 0
+        while filled < len(content):
+            begin, before = start + filled, filled
             call = self._call(
                 "GET",
                 blob.path,
@@ -149,18 +150,15 @@ class BlobService:
                 with closing(response):
                     _check_range(answer, blob, begin, stop, call)
                     answered(answer, begin, stop)
-                    while len(content) < stop - start and (chunk := response.read(_READ_BYTES)):
-                        content += chunk
-                    response.drain_conn()
+                    for count in _received(response, content, filled):
+                        filled += count
             except HTTPError as error:
                 failure = unreachable(call, error, attempts)
-            fruitless = 0 if len(content) > before else fruitless + 1
+            fruitless = 0 if filled > before else fruitless + 1
             if fruitless > _RESUMES_WITHOUT_PROGRESS:
                 raise failure or StorageError("Storage sends no bytes of this range", Diagnosis(tried=call.tried))
             if failure is not None:
                 self._exchange.rest(1 + fruitless, None)
-        if len(content) != stop - start:
-            raise StorageError(f"Storage sent {len(content)} bytes for a range of {stop - start}")
         return content
 
     def read_beginning(
@@ -186,19 +184,18 @@ class BlobService:
             blob, answer = self.properties(path, authorise, next_request_id())  # it is empty
             answered(blob, answer, 0, 0)
             return blob, bytearray()
-        content = bytearray()
         with closing(response):
             blob = _described(path, answer, answer.headers.get("content-range", "").rpartition("/")[2], call)
             stop = min(length, blob.size_bytes)
             _check_range(answer, blob, 0, stop, call)
             answered(blob, answer, 0, stop)
+            content, filled = bytearray(stop), 0
             with suppress(HTTPError):  # what is missing is fetched below
-                while len(content) < stop and (chunk := response.read(_READ_BYTES)):
-                    content += chunk
-                response.drain_conn()
-        if len(content) < stop:
+                for count in _received(response, content, 0):
+                    filled += count
+        if filled < stop:
             tell = partial(answered, blob)
-            content += self.read_range(blob, len(content), stop, authorise, next_request_id, tell)
+            content[filled:] = self.read_range(blob, filled, stop, authorise, next_request_id, tell)
         return blob, content
 
     # Writing
@@ -456,6 +453,14 @@ def _described(path: BlobPath, answer: Answer, size: str, call: Call) -> BlobPro
             f"Storage's description of {path} cannot be read: {error}",
             Diagnosis(tried=call.tried, request_id=answer.request_id, hint="check the account's endpoint"),
         ) from None
+
+
+def _received(response: Response, content: bytearray, filled: int) -> Iterator[int]:
+    """Fill the content from there on with the body; says how many bytes came each time."""
+    with memoryview(content) as view:
+        while filled < len(content) and (count := response.readinto(view[filled : filled + _READ_BYTES])):
+            filled += count
+            yield count
 
 
 def _may_be_done(error: StorageError) -> bool:
