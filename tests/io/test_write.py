@@ -26,6 +26,7 @@ from beam_entra.clock import utc_now
 from beam_entra.errors import AccessDenied, BlobExists, ConfigError, FormatError, NotGranted, StorageError
 from beam_entra.io.commit import _check_blocks, commit
 from beam_entra.io.compression import Compression
+from beam_entra.io.formats import BlobFormat
 from beam_entra.io.sink import AutoShards, Staged, WriteSettings, shards_of
 from beam_entra.io.staging import BlockStager
 from beam_entra.io.write import _Stage
@@ -462,24 +463,37 @@ def test_input_without_end_is_refused(lake: Any) -> None:
     assert caught.value.hint
 
 
-WRONG: dict[str, dict[str, Any]] = {
-    "one blob for a prefix": {"prefix": "abfss://c@lake.dfs.core.windows.net/out"},
-    "no shards": {"shards": 0},
-    "too many shards": {"shards": 10_001},
-    "overwrite without shards": {"overwrite": True},
-    "an unknown compression": {"compression": "zip"},
-    "a compression without members": {"compression": "deflate"},
-    "guessing the compression": {"compression": "auto"},
-    "blocks of nothing": {"block_bytes": 0},
-    "a format that cannot write": {"format": Csv()},
+class ReadOnly(BlobFormat):
+    """A format of a user's own that reads and does not write."""
+
+    suffix = ".own"
+    content_type = "text/x-own"
+
+    def split(self, *_: Any, **__: Any) -> Any:
+        """Not of interest here."""
+
+    stream = decode_each = split
+
+
+WRONG: dict[str, tuple[dict[str, Any], str]] = {
+    "one blob for a prefix": ({"prefix": "abfss://curated@lake.dfs.core.windows.net/out"}, "not a prefix"),
+    "no shards": ({"shards": 0}, "not between"),
+    "too many shards": ({"shards": 10_001}, "not between"),
+    "overwrite without shards": ({"overwrite": True}, "fixed number"),
+    "an unknown compression": ({"compression": "zip"}, "cannot write compression"),
+    "a compression without members": ({"compression": "deflate"}, "do not concatenate"),
+    "guessing the compression": ({"compression": "auto"}, "cannot write compression"),
+    "blocks of nothing": ({"block_bytes": 0}, "at least 1"),
+    "a CSV without columns": ({"format": Csv()}, "column"),
+    "a format that cannot write": ({"format": ReadOnly()}, "ReadOnly reads and does not write"),
 }
 
 
-@pytest.mark.parametrize("arguments", WRONG.values(), ids=WRONG)
-def test_arguments_that_do_not_go_together_are_refused(arguments: dict[str, Any]) -> None:
+@pytest.mark.parametrize(("arguments", "reason"), WRONG.values(), ids=WRONG)
+def test_arguments_that_do_not_go_together_are_refused(arguments: dict[str, Any], reason: str) -> None:
     """Before anything is built."""
-    with pytest.raises(ConfigError):
-        WriteToBlob(**({"prefix": "abfss://c@lake.dfs.core.windows.net/out/"} | arguments))
+    with pytest.raises(ConfigError, match=reason):
+        WriteToBlob(**({"prefix": "abfss://curated@lake.dfs.core.windows.net/out/"} | arguments))
 
 
 def test_a_blob_of_too_many_blocks_is_refused_before_anything_is_committed() -> None:

@@ -7,17 +7,21 @@ from beam_entra.io.formats.base import BlobFormat, BlockFormat, FileFormat, File
 from beam_entra.io.formats.csv import Csv
 from beam_entra.io.formats.json_lines import JsonLines
 from beam_entra.io.formats.lines import Lines
+from beam_entra.io.formats.parquet import Parquet
+from beam_entra.io.formats.whole import Bytes
 
 __all__ = [
     "Avro",
     "BlobFormat",
     "BlockFormat",
+    "Bytes",
     "Csv",
     "FileFormat",
     "FileWriter",
     "Format",
     "JsonLines",
     "Lines",
+    "Parquet",
     "as_mapping",
     "batch_of",
 ]
