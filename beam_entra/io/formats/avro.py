@@ -29,7 +29,7 @@ from beam_entra.io.formats.avro_schemas import (
     uuids_as_text,
     what_is_wrong,
 )
-from beam_entra.io.formats.base import BlockFormat, as_mapping, batch_of, not_writable, reason_of
+from beam_entra.io.formats.base import BlockFormat, as_mapping, not_writable, reason_of
 from beam_entra.io.formats.rows import plain
 
 __all__ = ["Avro"]
@@ -129,8 +129,11 @@ class Avro(BlockFormat):
             elements = list(self.decode_each(block, bad))
         if not elements:
             return
-        rows = elements if is_record(schema) else [{"value": element} for element in elements]
-        yield batch_of(uuids_as_text(rows) if has_uuids(schema) else rows, columns)
+        if has_uuids(schema):
+            elements = uuids_as_text(elements)
+        values = [[row[name] for row in elements] for name in columns.names] if is_record(schema) else [elements]
+        arrays = [pa.array(column, field.type) for column, field in zip(values, columns, strict=True)]
+        yield pa.RecordBatch.from_arrays(arrays, schema=columns)
 
     def _elements(self, header: _Header, containers: bytes) -> list[Any]:
         """The records of container blocks."""

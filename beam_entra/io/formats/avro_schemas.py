@@ -186,32 +186,32 @@ def _problem(found: Any) -> str:
     wanted = found.schema.get("logicalType", found.schema["type"]) if isinstance(found.schema, dict) else found.schema
     if isinstance(wanted, list):
         wanted = "one of several types"
-    return f"{found.field or 'it'} is a {type(found.datum).__name__}, not of Avro's {wanted}"
+    return f"{found.field or 'it'}, of type {type(found.datum).__name__}, is not of Avro's {wanted}"
 
 
-def _check(schema: Any, named: dict[str, Any], seen: dict[str, Check]) -> Check | None:
+def _check(schema: Any, named: dict[str, Any], seen: dict[str, Check], path: str = "it") -> Check | None:
     """Says of a value whether it is surely one of the schema; None where fastavro refuses what is none."""
     if isinstance(schema, list):
-        branches = [_check(branch, named, seen) for branch in schema if branch != "null"]
+        branches = [_check(branch, named, seen, path) for branch in schema if branch != "null"]
         sure = [check for check in branches if check is not None]
         if len(sure) < len(branches):
             return None
         return lambda value: value is None or any(check(value) for check in sure)
     if isinstance(schema, str):
-        return _SURE[schema] if schema in _SURE else _check(named[schema], named, seen)
+        return _SURE[schema] if schema in _SURE else _check(named[schema], named, seen, path)
     kind, logical = schema["type"], schema.get("logicalType", "")
     if kind in _RECORDS:
         return _check_of_record(schema, named, seen)
     if kind in ("array", "map"):
-        return _check_of_items(schema, named, seen)
+        return _check_of_items(schema, named, seen, path)
     if logical.startswith("timestamp-"):
-        return _aware
-    return _check(kind, named, seen) if not logical or kind not in ("int", "long") else _not_a_float
+        return _check_of_times(path)
+    return _check(kind, named, seen, path) if not logical or kind not in ("int", "long") else _not_a_float
 
 
 def _check_of_record(schema: Any, named: dict[str, Any], seen: dict[str, Check]) -> Check:
-    name = schema["name"]
-    if name not in seen:
+    record = schema["name"]
+    if record not in seen:
         checks: dict[str, Check] = {}
 
         def check(value: Any) -> bool:
@@ -219,26 +219,31 @@ def _check_of_record(schema: Any, named: dict[str, Any], seen: dict[str, Check])
                 return False
             return all(name not in value or sure(value[name]) for name, sure in checks.items())
 
-        seen[name] = check  # before the fields, which may hold such records
-        fields = {field["name"]: _check(field["type"], named, seen) for field in schema["fields"]}
-        checks |= {name: sure for name, sure in fields.items() if sure is not None}
-    return seen[name]
+        seen[record] = check  # before the fields, which may hold such records
+        for field in schema["fields"]:
+            sure = _check(field["type"], named, seen, f"{record}.{field['name']}")
+            if sure is not None:
+                checks[field["name"]] = sure
+    return seen[record]
 
 
-def _check_of_items(schema: Any, named: dict[str, Any], seen: dict[str, Check]) -> Check:
+def _check_of_items(schema: Any, named: dict[str, Any], seen: dict[str, Check], path: str) -> Check:
     if schema["type"] == "array":
-        sure = _check(schema["items"], named, seen)
+        sure = _check(schema["items"], named, seen, path)
         return lambda value: type(value) is list and (sure is None or all(map(sure, value)))
-    sure = _check(schema["values"], named, seen)
+    sure = _check(schema["values"], named, seen, path)
     return lambda value: type(value) is dict and (sure is None or all(map(sure, value.values())))
 
 
-def _aware(value: Any) -> bool:
-    if isinstance(value, datetime):
-        if value.tzinfo is None:
-            raise ValueError("a time has no time zone")
-        return True
-    return type(value) is int
+def _check_of_times(path: str) -> Check:
+    def check(value: Any) -> bool:
+        if isinstance(value, datetime):
+            if value.tzinfo is None:
+                raise ValueError(f"{path} has no time zone")
+            return True
+        return type(value) is int
+
+    return check
 
 
 def _not_a_float(value: Any) -> bool:
