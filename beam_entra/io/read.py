@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 import apache_beam as beam
+import pyarrow as pa
 from apache_beam.io.restriction_trackers import OffsetRange, OffsetRestrictionTracker, UnsplittableRestrictionTracker
 from apache_beam.metrics import Metrics
 from apache_beam.metrics.metric import Lineage
@@ -17,6 +18,7 @@ from apache_beam.transforms.core import RestrictionProvider
 from beam_entra.access import Permission, downscope
 from beam_entra.access.downscope import require_grant
 from beam_entra.errors import BeamEntraError, BlobNotFound, ConfigError, Diagnosis, FormatError, NotGranted
+from beam_entra.io import batches as _batches  # noqa: F401 - registers the coder of record batches
 from beam_entra.io.blocks import BadRecord, Block, fetch_ahead
 from beam_entra.io.compression import Codec, Compression, check_readable, codec_for
 from beam_entra.io.dofn import METRICS_NAMESPACE, Scoped, ScopedDoFn, scope_of
@@ -127,10 +129,15 @@ class ReadAllFromBlob(beam.PTransform):  # type: ignore[misc]  # Beam's PTransfo
         )
         decoder = _DecodeBatches if self._batched else _Decode
         decode = beam.ParDo(decoder(self._settings.format, keep_bad=self._keep_bad))
+        if self._batched:
+            decode = decode.with_output_types(pa.RecordBatch)
         if not self._keep_bad:
             return blocks | "Decode" >> decode
         outputs = blocks | "Decode" >> decode.with_outputs(BAD, main=GOOD)
         return outputs[GOOD], outputs[BAD]
+
+    def display_data(self) -> dict[str, Any]:
+        return {"format": type(self._settings.format).__name__, "batched": self._batched}
 
 
 class ReadFromBlob(ReadAllFromBlob):
@@ -158,7 +165,7 @@ class ReadFromBlob(ReadAllFromBlob):
         return super().expand(pbegin | "Pattern" >> beam.Create([str(self._pattern)]))
 
     def display_data(self) -> dict[str, Any]:
-        return {"pattern": str(self._pattern), "format": type(self._settings.format).__name__}
+        return {**super().display_data(), "pattern": str(self._pattern)}
 
 
 def check_at_launch(pipeline: beam.Pipeline, path: BlobPath, permission: Permission) -> None:
