@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+import json.scanner
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import replace
 from datetime import date
 from decimal import Decimal
 from functools import partial
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from beam_entra.errors import ConfigError, Diagnosis, FormatError
-from beam_entra.io.blocks import BadRecord, Block
-from beam_entra.io.formats.base import Decoded, Format, as_mapping, in_order, join_rows, joined, not_writable
+from beam_entra.io.blocks import BadRecord, Block, strip_line_end
+from beam_entra.io.formats.base import Decoded, Format, as_mapping, in_order, join_rows, joined, not_writable, reason_of
 from beam_entra.io.formats.json_batches import check_schema, parse_lines, parse_value, parse_values
 
 __all__ = ["JsonLines"]
 
 _JSON_SPACE = " \t\r\n"
+_LINE_ENDS = ("\n", "\r\n", "")
 
 
 ParseBatch = Callable[[pa.RecordBatch], tuple[pa.RecordBatch, pa.BooleanArray]]
@@ -76,9 +79,40 @@ class JsonLines(Format):
             raise ValueError(f"there is more behind the JSON value, from character {end} on")
         return value if self.parse is None else self.parse(value)
 
+    def decode_each(self, block: Block, bad: list[BadRecord]) -> Generator[Any, None, int]:
+        if not self._is_plain():
+            return (yield from super().decode_each(block, bad))
+        good, offset, parse = 0, block.offset, self.parse
+        for line in self.records(block.data):
+            try:
+                text = line.decode("utf-8")
+                value, end = _scan(text, 0)
+                alone = text[end:] in _LINE_ENDS
+            except (ValueError, StopIteration, RecursionError):
+                alone = False
+            if not alone:  # `decode` says what it is
+                good += yield from super().decode_each(replace(block, offset=offset, data=line), bad)
+            elif parse is None:
+                good += 1
+                yield value
+            else:
+                try:
+                    element = parse(value)
+                except Exception as error:  # noqa: BLE001 - whatever it raises, the record is a bad one
+                    record = strip_line_end(line)
+                    bad.append(BadRecord(path=block.path, offset=offset, reason=reason_of(error), record=record))
+                else:
+                    good += 1
+                    yield element
+            offset += len(line)
+        return good
+
+    def _is_plain(self) -> bool:
+        """Whether nobody has made a format of their own of this one."""
+        return type(self).decode is JsonLines.decode and type(self).skips is JsonLines.skips
+
     def decode_batches(self, block: Block, bad: list[BadRecord]) -> Iterator[pa.RecordBatch]:
-        own = type(self).decode is JsonLines.decode and type(self).skips is JsonLines.skips
-        if not own or (self.parse is not None and self.parse_batch is None):
+        if not self._is_plain() or (self.parse is not None and self.parse_batch is None):
             yield from super().decode_batches(block, bad)
             return
         before = len(bad)
@@ -134,8 +168,8 @@ class JsonLines(Format):
         value = as_mapping(element)
         try:
             try:
-                return _ENCODER.encode(value).encode("utf-8") + b"\n"
-            except UnicodeEncodeError:  # half a surrogate pair, which JSON can say as an escape
+                return "".join(_encode(value, 0)).encode("utf-8") + b"\n"
+            except (UnicodeEncodeError, RecursionError):  # half a surrogate pair, which JSON can escape; a circle
                 return _ASCII_ENCODER.encode(value).encode("ascii") + b"\n"
         except (TypeError, ValueError, RecursionError) as error:
             raise not_writable(element, f"is no JSON: {error}", "map it to plain values before WriteToBlob") from None
@@ -166,6 +200,7 @@ def _refuse_constant(name: str) -> NoReturn:
 
 
 _DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
+_scan = json.scanner.make_scanner(cast("Any", _DECODER))  # what `_DECODER.raw_decode` calls, without the call around it
 
 
 def _json_default(value: Any) -> Any:
@@ -181,3 +216,17 @@ def _json_default(value: Any) -> Any:
 
 _encoder = partial(json.JSONEncoder, separators=(",", ":"), allow_nan=False, default=_json_default)
 _ENCODER, _ASCII_ENCODER = _encoder(ensure_ascii=False), _encoder(ensure_ascii=True)
+
+
+def _made_once() -> Callable[[Any, int], Sequence[str]]:
+    """What `_ENCODER.encode` makes anew for each value, where this Python has it."""
+    make = getattr(json.encoder, "c_make_encoder", None)
+    if make is None:
+        return lambda value, _: (_ENCODER.encode(value),)
+    encode: Callable[[Any, int], Sequence[str]] = make(
+        None, _json_default, json.encoder.encode_basestring, None, ":", ",", False, False, False
+    )
+    return encode
+
+
+_encode = _made_once()
