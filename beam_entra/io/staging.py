@@ -287,14 +287,26 @@ class _BlobFile(io.RawIOBase):
 
 
 class FileStager(Stager):
-    """Blobs written by one hand: one with the given path, or one after the other, each when the one before is long."""
+    """Blobs written by one hand.
 
-    def __init__(self, bundle: BundleSession, settings: WriteSettings, path: BlobPath | None = None) -> None:
+    Args:
+        path: The blob that all is written to, be it nothing; by default one after the other, each of a name of its own.
+        blob_bytes: How long one grows, without a path, before the next is begun.
+    """
+
+    def __init__(
+        self,
+        bundle: BundleSession,
+        settings: WriteSettings,
+        path: BlobPath | None = None,
+        *,
+        blob_bytes: int = BLOB_BYTES,
+    ) -> None:
         super().__init__(bundle, settings)
         assert isinstance(settings.format, FileFormat)  # noqa: S101 - narrows the type
         self._format = settings.format
         self._parts: list[_Part] = []
-        self._path = path
+        self._blob_bytes = blob_bytes if path is None else None
         self._name, self._numbers = new_name(), itertools.count()
         self._file: _BlobFile | None = None
         self._writer: FileWriter | None = None
@@ -312,7 +324,7 @@ class FileStager(Stager):
     def _added(self, rows: int) -> None:
         self._parts[-1].rows += rows
         self.rows += rows
-        if self._path is None and self._file is not None and self._file.tell() >= BLOB_BYTES:
+        if self._blob_bytes is not None and self._file is not None and self._file.tell() >= self._blob_bytes:
             self._close()
 
     def _open(self, path: BlobPath | None) -> FileWriter:

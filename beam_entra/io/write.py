@@ -263,12 +263,13 @@ class _Deal(beam.DoFn):  # type: ignore[misc]  # Beam's DoFn is untyped
             yield GlobalWindows.windowed_value(chunk)
 
     def _cut(self, batch: pa.RecordBatch) -> Iterator[tuple[int, bytes]]:
-        row_bytes = max(batch.nbytes / max(batch.num_rows, 1), 1)
-        step = max(min(-(-batch.num_rows // self._shards), int(_CHUNK_BYTES / row_bytes)), 1)
-        for at in range(0, batch.num_rows, step):
+        rows = batch.num_rows
+        pieces = min(max(self._shards, -(-batch.nbytes // _CHUNK_BYTES)), rows)
+        for number in range(pieces):
+            start, stop = rows * number // pieces, rows * (number + 1) // pieces
             sink = pa.BufferOutputStream()
             with pa.ipc.new_stream(sink, batch.schema) as stream:
-                stream.write_batch(batch.slice(at, step))
+                stream.write_batch(batch.slice(start, stop - start))
             yield self._next(), sink.getvalue().to_pybytes()
 
     def _next(self) -> int:
