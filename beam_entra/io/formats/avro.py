@@ -236,7 +236,7 @@ def _find_header(path: str, data: bytes, *, ended: bool) -> _Header | None:
     file = io.BytesIO(data)
     try:
         fastavro.schemaless_reader(file, _HEADER, None)
-    except EOFError:
+    except (EOFError, IndexError):  # the latter in the middle of a number
         if ended:
             raise _no_avro(path, "it ends in the middle of the header") from None
         return None
