@@ -7,6 +7,7 @@ urllib3's, of which the callers know what to do with each.
 
 from __future__ import annotations
 
+import re
 import socket
 import ssl
 from collections.abc import Callable, Mapping
@@ -29,9 +30,10 @@ __all__ = ["Connection", "Response"]
 
 _BUFFER_BYTES = 32 * 1024  # two TLS records: a small answer is here at once
 _LINE_BYTES = 64 * 1024
-_HEADERS = 200
+_LINES = 200
 _TOGETHER_BYTES = 64 * 1024  # a longer body is sent on its own rather than copied behind the head
 _BODILESS = (204, 304)
+_HEXADECIMAL = re.compile(r"[0-9A-Fa-f]{1,16}")
 
 
 class Connection:
@@ -73,7 +75,7 @@ class Connection:
     @property
     def dropped(self) -> bool:
         """Whether the other side has ended it, or said something that nobody asked for."""
-        return wait_for_read(self._socket, timeout=0)
+        return self._socket.pending() > 0 or wait_for_read(self._socket, timeout=0)
 
     def close(self) -> None:
         """End it."""
@@ -99,8 +101,8 @@ class Connection:
             HTTPError: There was no answer. The connection is closed.
             ValueError: A header, or the target, would not be one.
         """
-        head = _head(method, target, self._host, headers)
         try:
+            head = _head(method, target, self._host, headers)
             with suppress(BrokenPipeError):  # the answer may have been sent before all was received
                 if len(body) > _TOGETHER_BYTES:
                     self._socket.sendall(head)
@@ -120,23 +122,30 @@ class Connection:
 
     def _answer(self) -> tuple[int, dict[str, str]]:
         """Status and headers, the names of these in lower case; one that is repeated has its values joined."""
-        version, _, rest = self._line().partition(" ")
+        lines = iter(self._lines())
+        version, _, rest = next(lines).partition(" ")
         if not version.startswith("HTTP/1.") or not rest[:3].isdigit():
             raise ProtocolError("the answer is no HTTP/1")
         headers: dict[str, str] = {} if version == "HTTP/1.1" else {"connection": "close"}
-        for _ in range(_HEADERS):
-            line = self._line()
-            if not line:
-                return int(rest[:3]), headers
+        for line in lines:
             name, colon, value = line.partition(":")
             if not colon or not name or name != name.strip():
                 raise ProtocolError("the answer has a header that is none")
             name, value = name.lower(), value.strip()
             headers[name] = f"{headers[name]}, {value}" if name in headers else value
-        raise ProtocolError("the answer has too many headers")
+        return int(rest[:3]), headers
 
-    def _line(self) -> str:
-        return _line(self._reader)
+    def _lines(self) -> list[str]:
+        """The lines of the answer's head, at once if it is here at once."""
+        end = self._reader.peek().find(b"\r\n\r\n")
+        if end > 0:
+            return self._reader.read(end + 4).decode("latin-1").split("\r\n")[:-2]
+        lines = [_line(self._reader)]
+        while line := _line(self._reader):
+            lines.append(line)
+            if len(lines) > _LINES:
+                raise ProtocolError("the answer has too many headers")
+        return lines
 
 
 class Response:
@@ -244,10 +253,9 @@ class Response:
         if not first and _line(self._reader):
             raise ProtocolError("a chunk of the answer is longer than it says")
         size = _line(self._reader).partition(";")[0].strip()
-        try:
-            self._left = int(size, 16)
-        except ValueError:
-            raise ProtocolError("a chunk of the answer has no length") from None
+        if not _HEXADECIMAL.fullmatch(size):
+            raise ProtocolError("a chunk of the answer has no length")
+        self._left = int(size, 16)
         if not self._left:
             while _line(self._reader):
                 pass  # trailers

@@ -1,0 +1,275 @@
+"""HTTP on the wire: what a server says is understood as http.client does, or is an error; nothing is smuggled in."""
+
+from __future__ import annotations
+
+import http.client
+import io
+import socket
+import ssl
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from urllib3.exceptions import HTTPError, IncompleteRead, ProtocolError, ReadTimeoutError
+
+from beam_entra.storage.transport import ConnectionPool
+from beam_entra.storage.wire import Connection, Response
+from beam_entra.testing.certificates import RunCertificates
+
+END = b"\r\n\r\n"
+OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2" + END + b"ok"
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> RunCertificates:
+    """For 127.0.0.1."""
+    return RunCertificates.issue(tmp_path_factory.mktemp("ca"))
+
+
+class Server:
+    """Answers each request over TLS with the next of the given bytes; what it was sent is kept."""
+
+    def __init__(self, certificates: RunCertificates, answers: list[bytes], *, close: bool) -> None:
+        self._context = certificates.server_context()
+        self._answers, self._close = iter(answers), close
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.received: list[bytes] = []
+        self.connections = 0
+        self.thread = threading.Thread(target=self._serve, daemon=True)
+        self.thread.start()
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                raw, _ = self.listener.accept()
+            except OSError:
+                return
+            self.connections += 1
+            with self._context.wrap_socket(raw, server_side=True) as connection:
+                self._answer(connection)
+
+    def _answer(self, connection: ssl.SSLSocket) -> None:
+        while True:
+            request = b""
+            while END not in request:
+                piece = connection.recv(65536)
+                if not piece:
+                    return
+                request += piece
+            self.received.append(request)
+            answer = next(self._answers, None)
+            if answer is None:
+                return
+            connection.sendall(answer)
+            if self._close:
+                return
+
+
+@contextmanager
+def served(
+    certificates: RunCertificates, *answers: bytes, close: bool = False
+) -> Iterator[tuple[Callable[..., Response], Server]]:
+    """A way to ask a server that answers so."""
+    server = Server(certificates, list(answers), close=close)
+    pool = ConnectionPool(ssl.create_default_context(cafile=str(certificates.ca_file)))
+    url = f"https://127.0.0.1:{server.listener.getsockname()[1]}/a?sig=b"
+
+    def ask(method: str = "GET", headers: dict[str, str] | None = None, body: bytes = b"") -> Response:
+        return pool.open(method, url, headers=headers or {}, body=body)
+
+    try:
+        yield ask, server
+    finally:
+        pool.clear()
+        server.listener.shutdown(socket.SHUT_RDWR)
+        server.listener.close()
+        server.thread.join(5)
+
+
+BODIES = {
+    "a length": b"HTTP/1.1 200 OK\r\nContent-Length: 5" + END + b"12345",
+    "chunks": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked" + END + b"2;x=y\r\n12\r\n3\r\n345\r\n0\r\nT: 1" + END,
+    "lines that end in \\n alone": b"HTTP/1.1 200 OK\nContent-Length: 5\n\n12345",
+    "behind a 100": b"HTTP/1.1 100 Continue" + END + b"HTTP/1.1 200 OK\r\nContent-Length: 5" + END + b"12345",
+}
+
+
+@pytest.mark.parametrize("name", BODIES)
+def test_a_body_is_read_and_its_connection_used_again(certificates: RunCertificates, name: str) -> None:
+    """Whole, in whatever way its length is told; the next request finds the connection open."""
+    with served(certificates, BODIES[name], OK) as (ask, server):
+        assert ask().read() == b"12345"
+        assert ask().read() == b"ok"
+        assert server.connections == 1
+
+
+def test_a_body_without_a_length_ends_with_the_connection(certificates: RunCertificates) -> None:
+    """And so does one of HTTP/1.0, or of a server that says it will close."""
+    for head in (b"HTTP/1.1 200 OK", b"HTTP/1.0 200 OK\r\nContent-Length: 5", b"HTTP/1.1 200 OK\r\nConnection: close"):
+        with served(certificates, head + END + b"12345", OK, close=True) as (ask, server):
+            assert ask().read() == b"12345"
+            assert ask().read() == b"ok"
+            assert server.connections == 2
+
+
+@pytest.mark.parametrize(
+    ("method", "answer"),
+    [
+        ("HEAD", b"HTTP/1.1 200 OK\r\nContent-Length: 5" + END),
+        ("GET", b"HTTP/1.1 204 No Content" + END),
+        ("GET", b"HTTP/1.1 304 Not Modified\r\nContent-Length: 5" + END),
+        ("GET", b"HTTP/1.1 201 Created\r\nContent-Length: 0" + END),
+    ],
+)
+def test_what_has_no_body_ends_with_its_head(certificates: RunCertificates, method: str, answer: bytes) -> None:
+    """Whatever length it names; the connection is free at once."""
+    with served(certificates, answer, OK) as (ask, server):
+        assert ask(method).read() == b""
+        assert ask().read() == b"ok"
+        assert server.connections == 1
+
+
+def test_a_body_that_is_not_wanted_costs_its_connection(certificates: RunCertificates) -> None:
+    """What is left of it must not be taken for the next answer."""
+    with served(certificates, BODIES["a length"], OK) as (ask, _):
+        response = ask()
+        assert response.read(2) == b"12"
+        response.close()
+        assert response.read() == b""
+    with served(certificates, BODIES["a length"], close=True) as (ask, server):
+        ask().close()
+        with pytest.raises(HTTPError):
+            ask()
+        assert server.connections == 2
+
+
+@pytest.mark.parametrize("length", [0, 1, 4])
+def test_a_body_that_breaks_off(certificates: RunCertificates, length: int) -> None:
+    """What came is given, then it is an error."""
+    answer = b"HTTP/1.1 200 OK\r\nContent-Length: 5" + END + b"12345"[:length]
+    with served(certificates, answer, close=True) as (ask, _):
+        response, buffer = ask(), bytearray(5)
+        with memoryview(buffer) as view:
+            assert length == 0 or response.readinto(view) == length
+            with pytest.raises(IncompleteRead):
+                response.readinto(view)
+        assert buffer[:length] == b"12345"[:length]
+
+
+NO_ANSWERS = {
+    "nothing": b"",
+    "half a head": b"HTTP/1.1 200 OK\r\nContent-Le",
+    "no HTTP": b"220 ftp.example.com ready" + END,
+    "no status": b"HTTP/1.1 OK" + END,
+    "a line that is no header": b"HTTP/1.1 200 OK\r\nnothing" + END,
+    "a header with a space before its colon": b"HTTP/1.1 200 OK\r\nContent-Length : 5" + END,
+    "no number for a length": b"HTTP/1.1 200 OK\r\nContent-Length: -5" + END,
+    "two lengths": b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 6" + END,
+    "an encoding that was not asked for": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked" + END,
+    "no number for a chunk": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked" + END + b"xyz\r\n",
+    "a chunk of less than nothing": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked" + END + b"-5\r\n",
+    "a line without end": b"HTTP/1.1 200 OK\r\nA: " + b"a" * 70_000,
+    "headers without end": b"HTTP/1.1 200 OK\r\n" + b"A: b\r\n" * 300_000,
+}
+
+
+@pytest.mark.parametrize("name", NO_ANSWERS)
+def test_what_is_no_answer_is_an_error(certificates: RunCertificates, name: str) -> None:
+    """Said as one of the wire, so that the request is sent again; the connection is not."""
+    with served(certificates, NO_ANSWERS[name], close=True) as (ask, _), pytest.raises(ProtocolError):
+        ask()
+
+
+def test_a_chunk_that_is_longer_than_it_says(certificates: RunCertificates) -> None:
+    """Its end is not where it should be."""
+    answer = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked" + END + b"2\r\n12345\r\n0" + END
+    with served(certificates, answer) as (ask, _):
+        response = ask()
+        with pytest.raises(ProtocolError, match="longer than it says"):
+            response.read()
+
+
+@pytest.mark.parametrize("value", ["a\r\nx-ms-date: now", "a\nb", "a\rb", "a\0b"])
+def test_a_header_brings_no_other(certificates: RunCertificates, value: str) -> None:
+    """A value with a line end in it, such as an ETag that a server made up, is not sent; nor said."""
+    with served(certificates, OK) as (ask, server):
+        with pytest.raises(ValueError, match="a line end") as caught:
+            ask(headers={"If-Match": value})
+        assert value not in str(caught.value)
+        assert server.received == []
+
+
+def test_what_is_sent(certificates: RunCertificates) -> None:
+    """Target, host and headers as they are; a long body behind the head as well as a short one."""
+    for size in (3, 100_000):
+        with served(certificates, OK, close=True) as (ask, server):
+            ask("PUT", {"Content-Length": str(size), "x-ms-version": "v"}, b"x" * size).close()
+            head = server.received[0].partition(END)[0].split(b"\r\n")
+            assert head[0] == b"PUT /a?sig=b HTTP/1.1"
+            assert f"Host: 127.0.0.1:{server.listener.getsockname()[1]}".encode() in head
+            assert b"x-ms-version: v" in head
+
+
+def test_a_server_that_says_nothing(certificates: RunCertificates) -> None:
+    """After the time to wait, it is an error."""
+    context = ssl.create_default_context(cafile=str(certificates.ca_file))
+    with served(certificates, b"") as (_, server):
+        port = server.listener.getsockname()[1]
+        connection = Connection("127.0.0.1", port, context, connect_s=5, read_s=0.05)
+        with pytest.raises(ReadTimeoutError):
+            connection.request("GET", "/", {}, b"", done=lambda _: None)
+
+
+class _Canned(Connection):
+    """A connection over bytes, without a wire."""
+
+    def __init__(self, answer: bytes) -> None:
+        self._reader = io.BufferedReader(io.BytesIO(answer), 64)  # type: ignore[arg-type]  # BytesIO is raw enough
+
+    def close(self) -> None:
+        """Nothing to close."""
+
+
+class _Socket:
+    def __init__(self, answer: bytes) -> None:
+        self._answer = answer
+
+    def makefile(self, mode: str) -> Any:
+        return io.BytesIO(self._answer)
+
+
+_names = st.text("abcXYZ-", min_size=1, max_size=6)
+_values = st.text("abc 123;=\"é\t", max_size=10)
+
+
+@given(
+    headers=st.lists(st.tuples(_names, _values), max_size=6),
+    chunks=st.lists(st.binary(min_size=1, max_size=50), max_size=4),
+    chunked=st.booleans(),
+    piece=st.integers(1, 30),
+)
+def test_answers_mean_what_they_mean_to_http_client(
+    headers: list[tuple[str, str]], chunks: list[bytes], chunked: bool, piece: int
+) -> None:
+    """Any headers, any body, read in any pieces."""
+    body = b"".join(chunks)
+    lines = [f"x-{name}: {value}" for name, value in headers]
+    lines.append("Transfer-Encoding: chunked" if chunked else f"Content-Length: {len(body)}")
+    sent = b"".join(b"%x\r\n%s\r\n" % (len(chunk), chunk) for chunk in chunks) + b"0\r\n\r\n" if chunked else body
+    answer = "\r\n".join(["HTTP/1.1 206 Partial", *lines]).encode("latin-1") + END + sent
+    theirs = http.client.HTTPResponse(_Socket(answer))  # type: ignore[arg-type]  # all that it needs of a socket
+    theirs.begin()
+    connection = _Canned(answer)
+    kept: list[Connection] = []
+    status, found = connection._answer()
+    ours = Response(connection, connection._reader, status, found, bodiless=False, done=kept.append)
+    assert (ours.status, ours.read(piece)) == (206, body[:piece])
+    assert body[:piece] + ours.read() == theirs.read() == body
+    assert kept == [connection]
+    for name, _ in headers:
+        together = ", ".join(value.strip() for value in theirs.headers.get_all(f"x-{name}", []))
+        assert ours.headers[f"x-{name}".lower()] == together
