@@ -37,6 +37,7 @@ __all__ = [
     "joined",
     "not_writable",
     "reason_of",
+    "rows_of",
     "split_at_newlines",
 ]
 
@@ -122,7 +123,7 @@ class BlockFormat(BlobFormat):
         Raises:
             FormatError: A row cannot be written so that it would be read back.
         """
-        return b"".join(map(self.encode, batch.to_pylist()))
+        return b"".join(map(self.encode, rows_of(batch)))
 
     def frame(self, records: bytes, rows: int) -> bytes:
         """Encoded records as a block that may stand behind the header and any other block."""
@@ -352,6 +353,22 @@ def batch_of(elements: Sequence[Any], schema: pa.Schema | None = None) -> pa.Rec
             f"elements of type {type(elements[0]).__name__} make no record batch: {reason_of(error)}",
             Diagnosis(hint="batches are of rows: give dicts, named tuples or beam.Row with values of one type a field"),
         ) from None
+
+
+def rows_of(batch: pa.RecordBatch) -> list[dict[str, Any]]:
+    """The rows of a record batch as dicts.
+
+    Raises:
+        FormatError: A value has no counterpart in Python.
+    """
+    try:
+        rows: list[dict[str, Any]] = batch.to_pylist()
+    except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
+        raise FormatError(
+            f"a record batch holds what Python has no value for: {reason_of(error)}",
+            Diagnosis(hint="look for texts that are no UTF-8 and for years beyond 9999, or leave the column out"),
+        ) from None
+    return rows
 
 
 def _check_numbers(values: Iterable[Any], type_: pa.DataType) -> None:

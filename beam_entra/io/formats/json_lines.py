@@ -19,6 +19,7 @@ from beam_entra.errors import ConfigError, Diagnosis, FormatError
 from beam_entra.io.blocks import BadRecord, Block, strip_line_end
 from beam_entra.io.formats.base import Decoded, Format, as_mapping, in_order, join_rows, joined, not_writable, reason_of
 from beam_entra.io.formats.json_batches import check_schema, parse_lines, parse_value, parse_values
+from beam_entra.io.formats.json_text import json_lines_of
 
 __all__ = ["JsonLines"]
 
@@ -173,6 +174,15 @@ class JsonLines(Format):
                 return _ASCII_ENCODER.encode(value).encode("ascii") + b"\n"
         except (TypeError, ValueError, RecursionError) as error:
             raise not_writable(element, f"is no JSON: {error}", "map it to plain values before WriteToBlob") from None
+
+    def encode_batch(self, batch: pa.RecordBatch) -> bytes:
+        names = batch.schema.names
+        if type(self).encode is JsonLines.encode and names and len(set(names)) == len(names):
+            try:
+                return json_lines_of(batch, _ENCODER.encode)
+            except (pa.ArrowException, TypeError, ValueError, OverflowError, RecursionError):
+                pass  # of some row, which is for `encode` to say
+        return super().encode_batch(batch)
 
     def skips(self, record: bytes) -> bool:
         return not record or record.isspace()

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import pickle
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 import pyarrow as pa
@@ -18,6 +20,7 @@ from hypothesis import strategies as st
 from beam_entra.errors import ConfigError, FormatError
 from beam_entra.io.blocks import BadRecord, Block
 from beam_entra.io.formats import JsonLines
+from beam_entra.io.formats.json_text import json_lines_of
 
 PATH = "abfss://raw@lake.dfs.core.windows.net/a"
 SCHEMA = pa.schema([("s", pa.string()), ("i", pa.int64()), ("f", pa.float64()), ("b", pa.bool_())])
@@ -457,3 +460,87 @@ def test_it_travels_with_what_it_has_found() -> None:
     rows_of(b'{"a":1}\n', json_lines)
     again = pickle.loads(pickle.dumps(json_lines))  # noqa: S301  # our own pickle
     assert rows_of(b'{"a":1}\n', again) == ([{"a": 1}], [])
+
+
+# Writing
+
+
+_INSTANTS = st.datetimes(timezones=st.just(UTC))
+COLUMNS: dict[str, tuple[pa.DataType, st.SearchStrategy[Any]]] = {
+    "string": (pa.string(), st.text(max_size=6) | st.sampled_from(['"', "\\", "\n", "\x1f", "\x7f", "\u2028", "a\tb"])),
+    "large_string": (pa.large_string(), st.text(max_size=6)),
+    "dictionary": (pa.dictionary(pa.int8(), pa.string()), st.sampled_from(["a", 'b"', "", "\n"])),
+    "int64": (pa.int64(), st.integers(-(1 << 63), (1 << 63) - 1)),
+    "uint8": (pa.uint8(), st.integers(0, 255)),
+    "double": (pa.float64(), st.floats(allow_nan=False, allow_infinity=False)),
+    "float": (pa.float32(), st.floats(width=32, allow_nan=False, allow_infinity=False)),
+    "bool": (pa.bool_(), st.booleans()),
+    "null": (pa.null(), st.none()),
+    "date": (pa.date32(), st.dates()),
+    "seconds": (pa.timestamp("s"), st.datetimes().map(lambda at: at.replace(microsecond=0))),
+    "seconds UTC": (pa.timestamp("ms", "UTC"), _INSTANTS.map(lambda at: at.replace(microsecond=0))),
+    "microseconds": (pa.timestamp("us"), st.datetimes()),
+    "microseconds UTC": (pa.timestamp("us", "UTC"), _INSTANTS),
+    "elsewhere": (pa.timestamp("s", "Asia/Tokyo"), st.datetimes(datetime(1970, 1, 1), datetime(2099, 1, 1))),  # noqa: DTZ001
+    "decimal": (pa.decimal128(12, 4), st.decimals(-99999999, 99999999, places=4)),
+    "small decimal": (pa.decimal128(20, 12), st.decimals(-9999, 9999, places=12)),
+    "list": (pa.list_(pa.string()), st.lists(st.none() | st.text(max_size=3), max_size=3)),
+    "struct": (pa.struct([("x", pa.int64())]), st.fixed_dictionaries({"x": st.none() | st.integers(0, 9)})),
+}
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.data())
+def test_a_batch_is_written_as_its_rows_are(data: st.DataObject) -> None:
+    """The same bytes, whatever the types, the values, their nulls, and the slice of a batch that they are."""
+    kinds = data.draw(st.lists(st.sampled_from(sorted(COLUMNS)), min_size=1, max_size=4, unique=True))
+    rows = data.draw(st.integers(0, 8))
+    arrays = []
+    for kind in kinds:
+        type_, values = COLUMNS[kind]
+        items = st.none() | values if data.draw(st.booleans()) else values
+        arrays.append(pa.array(data.draw(st.lists(items, min_size=rows, max_size=rows)), type_))
+    names = data.draw(st.lists(st.text(max_size=4), min_size=len(kinds), max_size=len(kinds), unique=True))
+    whole = pa.RecordBatch.from_arrays(arrays, names=names)
+    batch = whole.slice(data.draw(st.integers(0, rows)), data.draw(st.integers(0, rows)))
+    json_lines = JsonLines()
+    assert json_lines.encode_batch(batch) == b"".join(map(json_lines.encode, batch.to_pylist()))
+
+
+def test_a_long_batch_is_written_in_parts() -> None:
+    """Arrow's texts end at 2 GiB."""
+    batch = pa.RecordBatch.from_pydict({"a": [str(number) for number in range(100)]})
+    assert json_lines_of(batch, json.dumps, most_bytes=50) == json_lines_of(batch, json.dumps)
+
+
+UNWRITABLE = {
+    "not a number": pa.RecordBatch.from_pydict({"a": [1.0, math.nan]}),
+    "bytes": pa.RecordBatch.from_pydict({"a": [b"x"]}),
+    "no UTF-8": pa.RecordBatch.from_arrays(
+        [pa.StringArray.from_buffers(1, pa.array([0, 1], pa.int32()).buffers()[1], pa.py_buffer(b"\xff"))], names=["a"]
+    ),
+    "a year that Python does not have": pa.RecordBatch.from_arrays(
+        [pa.array([1 << 40], pa.int64()).cast(pa.timestamp("s"))], names=["a"]
+    ),
+}
+
+
+@pytest.mark.parametrize("batch", UNWRITABLE.values(), ids=UNWRITABLE)
+def test_a_batch_with_a_row_that_cannot_be_written_says_why(batch: pa.RecordBatch) -> None:
+    """As a single element does."""
+    with pytest.raises(FormatError) as caught:
+        JsonLines().encode_batch(batch)
+    assert caught.value.hint
+
+
+def test_columns_of_one_name_are_written_as_one_as_a_dict_has_them() -> None:
+    """JSON with a name twice would be read as something else by each reader."""
+    batch = pa.RecordBatch.from_arrays([pa.array([1]), pa.array([2])], names=["a", "a"])
+    assert JsonLines().encode_batch(batch) == b'{"a":2}\n'
+
+
+def test_what_a_batch_is_written_as_is_read_back() -> None:
+    """Batches in, batches out."""
+    batch = pa.RecordBatch.from_pylist([{"s": 'a"\n', "i": 1, "f": 0.1, "b": None}], schema=SCHEMA)
+    (again,), _ = batches_of(JsonLines().encode_batch(batch), JsonLines(schema=SCHEMA))
+    assert again.equals(batch)
