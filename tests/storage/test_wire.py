@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import io
+import re
 import socket
 import ssl
 import threading
@@ -55,7 +56,7 @@ class Server:
     def _answer(self, connection: ssl.SSLSocket) -> None:
         while True:
             request = b""
-            while END not in request:
+            while END not in request or len(request.partition(END)[2]) < _length(request):
                 piece = connection.recv(65536)
                 if not piece:
                     return
@@ -67,6 +68,11 @@ class Server:
             connection.sendall(answer)
             if self._close:
                 return
+
+
+def _length(request: bytes) -> int:
+    found = re.search(rb"\r\nContent-Length: (\d+)", request)
+    return int(found.group(1)) if found else 0
 
 
 @contextmanager
@@ -208,7 +214,9 @@ def test_what_is_sent(certificates: RunCertificates) -> None:
     for size in (3, 100_000):
         with served(certificates, OK, close=True) as (ask, server):
             ask("PUT", {"Content-Length": str(size), "x-ms-version": "v"}, b"x" * size).close()
-            head = server.received[0].partition(END)[0].split(b"\r\n")
+            sent, _, body = server.received[0].partition(END)
+            assert body == b"x" * size
+            head = sent.split(b"\r\n")
             assert head[0] == b"PUT /a?sig=b HTTP/1.1"
             assert f"Host: 127.0.0.1:{server.listener.getsockname()[1]}".encode() in head
             assert b"x-ms-version: v" in head
