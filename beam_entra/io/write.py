@@ -34,6 +34,7 @@ from apache_beam.transforms.window import GlobalWindows
 
 from beam_entra.access import Permission
 from beam_entra.errors import ConfigError, Diagnosis
+from beam_entra.io.batches import RecordBatchCoder
 from beam_entra.io.commit import commit
 from beam_entra.io.compression import Compression, codec_to_write
 from beam_entra.io.dofn import METRICS_NAMESPACE, Scoped, ScopedDoFn, scope_of
@@ -51,6 +52,7 @@ _MOST_SHARDS = 10_000
 _CHUNK = 64  # elements that are grouped together
 _HELD = 1024  # elements that a bundle holds in chunks
 _CHUNK_BYTES = 4 << 20  # of a record batch
+_BATCHES = RecordBatchCoder()
 
 
 class WriteToBlob(beam.PTransform):  # type: ignore[misc]  # Beam's PTransform is untyped
@@ -235,7 +237,7 @@ class _Stage(ScopedDoFn):
 
 
 class _Deal(beam.DoFn):  # type: ignore[misc]  # Beam's DoFn is untyped
-    """Elements to chunks of shards that are written by one hand each, in turn: lists, or record batches as Arrow's IPC.
+    """Elements to chunks of shards that are written by one hand each, in turn: lists, or encoded record batches.
 
     Few elements are held, since nobody knows how long they are.
     """
@@ -267,10 +269,7 @@ class _Deal(beam.DoFn):  # type: ignore[misc]  # Beam's DoFn is untyped
         pieces = min(max(self._shards, -(-batch.nbytes // _CHUNK_BYTES)), rows)
         for number in range(pieces):
             start, stop = rows * number // pieces, rows * (number + 1) // pieces
-            sink = pa.BufferOutputStream()
-            with pa.ipc.new_stream(sink, batch.schema) as stream:
-                stream.write_batch(batch.slice(start, stop - start))
-            yield self._next(), sink.getvalue().to_pybytes()
+            yield self._next(), _BATCHES.encode(batch.slice(start, stop - start))
 
     def _next(self) -> int:
         self._at = (self._at + 1) % self._shards
@@ -290,7 +289,7 @@ class _StageShard(ScopedDoFn):
         try:
             for chunk in chunks:
                 if isinstance(chunk, bytes):
-                    stager.add_batch(pa.ipc.open_stream(chunk).read_next_batch())
+                    stager.add_batch(_BATCHES.decode(chunk))
                 else:
                     for element in chunk:
                         stager.add(element)
