@@ -4,8 +4,8 @@ An element is no order here, but a `pyarrow.RecordBatch` of thousands. Every ste
 
 1. A block of lines becomes a batch. Arrow parses it, and `orders_of` says which rows are sound beyond doubt; the others
    go through `parse_order` of `pipelines.orders` one by one, which alone says what an order is.
-2. Each batch is split by a hash of the order id. All versions of an order are then in one partition, and a partition
-   in the memory of one worker: `--partitions` says how many there are.
+2. Each batch is split by a hash of the order id, so that all versions of an order come into one partition. A worker
+   holds a partition in memory, at some 300 bytes an order: `--partitions` says how many there are.
 3. Of each partition the newest orders are kept, get their category, and become rows of `clean/` and sums of revenue.
 
 It takes the flags of `pipelines.orders` and runs under its manifest, since it reads and writes the same paths:
@@ -79,7 +79,7 @@ _INSTANT = (
 )
 _PRICE = r"^\d{1,7}\.\d\d$"
 _CENT = pa.scalar(Decimal("0.01"))
-_Part = tuple[int, pa.RecordBatch]  # said to Beam, so that it uses the coder of batches: a pickled slice is large
+_Part = tuple[int, pa.RecordBatch]  # said to Beam, so that it uses the coder of batches; a pickled slice is a whole one
 _ROWS_AT_ONCE = 16_384  # leave a partition in one batch, so that no more are text at a time
 
 
@@ -92,8 +92,9 @@ class OrdersBatchedOptions(OrdersOptions, PipelineOptions):
             "--partitions",
             metavar="N",
             type=int,
-            default=64,
-            help="orders are grouped in so many parts; a worker holds one part in memory (default: 64)",
+            default=32,
+            help="orders are grouped in so many parts; a worker holds one in memory, at some 300 bytes an order "
+            "(default: 32, for some 100 million orders)",
         )
 
 

@@ -14,13 +14,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import pipelines.orders as other
 from beam_entra import BadRecord, JsonLines
 from beam_entra.audit.verify import verify
 from beam_entra.io.blocks import Block
 from beam_entra.io.formats import batch_of
 from pipelines.demo.totals import compute, differences, read_outputs
-from pipelines.orders import newest as newest_of_same_id
-from pipelines.orders import order_row, sale
 from pipelines.orders_batched import (
     LINE,
     ORDERS,
@@ -40,16 +39,16 @@ Order = dict[str, Any]
 ORDER: Order = order_as_row(GOOD)
 
 
-def with_category_of_one(order: Order, categories: Mapping[str, str]) -> tuple[str, Any, str]:
-    """An order and its category, as the other pipeline has them."""
-    fields = tuple(order[name] for name in ORDERS.names[1:])
-    return newest_of_same_id((order["order_id"], [fields]), categories)  # type: ignore[list-item]
+def newest_of_other(versions: Iterable[Order], categories: Mapping[str, str]) -> tuple[str, Any, str]:
+    """What the other pipeline makes of the versions of an order."""
+    tuples = [(order["order_id"], tuple(order[name] for name in ORDERS.names[1:])) for order in versions]
+    return other.newest((tuples[0][0], [fields for _, fields in tuples]), categories)  # type: ignore[misc]
 
 
 def newest(versions: Iterable[Order]) -> Order:
     """The version that counts, as the other pipeline finds it."""
-    by_fields = {with_category_of_one(order, {})[1]: order for order in versions}
-    return by_fields[newest_of_same_id(("", by_fields), {})[1]]
+    order_id, fields, _ = newest_of_other(versions, {})
+    return dict(zip(ORDERS.names, (order_id, *fields), strict=True))
 
 
 def batch(orders: list[Order]) -> pa.RecordBatch:
@@ -276,11 +275,11 @@ def test_rows_and_sales_are_those_of_the_other_pipeline(orders: list[Order]) -> 
     """The same lines of JSON and the same sums, to the byte and the cent."""
     categories = {"P-001": "garden", "P-002": "books", "Zoë": "unknown"}
     known = with_category(batch(orders), categories)
-    one_by_one = [with_category_of_one(order, categories) for order in orders]
+    one_by_one = [newest_of_other([order], categories) for order in orders]
     lines = JsonLines().encode_batch(order_rows(known))
-    assert lines == b"".join(JsonLines().encode(order_row(*each)) for each in one_by_one)
+    assert lines == b"".join(JsonLines().encode(other.order_row(*each)) for each in one_by_one)
     revenue: Counter[tuple[str, str]] = Counter()
-    for key, cents in map(sale, *zip(*one_by_one, strict=True)):
+    for key, cents in map(other.sale, *zip(*one_by_one, strict=True)):
         revenue[key] += cents
     assert dict(sales(known)) == revenue
 
