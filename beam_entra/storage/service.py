@@ -21,7 +21,15 @@ from urllib3.exceptions import HTTPError
 
 from beam_entra.access.manifest import AccountSettings
 from beam_entra.clock import Clock, utc_now
-from beam_entra.errors import BeamEntraError, BlobChanged, BlobExists, BlobNotFound, Diagnosis, StorageError
+from beam_entra.errors import (
+    AccessDenied,
+    BeamEntraError,
+    BlobChanged,
+    BlobExists,
+    BlobNotFound,
+    Diagnosis,
+    StorageError,
+)
 from beam_entra.identity.token import AccessToken
 from beam_entra.paths import BlobPath
 from beam_entra.secret import Secret
@@ -345,6 +353,11 @@ class BlobService:
         except StorageError as error:
             if error.diagnosis.code != "InvalidBlockList" and not isinstance(error, (BlobChanged, BlobNotFound)):
                 raise
+        except AccessDenied:
+            if not self._account(path.account).create_only:
+                raise
+            hint = f"with create_only nobody can confirm that it is this job's: see whether its commit is {commit_id}"
+            raise BlobExists("the blob exists already", replace(refused.diagnosis, hint=hint)) from None
         known = refused.diagnosis
         if isinstance(refused, (BlobChanged, BlobExists)):
             hint = "somebody else wrote it, and it was left as it is: write to another prefix, or remove it first"
