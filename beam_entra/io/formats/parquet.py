@@ -144,7 +144,8 @@ class Parquet(FileFormat):
             )
         if self.filter is None:
             return list(columns)
-        return list(dict.fromkeys([*columns, *_columns_of(self.filter, path, schema)]))
+        either = {*columns, *_columns_of(self.filter, path, schema)}
+        return [column for column in schema.names if column in either]  # as in the file: a filter may go by position
 
     def _batches(self, path: str, file: pq.ParquetFile, number: int, wanted: list[str]) -> Iterator[pa.RecordBatch]:
         """The rows of a row group, not too many at a time."""
@@ -159,7 +160,7 @@ class Parquet(FileFormat):
                     return
                 if self.filter is not None:
                     batch = _filtered(batch, self.filter)
-                batch = batch.select(wanted if self.columns is None else self.columns)
+                batch = batch.select(file.schema_arrow.names if self.columns is None else self.columns)
             if batch.num_rows:
                 yield batch
 

@@ -23,7 +23,7 @@ from apache_beam.testing.util import assert_that, equal_to
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from beam_entra import Avro, ReadFromBlob
+from beam_entra import Avro, ReadFromBlob, WriteToBlob
 from beam_entra.errors import ConfigError, FormatError
 from beam_entra.io.blocks import BadRecord, Block
 from beam_entra.io.read import _Claims
@@ -607,6 +607,22 @@ def test_small_and_large_blobs_are_read_over_the_wire(lake: Any) -> None:
         assert_that(batches, check_rows(large + small), "batches")
         theirs = p | "Theirs" >> beam.io.ReadFromAvro(lake.raw.url("in/*.avro"))
         assert_that(theirs, equal_to(large + small), "theirs")
+
+
+def test_rows_and_batches_are_written_over_the_wire(lake: Any) -> None:
+    """By several bundles to one blob; fastavro, Beam's own ReadFromAvro and we read what was written."""
+    rows = [{"id": number, "name": f"n{number}"} for number in range(2000)]
+    columns = pa.schema([pa.field("id", pa.int64(), nullable=False), ("name", pa.string())])
+    batches = [pa.RecordBatch.from_pylist(rows[at : at + 500], columns) for at in range(1000, 2000, 500)]
+    with lake.pipeline() as p:
+        elements = p | beam.Create([*rows[:1000], *batches])
+        elements | WriteToBlob(lake.curated.url("out/"), Avro(SCHEMA), shards=2)
+    files = [io.BytesIO(lake.curated.download(name)) for name in lake.parts()]
+    assert sorted((row for file in files for row in fastavro.reader(file)), key=lambda row: row["id"]) == rows
+    pattern = lake.curated.url("out/*.avro")
+    with lake.pipeline(manifest=lake.manifest(read=[lake.curated.url("out/")])) as p:
+        assert_that(p | "Ours" >> ReadFromBlob(pattern, Avro()), equal_to(rows), "ours")
+        assert_that(p | "Theirs" >> beam.io.ReadFromAvro(pattern), equal_to(rows), "theirs")
 
 
 def test_a_corrupt_container_block_goes_to_the_dead_letters(lake: Any) -> None:
