@@ -7,7 +7,6 @@ ones that it stumbles over are found and left out. What is left out is for Pytho
 
 from __future__ import annotations
 
-import codecs
 import itertools
 import re
 from dataclasses import dataclass
@@ -20,16 +19,15 @@ import pyarrow.compute as pc
 import pyarrow.json as pj
 
 from beam_entra.errors import ConfigError, Diagnosis
+from beam_entra.io.formats.line_bounds import Positions, line_bounds, lines_at, not_utf8
 
 __all__ = ["ParsedLines", "check_schema", "parse_lines", "parse_value", "parse_values"]
 
 Mask = npt.NDArray[np.bool_]
-Positions = npt.NDArray[np.int64]
 
 _SPACE = np.zeros(256, np.bool_)
 _SPACE[list(b" \t\r\n")] = True
 _TRIMMED = 8  # characters of white space around a line's value; more are left to Python
-_DECODED_BYTES = 64 << 10  # an error of Python's decoder holds a copy of what was to be decoded
 _LONG_LINE = 500  # lines up to this length are neither nested too deeply nor hold a number too long
 _DEEPEST = 400  # Arrow's inference recurses; Python's decoder gives up at about a thousand
 _LONG_NUMBER = re.compile(rb"(?<!\d)\d{300}")  # no double; and Python refuses integers from 4,300 digits on
@@ -71,7 +69,7 @@ def parse_lines(data: bytes, schema: pa.Schema | None, *, infer: bool) -> Parsed
         infer: Whether the data says which columns there are. Texts stay texts, whatever they look like.
     """
     characters = np.frombuffer(data, np.uint8)
-    starts, ends = _line_bounds(data, characters)
+    starts, ends = line_bounds(data)
     sound, blank = _candidates(data, characters, starts, ends)
     if infer:
         batch = _infer(data, schema, starts, ends, sound, blank)
@@ -121,13 +119,6 @@ def check_schema(schema: pa.Schema) -> None:
 # Which lines
 
 
-def _line_bounds(data: bytes, characters: npt.NDArray[np.uint8]) -> tuple[Positions, Positions]:
-    ends = np.flatnonzero(characters == ord("\n")) + 1
-    if data and not data.endswith(b"\n"):
-        ends = np.append(ends, len(data))
-    return np.concatenate([np.zeros(1, np.int64), ends])[:-1], ends
-
-
 def _candidates(
     data: bytes, characters: npt.NDArray[np.uint8], starts: Positions, ends: Positions
 ) -> tuple[Mask, Mask]:
@@ -149,38 +140,16 @@ def _candidates(
         first += space
     sound: Mask = (characters[first] == ord("{")) & (characters[last] == ord("}"))
     blank: Mask = _SPACE[characters[last]] & (first == last)
-    sound[_lines_of(_no_utf8(data, ends), ends)] = False
+    sound[not_utf8(data, ends)] = False
     if b"\0" in data:
-        sound[_lines_of(np.flatnonzero(characters == 0), ends)] = False
+        sound[lines_at(np.flatnonzero(characters == 0), ends)] = False
     for letter, constant in zip(b"NI", _NO_JSON, strict=True):
-        sound[_lines_of(_constants(data, characters, letter, constant), ends)] = False
+        sound[lines_at(_constants(data, characters, letter, constant), ends)] = False
     for line in np.flatnonzero(sound & (ends - starts > _LONG_LINE)):
         text = data[starts[line] : ends[line]]
         if text.count(b"{") + text.count(b"[") > _DEEPEST or _LONG_NUMBER.search(text):
             sound[line] = False
     return sound, blank
-
-
-def _lines_of(positions: Positions | list[int], ends: Positions) -> Positions:
-    found: Positions = np.searchsorted(ends, np.asarray(positions, np.int64), side="right")
-    return found
-
-
-def _no_utf8(data: bytes, ends: Positions) -> list[int]:
-    """A position in each line that is not UTF-8."""
-    found: list[int] = []
-    if data.isascii():
-        return found
-    at, view = 0, memoryview(data)
-    while at < len(data):
-        stop = int(ends[min(int(np.searchsorted(ends, at + _DECODED_BYTES)), len(ends) - 1)])
-        try:
-            codecs.utf_8_decode(view[at:stop], "strict", True)
-        except UnicodeDecodeError as error:
-            found.append(at + error.start)
-            stop = int(ends[np.searchsorted(ends, found[-1], side="right")])
-        at = stop
-    return found
 
 
 def _constants(data: bytes, characters: npt.NDArray[np.uint8], letter: int, constant: re.Pattern[bytes]) -> list[int]:

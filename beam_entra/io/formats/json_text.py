@@ -10,6 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from beam_entra.io.formats.texts import bytes_of, characters_of, offsets_of
+
 __all__ = ["json_lines_of"]
 
 _MOST_BYTES = 256 << 20  # of a batch at a time: Arrow's texts end at 2 GiB
@@ -41,10 +43,7 @@ def json_lines_of(batch: pa.RecordBatch, encode: Callable[[Any], str], *, most_b
         pieces += [pa.scalar(f"{before}{encode(name)}:{quote}"), text]
         before = f"{quote},"
     lines = pc.binary_join_element_wise(*pieces, pa.scalar(before[:-1] + "}\n"), _EMPTY)
-    _, offsets, data = lines.buffers()
-    end = int(np.frombuffer(offsets, np.int32)[len(lines)])
-    encoded: bytes = data.slice(0, end).to_pybytes()
-    return encoded
+    return bytes_of(lines)
 
 
 def _texts(column: pa.Array, encode: Callable[[Any], str]) -> tuple[pa.Array, bool]:
@@ -91,12 +90,7 @@ def _years_of_four_digits(column: pa.Array) -> bool:
 
 def _escaped(column: pa.StringArray) -> pa.StringArray:
     """Texts with what JSON wants escaped; of most there is nothing."""
-    column.validate(full=True)  # that they are UTF-8
-    _, offsets_buffer, data = column.buffers()
-    if data is None or not len(column):
-        return column
-    offsets = np.frombuffer(offsets_buffer, np.int32)[column.offset : column.offset + len(column) + 1]
-    characters = np.frombuffer(data, np.uint8)[offsets[0] : offsets[-1]]
+    characters, offsets = characters_of(column), offsets_of(column)
     special = (characters < ord(" ")) | (characters == ord('"')) | (characters == ord("\\"))
     if not special.any():
         return column
