@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import base64
+import functools
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from email.utils import parsedate_to_datetime
@@ -66,11 +67,11 @@ def parse_list_page(
     try:
         root = ElementTree.fromstring(document)  # noqa: S314 - from Storage over TLS; expat refuses entity bombs
         entries = [
-            (name, entry)
+            (name, facts)
             for entry in root.iterfind("Blobs/Blob")
-            if entry.findtext("Properties/ResourceType") != "directory" and not (name := _name(entry)).endswith("/")
+            if (facts := _facts(entry)).get("ResourceType") != "directory" and not (name := _name(entry)).endswith("/")
         ]
-        blobs = [_properties(name, entry, container) for name, entry in entries if wanted(name)]
+        blobs = [_properties(name, facts, container) for name, facts in entries if wanted(name)]
     except ConfigError:
         raise
     except (ElementTree.ParseError, KeyError, TypeError, ValueError) as error:
@@ -85,16 +86,14 @@ def _name(entry: ElementTree.Element) -> str:
     return unquote(name.text) if name.get("Encoded") == "true" else name.text
 
 
-def _properties(name: str, entry: ElementTree.Element, container: BlobPath) -> BlobProperties:
-    def text(field: str) -> str:
-        value = entry.findtext(f"Properties/{field}")
-        if value is None:
-            raise KeyError(f"a blob without {field}")
-        return value
+def _facts(entry: ElementTree.Element) -> dict[str, str]:
+    return {field.tag: field.text or "" for field in entry.find("Properties") or ()}
 
-    etag = text("Etag")
+
+def _properties(name: str, facts: Mapping[str, str], container: BlobPath) -> BlobProperties:
+    etag = facts["Etag"]
     try:
-        path = container.child(name)
+        path = BlobPath(account=container.account, container=container.container, name=name)
     except ConfigError as error:
         raise ConfigError(
             f"{container} holds a blob whose name cannot be addressed safely: {error.message}",
@@ -102,10 +101,15 @@ def _properties(name: str, entry: ElementTree.Element, container: BlobPath) -> B
         ) from None
     return BlobProperties(
         path=path,
-        size_bytes=int(text("Content-Length")),
+        size_bytes=int(facts["Content-Length"]),
         etag=etag if etag.startswith('"') else f'"{etag}"',
-        last_modified=parsedate_to_datetime(text("Last-Modified")),
+        last_modified=_instant(facts["Last-Modified"]),
     )
+
+
+@functools.lru_cache(maxsize=1024)  # blobs that were written together share their second
+def _instant(text: str) -> datetime:
+    return parsedate_to_datetime(text)
 
 
 def new_block_id() -> str:
