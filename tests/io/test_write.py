@@ -8,6 +8,7 @@ import gzip
 import io
 import json
 import threading
+import tracemalloc
 import uuid
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -25,7 +26,7 @@ from apache_beam.transforms.window import FixedWindows, TimestampedValue
 from hypothesis import given
 from hypothesis import strategies as st
 
-from beam_entra import Csv, Format, JsonLines, ReadFromBlob, WriteToBlob
+from beam_entra import Bytes, Csv, Format, JsonLines, Lines, ReadFromBlob, WriteToBlob
 from beam_entra.clock import utc_now
 from beam_entra.errors import AccessDenied, BlobExists, ConfigError, FormatError, NotGranted, StorageError
 from beam_entra.io.batches import RecordBatchCoder
@@ -33,7 +34,7 @@ from beam_entra.io.commit import _check_blocks, commit
 from beam_entra.io.compression import Compression
 from beam_entra.io.formats import BlobFormat, BlockFormat, FileFormat
 from beam_entra.io.sink import AutoShards, Staged, WriteSettings, shards_of
-from beam_entra.io.staging import BlockStager, FileStager
+from beam_entra.io.staging import BlockStager, FileStager, stager_for
 from beam_entra.io.write import _Deal, _Stage
 from beam_entra.paths import BlobPath
 from beam_entra.session import JobScope, Session, close_session, open_session
@@ -1112,3 +1113,50 @@ def test_no_more_is_held_and_under_way_than_a_few_blocks(lake: Any, bundle: Any)
     held.gate.open()
     thread.join()
     assert sum(part.rows for part in stager.finish()) == 1000
+
+
+@pytest.mark.parametrize(
+    ("chosen", "element", "most"),
+    [(Ledger(), 10**99, 4), (Bytes(), bytes(250), 5), (Bytes(), bytes(100), 4), (Bytes(), b"x", 16)],
+    ids=["a file", "long elements", "elements of a block", "short elements"],
+)
+def test_no_more_is_under_way_whatever_the_format(
+    lake: Any, bundle: Any, chosen: FileFormat, element: Any, most: int
+) -> None:
+    """Four blocks; and however short they are, sixteen requests."""
+    held = lake.cloud.proxy.hold(where=in_output(lake, "PutBlock"))
+    settings = settings_for(lake, chosen, block_bytes=100)
+    stager = stager_for(bundle, settings)
+    done = threading.Event()
+
+    def feed() -> None:
+        for _ in range(40):
+            stager.add(element)
+        done.set()
+
+    thread = threading.Thread(target=feed)
+    thread.start()
+    held.gate.wait_for_arrivals(most)
+    assert not done.wait(0.2)
+    assert held.gate.arrived == most
+    held.gate.open()
+    thread.join()
+    assert sum(part.rows for part in stager.finish()) == 40
+
+
+@pytest.mark.parametrize(("shards", "most"), [(8, 15 << 20), (64, 20 << 20)])
+def test_the_memory_of_writing_is_that_of_some_blocks(lake: Any, bundle: Any, shards: int, most: int) -> None:
+    """However much is written: half a buffer for each shard, all of 16 MiB at the most, and four blocks under way."""
+    settings = settings_for(lake, Lines(), shards=shards, block_bytes=1 << 20)
+    stager = BlockStager(bundle, settings, shards_of(settings))
+    line = "x" * 16_383
+    tracemalloc.start()
+    try:
+        for _ in range(32 << 6):
+            stager.add(line)
+        staged = stager.finish()
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert [part.size_bytes for part in staged] == [(32 << 20) // shards] * shards
+    assert peak < most
