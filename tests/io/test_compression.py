@@ -96,6 +96,15 @@ def test_members_follow_one_another_whatever_the_pieces(
     assert all(0 < len(part) <= out for part in pieces)
 
 
+@each_kind
+def test_what_a_library_still_holds_when_all_is_fed_comes_out(kind: Kind) -> None:
+    """The last run may be longer than a piece, and the input of all of it consumed with its first byte."""
+    for content in (b"a" * 1000, b"abc" * 700):
+        data = kind.compress(content)
+        for out in (1, 2, 7, 100, 255, 257):
+            assert b"".join(decompressed(kind, data, out=out)) == content
+
+
 @given(kind=_kinds, content=_contents, at=st.floats(0, 1, exclude_max=True), piece=st.integers(1, 70))
 def test_a_stream_that_breaks_off_is_an_error_wherever_it_does(
     kind: Kind, content: bytes, at: float, piece: int
