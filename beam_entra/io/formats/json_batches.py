@@ -19,11 +19,10 @@ import pyarrow.compute as pc
 import pyarrow.json as pj
 
 from beam_entra.errors import ConfigError, Diagnosis
-from beam_entra.io.formats.line_bounds import Positions, line_bounds, lines_at, not_utf8
+from beam_entra.io.formats.line_bounds import Mask, Positions, line_bounds, lines_at, not_utf8
 
 __all__ = ["ParsedLines", "check_schema", "parse_lines", "parse_value", "parse_values"]
 
-Mask = npt.NDArray[np.bool_]
 
 _SPACE = np.zeros(256, np.bool_)
 _SPACE[list(b" \t\r\n")] = True
@@ -241,13 +240,13 @@ def _infer(
     given = sound.copy()
     batch = _Search(data, guess, starts, ends, sound, blank, infer=True).batch()
     if guess is not None and np.count_nonzero(sound) < np.count_nonzero(given) * 7 // 8:  # other data than before
-        sound[:] = given
-        batch = _Search(data, None, starts, ends, sound, blank, infer=True).batch()
+        sound[:], guess = given, None
+        batch = _Search(data, guess, starts, ends, sound, blank, infer=True).batch()
     if batch is None:
         return None
-    texts = _settled(batch.schema)
-    if texts is not batch.schema:
-        batch = _Search(data, texts, starts, ends, sound, blank, infer=True).batch()
+    settled = _settled(batch.schema)
+    if settled != batch.schema or _nested(settled) != _nested(guess):
+        batch = _Search(data, settled, starts, ends, sound, blank, infer=True).batch()
     if batch is None:
         return None
     exact = _exact(batch)
@@ -274,10 +273,14 @@ def _row_of(error: pa.ArrowException) -> int | None:
     return int(found.group(1)) if found else None
 
 
-def _settled(schema: pa.Schema) -> pa.Schema:
-    """The same with texts where Arrow has taken them for instants; the very same if there is nothing to change.
+def _nested(schema: pa.Schema | None) -> list[pa.Field]:
+    return [field for field in schema or () if pa.types.is_nested(field.type)]
 
-    Lists of nothing but nulls become lists of texts: Arrow's JSON reader builds them without their items.
+
+def _settled(schema: pa.Schema) -> pa.Schema:
+    """The same with texts where Arrow has taken them for instants, and where it has found nothing but nulls in a list.
+
+    Lists that it has found by itself have to be parsed again in any case: it forgets the nulls that lists begin with.
     """
     types = [field.type if pa.types.is_null(field.type) else _as_text(field.type) for field in schema]
     if types == schema.types:

@@ -6,9 +6,11 @@ import codecs
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
-__all__ = ["Positions", "line_bounds", "lines_at", "not_utf8"]
+__all__ = ["Mask", "Positions", "ends_in_crlf", "line_bounds", "line_texts", "lines_at", "not_utf8"]
 
+Mask = npt.NDArray[np.bool_]
 Positions = npt.NDArray[np.int64]
 
 _DECODED_BYTES = 64 << 10  # an error of Python's decoder holds a copy of what was to be decoded
@@ -43,3 +45,24 @@ def not_utf8(data: bytes, ends: Positions) -> Positions:
             stop = int(ends[found[-1]])
         at = stop
     return np.array(found, np.int64)
+
+
+def ends_in_crlf(data: bytes, ends: Positions) -> Mask:
+    """Which lines end in `\\r\\n`."""
+    if b"\r" not in data:
+        return np.zeros(len(ends), np.bool_)
+    characters = np.frombuffer(data, np.uint8)
+    found: Mask = (characters[ends - 1] == ord("\n")) & (ends > 1) & (characters[ends - 2] == ord("\r"))
+    return found
+
+
+def line_texts(data: bytes, ends: Positions) -> pa.StringArray:
+    """The lines without their ends; they have to be UTF-8, and all of the data."""
+    crlf = ends_in_crlf(data, ends)
+    ended = np.frombuffer(data, np.uint8)[ends - 1] == ord("\n")
+    offsets = np.zeros(len(ends) + 1, np.int32)
+    offsets[1:] = ends - np.cumsum(ended.astype(np.int64) + crlf)
+    if crlf.any():  # replacing one character takes a tenth of the time that replacing two does
+        data = data.replace(b"\r", b"") if data.count(b"\r") == crlf.sum() else data.replace(b"\r\n", b"\n")
+    texts = pa.py_buffer(data.replace(b"\n", b""))
+    return pa.StringArray.from_buffers(len(ends), pa.py_buffer(offsets), texts, None, 0)

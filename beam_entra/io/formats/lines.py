@@ -6,14 +6,13 @@ import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from beam_entra.errors import Diagnosis, FormatError
 from beam_entra.io.blocks import BYTE_ORDER_MARK, BadRecord, Block
 from beam_entra.io.formats.base import Format, encoded, not_writable, rows_of
-from beam_entra.io.formats.line_bounds import Positions, line_bounds, not_utf8
+from beam_entra.io.formats.line_bounds import line_bounds, line_texts, not_utf8
 from beam_entra.io.formats.texts import bytes_of, characters_of
 
 __all__ = ["Lines"]
@@ -59,7 +58,7 @@ class Lines(Format):
             data = b"".join(runs)
             _, ends = line_bounds(data)
         if ends.size:
-            yield _batch_of_lines(data, ends)
+            yield pa.RecordBatch.from_arrays([line_texts(data, ends)], schema=_BATCH)
 
     def encode_batch(self, batch: pa.RecordBatch) -> bytes:
         if batch.num_columns != 1 or not pa.types.is_string(batch.schema.types[0]):
@@ -80,21 +79,6 @@ class Lines(Format):
         if "\n" in element or element.endswith("\r"):
             raise not_writable(element, "holds a line end", "escape it, or write it as JsonLines()")
         return encoded(element, element) + b"\n"
-
-
-def _batch_of_lines(data: bytes, ends: Positions) -> pa.RecordBatch:
-    """Lines without their ends."""
-    characters = np.frombuffer(data, np.uint8)
-    ended = characters[ends - 1] == ord("\n")
-    removed = ended.astype(np.int64)
-    if b"\r" in data:
-        removed += ended & (ends > 1) & (characters[ends - 2] == ord("\r"))
-        data = data.replace(b"\r\n", b"\n")
-    offsets = np.zeros(len(ends) + 1, np.int32)
-    offsets[1:] = ends - np.cumsum(removed)
-    texts = data.replace(b"\n", b"")
-    column = pa.StringArray.from_buffers(len(ends), pa.py_buffer(offsets), pa.py_buffer(texts), None, 0)
-    return pa.RecordBatch.from_arrays([column], schema=_BATCH)
 
 
 def _all_lines(column: pa.StringArray) -> bool:

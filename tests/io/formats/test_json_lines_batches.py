@@ -325,6 +325,14 @@ def test_objects_of_other_types_than_the_others_come_in_batches_of_their_own() -
     assert not bad
 
 
+@pytest.mark.parametrize("first", [b"", b'{"n":null}\n', b'{"n":[]}\n', b'{"n":[null]}\n'])
+@pytest.mark.parametrize("value", [[None, True], [None, 1], [None, None], [None, [None, 1]], [None, {"a": [None, 2]}]])
+def test_nulls_that_a_list_begins_with_are_kept(value: list[Any], first: bytes) -> None:
+    """Arrow by itself loses them, and leaves lists that end beyond what they hold."""
+    rows, _ = rows_of(first + json.dumps({"n": value}).encode() + b"\n", JsonLines())
+    assert rows[-1] == {"n": value}
+
+
 def test_nesting_without_end_neither_crashes_nor_passes() -> None:
     """Arrow's inference recurses until the stack is used up."""
     deep = b'{"a":' + b"[" * 300_000 + b"]" * 300_000 + b"}\n"
