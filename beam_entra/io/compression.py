@@ -135,8 +135,8 @@ class _Deflated:
 
 
 def _has_zlib_header(data: bytes) -> bool:
-    """RFC 1950, section 2.2: method 8, a window of at most 32 KiB, and a multiple of 31."""
-    return data[0] & 0x0F == 8 and data[0] >> 4 <= 7 and (data[0] << 8 | data[1]) % 31 == 0
+    """RFC 1950, section 2.2: method 8, and a multiple of 31."""
+    return data[0] & 0x0F == 8 and (data[0] << 8 | data[1]) % 31 == 0
 
 
 def _members(new: Callable[[], _Member], padding: bytes, pieces: Pieces, piece_bytes: int) -> Pieces:
