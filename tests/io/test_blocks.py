@@ -330,6 +330,19 @@ def test_chunks_come_in_order_and_no_deeper_than_asked(executor: ThreadPoolExecu
     assert source.most <= depth
 
 
+@pytest.mark.parametrize(("ahead_bytes", "most"), [(1, 1), (13, 1), (14, 2), (30, 4), (1000, 6)])
+def test_bytes_ahead_are_bounded(executor: ThreadPoolExecutor, ahead_bytes: int, most: int) -> None:
+    """However few may be ahead, one range is; more are as long as both bounds allow."""
+    source = Source()
+    arriving = fetch_ahead(source.fetch, pieces_of(3, 199, 7), executor=executor, depth=6, ahead_bytes=ahead_bytes)
+    found = b""
+    for number, chunk in enumerate(arriving, start=1):
+        found += chunk
+        assert source.started <= number + most
+    assert found == bytes(range(3, 199))
+    assert source.most <= most
+
+
 def test_an_early_end_cancels_what_waits_and_waits_for_what_runs() -> None:
     """When the consumer stops, no request of its own is left under way, and none that waited is sent."""
     source = Source(held=True)
