@@ -111,7 +111,7 @@ _records = st.lists(
 )
 
 
-@settings(max_examples=150)
+@settings(max_examples=150, deadline=None)
 @given(
     records=_records,
     codec=st.sampled_from(CODECS),
@@ -137,7 +137,7 @@ def test_any_partition_of_a_blob_gives_each_record_once(
     assert found == list(fastavro.reader(io.BytesIO(data)))
 
 
-@settings(max_examples=150)
+@settings(max_examples=150, deadline=None)
 @given(records=_records, piece_bytes=st.integers(1, 200), source=st.data())
 def test_splits_while_reading_lose_and_repeat_nothing(
     records: list[Any], piece_bytes: int, source: st.DataObject
@@ -182,6 +182,7 @@ def test_a_range_is_read_no_further_than_its_last_container_block() -> None:
         assert max(end for begin, end in source.asked if begin) <= stop
 
 
+@settings(deadline=None)
 @given(records=_records, codec=st.sampled_from(CODECS), piece_bytes=st.integers(1, 2000))
 def test_a_blob_that_is_read_as_a_whole_is_read_as_fastavro_reads_it(
     records: list[Any], codec: str, piece_bytes: int
@@ -441,7 +442,7 @@ def test_a_corrupt_container_block_is_left_out_of_batches() -> None:
 # Writing
 
 
-@settings(max_examples=100)
+@settings(max_examples=100, deadline=None)
 @given(records=_records, codec=st.sampled_from(CODECS), rows=st.integers(1, 9))
 def test_what_we_write_fastavro_reads(records: list[Any], codec: str, rows: int) -> None:
     """Container blocks of several bundles, each with its own pickled copy of the format."""
@@ -453,6 +454,15 @@ def test_what_we_write_fastavro_reads(records: list[Any], codec: str, rows: int)
         data += parts[number % 2].frame(b"".join(map(parts[number % 2].encode, some)), len(some))
     assert list(fastavro.reader(io.BytesIO(data))) == records
     assert elements_of(whole(data))[0] == records
+
+
+def test_checksums_of_snappy_are_verified() -> None:
+    """A literal byte that was changed decompresses without complaint."""
+    data = bytearray(file_of([{"id": 1, "name": "abcdefghijk"}], codec="snappy"))
+    data[data.index(b"abcdefghijk")] ^= 1
+    good, (bad,) = elements_of(whole(bytes(data)))
+    assert good == []
+    assert "checksum" in bad.reason
 
 
 def test_zstandard_comes_back() -> None:

@@ -140,6 +140,23 @@ def test_any_partition_of_a_blob_gives_each_row_once(table: pa.Table, rows: int,
     assert found == table.to_pylist()
 
 
+def test_a_cut_where_a_row_group_begins_gives_it_to_the_second_range() -> None:
+    """And one a byte earlier or later to where its first byte is."""
+    table = pa.table({"n": list(range(30))})
+    data = file_of(table, 10)
+    for start, _ in chunks_of(data, "n"):
+        for cut in (start - 1, start, start + 1):
+            parts = [
+                rows_of(
+                    list(read_range(InMemory(data), OffsetRestrictionTracker(OffsetRange(*bounds)), Parquet())),
+                    Parquet(),
+                )
+                for bounds in ((0, cut), (cut, len(data)))
+            ]
+            assert parts[0] + parts[1] == table.to_pylist()
+            assert (len(parts[0]) // 10) == sum(begin < cut for begin, _ in chunks_of(data, "n"))
+
+
 @settings(max_examples=60, deadline=None)
 @given(table=_tables, rows=st.integers(1, 20), source=st.data())
 def test_splits_while_reading_lose_and_repeat_nothing(table: pa.Table, rows: int, source: st.DataObject) -> None:
