@@ -16,6 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from urllib3.exceptions import HTTPError, IncompleteRead, ProtocolError, ReadTimeoutError
+from urllib3.util.wait import wait_for_read
 
 from beam_entra.storage.transport import ConnectionPool
 from beam_entra.storage.wire import Connection, Response
@@ -281,3 +282,20 @@ def test_answers_mean_what_they_mean_to_http_client(
     for name, _ in headers:
         together = ", ".join(value.strip() for value in theirs.headers.get_all(f"x-{name}", []))
         assert ours.headers[f"x-{name}".lower()] == together
+
+
+def test_a_connection_is_not_used_again_once_either_side_ends_it(certificates: RunCertificates) -> None:
+    """Neither where the server says that it will, nor where it does so without a word."""
+    says = b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2" + END + b"ok"
+    with served(certificates, says, OK) as (ask, server):
+        assert ask().read() + ask().read() == b"okok"
+        assert server.connections == 2
+    context = ssl.create_default_context(cafile=str(certificates.ca_file))
+    with served(certificates, OK, close=True) as (_, server):
+        kept: list[Connection] = []
+        connection = Connection("127.0.0.1", server.listener.getsockname()[1], context, connect_s=5, read_s=5)
+        assert connection.request("GET", "/", {}, b"", done=kept.append).read() == b"ok"
+        assert wait_for_read(connection._socket, timeout=5)
+        assert kept == [connection]
+        assert connection.dropped
+        connection.close()
