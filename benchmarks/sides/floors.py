@@ -29,7 +29,7 @@ def lines_in_memory(task: Task) -> Work:
 
     def build(p: beam.Pipeline) -> None:
         pieces = p | beam.Create(range(len(_BLOBS)), reshuffle=True) | "Pieces" >> beam.FlatMap(_pieces)
-        counted(pieces | "Lines" >> beam.FlatMap(bytes.splitlines) | "Text" >> beam.Map(bytes.decode))
+        counted(pieces | "Lines" >> beam.FlatMap(lambda piece: piece.decode("utf-8").splitlines()))
 
     work = timed(task, azfs_pipeline, build)
 

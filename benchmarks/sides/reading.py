@@ -35,7 +35,6 @@ __all__ = [
     "our_list",
     "our_parquet",
     "our_sums",
-    "our_sums_of_batches",
     "our_text",
 ]
 
@@ -85,16 +84,6 @@ def azfs_sums(task: Task) -> Work:
 
 
 def our_sums(task: Task) -> Work:
-    """`ReadFromBlob(JsonLines())`, element by element."""
-
-    def build(p: beam.Pipeline) -> None:
-        rows = p | ReadFromBlob(ours_in(task.given["pattern"]), JsonLines())
-        summed(rows | "Pair" >> beam.Map(_pair))
-
-    return _of_sums(timed(task, scoped_pipeline, build))
-
-
-def our_sums_of_batches(task: Task) -> Work:
     """`ReadFromBlob(JsonLines(), batched=True)`: each batch is summed by Arrow, and the sums by Beam."""
 
     def build(p: beam.Pipeline) -> None:
@@ -103,10 +92,6 @@ def our_sums_of_batches(task: Task) -> Work:
         summed(batches | "Sum batch" >> beam.FlatMap(_batch_sums))
 
     return _of_sums(timed(task, scoped_pipeline, build))
-
-
-def _pair(row: dict[str, Any]) -> tuple[str, int]:
-    return row["key"], row["amount"]
 
 
 def _batch_sums(batch: pa.RecordBatch) -> Iterator[tuple[str, int]]:

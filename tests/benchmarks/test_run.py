@@ -74,6 +74,7 @@ def test_sides_that_did_different_things_are_no_result() -> None:
     with pytest.raises(SideFailed, match="do not agree: 1, 2"):
         _check_answers(group, [{"units": 1, "answer": 1}, {"units": 1, "answer": 2}])
     _check_answers(group, [{"units": 1, "answer": 1}, {"units": 1, "answer": 1}, {"units": 1, "answer": None}])
+    _check_answers(group, [{"units": 1, "answer": 1}, {"units": 2, "answer": 2}])
 
 
 def test_a_round_that_did_something_else_is_no_result() -> None:
