@@ -27,6 +27,7 @@ from hypothesis import strategies as st
 from beam_entra import Parquet, ReadFromBlob, WriteToBlob
 from beam_entra.errors import BeamEntraError, ConfigError, FormatError, StorageError
 from beam_entra.io.blocks import Block
+from beam_entra.io.formats.parquet import _explained, _Held
 from beam_entra.io.read import _Claims
 
 PATH = "abfss://raw@lake.dfs.core.windows.net/a.parquet"
@@ -442,6 +443,20 @@ def test_errors_of_the_storage_stay_what_they_are() -> None:
     old = file_of(pa.table({f"c{number}": [0] for number in range(1000)}))
     with pytest.raises(BeamEntraError, match="gone"):
         read(Failing(old), Parquet())
+
+
+def test_what_was_not_foreseen_is_fetched_when_it_is_read() -> None:
+    """Old writers give chunks wrong lengths. The storage's errors come through Arrow as they are."""
+    table = wide(3000)
+    data = file_of(table)
+    assert pq.ParquetFile(pa.PythonFile(_Held(InMemory(data)), mode="r")).read().equals(table)
+
+    class Failing(InMemory):
+        def ranges(self, wanted: Sequence[tuple[int, int]]) -> Iterator[bytes]:
+            raise StorageError("gone")
+
+    with pytest.raises(StorageError, match="gone"), _explained("it cannot be read"):
+        pq.ParquetFile(pa.PythonFile(_Held(Failing(data)), mode="r"))
 
 
 @pytest.mark.parametrize(
