@@ -7,7 +7,6 @@ ones that it stumbles over are found and left out. What is left out is for Pytho
 
 from __future__ import annotations
 
-import itertools
 import re
 from dataclasses import dataclass
 from typing import Any
@@ -71,9 +70,9 @@ def parse_lines(data: bytes, schema: pa.Schema | None, *, infer: bool) -> Parsed
     starts, ends = line_bounds(data)
     sound, blank = _candidates(data, characters, starts, ends)
     if infer:
-        batch = _infer(data, schema, starts, ends, sound, blank)
+        batch = _infer(data, schema, starts, ends, sound)
     else:
-        batch = _Search(data, schema, starts, ends, sound, blank, infer=False).batch()
+        batch = _Search(data, schema, starts, ends, sound, infer=False).batch()
     return ParsedLines(
         batch=batch, rows=np.flatnonzero(sound), rest=np.flatnonzero(~(sound | blank)), starts=starts, ends=ends
     )
@@ -83,8 +82,8 @@ def parse_values(values: list[bytes], schema: pa.Schema) -> ParsedLines:
     """JSON objects, each on a line of its own, to rows of a schema; those that do not fit are in `rest`."""
     ends = np.cumsum([len(value) for value in values], dtype=np.int64)
     starts = np.concatenate([np.zeros(1, np.int64), ends])[:-1]
-    sound, blank = np.ones(len(values), np.bool_), np.zeros(len(values), np.bool_)
-    batch = _Search(b"".join(values), schema, starts, ends, sound, blank, infer=False).batch()
+    sound = np.ones(len(values), np.bool_)
+    batch = _Search(b"".join(values), schema, starts, ends, sound, infer=False).batch()
     return ParsedLines(batch=batch, rows=np.flatnonzero(sound), rest=np.flatnonzero(~sound), starts=starts, ends=ends)
 
 
@@ -164,89 +163,83 @@ def _constants(data: bytes, characters: npt.NDArray[np.uint8], letter: int, cons
 
 
 class _Search:
-    """Parses the sound lines of a block; makes those unsound that Arrow stumbles over."""
+    """Parses the sound lines of a block; makes those unsound that Arrow stumbles over.
+
+    Args:
+        sound: Which lines are; changed in place.
+    """
 
     def __init__(
-        self,
-        data: bytes,
-        schema: pa.Schema | None,
-        starts: Positions,
-        ends: Positions,
-        sound: Mask,
-        blank: Mask,
-        *,
-        infer: bool,
+        self, data: bytes, schema: pa.Schema | None, starts: Positions, ends: Positions, sound: Mask, *, infer: bool
     ) -> None:
-        self._data, self._view = data, memoryview(data)
-        self._schema, self._infer = schema, infer
-        self._starts, self._ends = starts, ends
-        self._sound, self._blank = sound, blank
+        self._data, self._schema, self._infer = data, schema, infer
+        self._starts, self._ends, self._sound = starts, ends, sound
         self._attempts = _ATTEMPTS
 
     def batch(self) -> pa.RecordBatch | None:
         """The rows of all lines that are sound in the end, in order."""
-        while self._sound.any():
-            before = np.count_nonzero(self._sound)
-            found = self._search(0, len(self._sound))
+        while (lines := np.flatnonzero(self._sound)).size:
+            self._text, self._bounds = self._joined(lines)
+            self._doubtful: list[int] = []
+            found = self._search(0, len(lines))
             if found is not None:
                 return found
-            if np.count_nonzero(self._sound) == before:  # each is, and all together are not
-                self._sound[:] = False
+            self._sound[lines[self._doubtful] if self._doubtful else lines] = False  # all: only together they are not
         return None
 
+    def _joined(self, lines: Positions) -> tuple[memoryview, Positions]:
+        """These lines, one behind the other, and where each begins; at the end, where the last one ends."""
+        view = memoryview(self._data)
+        if len(lines) < len(self._sound):
+            edges = np.flatnonzero(np.diff(self._sound, prepend=False, append=False))
+            runs = zip(self._starts[edges[::2]].tolist(), self._ends[edges[1::2] - 1].tolist(), strict=True)
+            view = memoryview(b"".join(view[begin:end] for begin, end in runs))
+        lengths = self._ends[lines] - self._starts[lines]
+        return view, np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
+
     def _search(self, first: int, last: int) -> pa.RecordBatch | None:
-        """The rows of these lines if all are sound; else some that are not are marked."""
+        """The rows of these lines if all are sound; else some that are not are noted."""
         begin = first
-        while (lines := begin + np.flatnonzero(self._sound[begin:last])).size:
+        while begin < last:
             self._attempts -= 1
             if self._attempts < 0:
-                self._sound[lines] = False
+                self._doubtful += range(begin, last)
                 return None
             try:
-                found = _parse(self._text(begin, last), self._schema, infer=self._infer)
+                found = _parse(self._text[self._bounds[begin] : self._bounds[last]], self._schema, infer=self._infer)
                 row = None
             except pa.ArrowException as error:
                 found, row = None, _row_of(error)
-            if found is not None and found.num_rows == len(lines):
+            if found is not None and found.num_rows == last - begin:
                 return found if begin == first else None
-            if row is not None and row < len(lines):  # as a hint: all is parsed again without this line
-                self._sound[lines[row]] = False
-                begin = int(lines[row]) + 1
-            elif len(lines) <= _FEW:
-                self._sound[lines] = False
+            if row is not None and row < last - begin:  # a hint: all is parsed again without this line
+                self._doubtful.append(begin + row)
+                begin += row + 1
+            elif last - begin <= _FEW:
+                self._doubtful += range(begin, last)
                 return None
             else:
-                step = _PIECE if len(lines) > 2 * _PIECE else (len(lines) + 1) // 2
-                bounds = [*lines[::step].tolist(), last]
-                for at, stop in itertools.pairwise(bounds):
-                    self._search(at, stop)
+                step = _PIECE if last - begin > 2 * _PIECE else (last - begin + 1) // 2
+                for at in range(begin, last, step):
+                    self._search(at, min(at + step, last))
                 return None
         return None
 
-    def _text(self, first: int, last: int) -> bytes | memoryview:
-        """The sound lines of these."""
-        kept = self._sound[first:last] | self._blank[first:last]
-        if kept.all():
-            return self._view[self._starts[first] : self._ends[last - 1]]
-        edges = first + np.flatnonzero(np.diff(kept, prepend=False, append=False))
-        runs = zip(self._starts[edges[::2]].tolist(), self._ends[edges[1::2] - 1].tolist(), strict=True)
-        return b"".join(self._view[begin:end] for begin, end in runs)
-
 
 def _infer(
-    data: bytes, guess: pa.Schema | None, starts: Positions, ends: Positions, sound: Mask, blank: Mask
+    data: bytes, guess: pa.Schema | None, starts: Positions, ends: Positions, sound: Mask
 ) -> pa.RecordBatch | None:
     """The rows of what is sound, in columns that are found in the data."""
     given = sound.copy()
-    batch = _Search(data, guess, starts, ends, sound, blank, infer=True).batch()
+    batch = _Search(data, guess, starts, ends, sound, infer=True).batch()
     if guess is not None and np.count_nonzero(sound) < np.count_nonzero(given) * 7 // 8:  # other data than before
         sound[:], guess = given, None
-        batch = _Search(data, guess, starts, ends, sound, blank, infer=True).batch()
+        batch = _Search(data, guess, starts, ends, sound, infer=True).batch()
     if batch is None:
         return None
     settled = _settled(batch.schema)
     if settled != batch.schema or _nested(settled) != _nested(guess):
-        batch = _Search(data, settled, starts, ends, sound, blank, infer=True).batch()
+        batch = _Search(data, settled, starts, ends, sound, infer=True).batch()
     if batch is None:
         return None
     exact = _exact(batch)
