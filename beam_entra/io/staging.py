@@ -203,7 +203,8 @@ class BlockStager(Stager):
     def add_batch(self, batch: pa.RecordBatch) -> None:
         most = max(-(-batch.num_rows // self._shards.count), _FEW_ROWS)
         part_bytes = min(self._flush_at, _PART_BYTES)
-        row_bytes = self._row_bytes or batch.nbytes / max(batch.num_rows, 1)
+        # The first time nobody knows how long rows are in this format: few are tried.
+        row_bytes = self._row_bytes or max(batch.nbytes / max(batch.num_rows, 1), part_bytes / _FEW_ROWS)
         at = 0
         while at < batch.num_rows:
             part = batch.slice(at, max(min(most, int(part_bytes / max(row_bytes, 1))), 1))

@@ -12,7 +12,7 @@ import tracemalloc
 import uuid
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any
 
 import apache_beam as beam
@@ -292,22 +292,31 @@ def test_rows_of_record_batches_are_written_as_elements_are(lake: Any, shards: i
 
 
 def test_a_long_batch_is_cut_so_that_blocks_stay_near_their_length(lake: Any, bundle: Any) -> None:
-    """However long the rows, and although nobody knows before how long they are in the format."""
-    settings = settings_for(lake, shards=4, block_bytes=4000)
-    lengths = [at % 7 * 20 for at in range(4000)]
-    texts = ["x" * length for length in lengths]
-    batch = pa.record_batch({"id": list(range(4000)), "a_column_with_a_long_name": texts})
+    """Although nobody knows before how long rows are in the format: here a hundred times what they are in memory."""
+    settings = settings_for(lake, shards=4, block_bytes=20_000)
+    values = pa.array([number % 100 for number in range(8000)], pa.int8())
+    batch = pa.record_batch({"a_long_name_" * 10: values, "id": pa.array(range(8000), pa.int16())})
     stager = BlockStager(bundle, settings, shards_of(settings))
-    stager.add_batch(batch)
+    stager.add_batch(batch.slice(0, 4000))
+    stager.add_batch(batch.slice(4000))
     staged = stager.finish()
-    assert sum(part.rows for part in staged) == stager.rows == 4000
+    assert sum(part.rows for part in staged) == stager.rows == 8000
     sizes = [part.size_bytes for part in staged]
-    assert max(sizes) < 1.3 * min(sizes), "shards fill alike"
-    staged_bytes = [r["size"] for r in staged_blocks(lake)]
-    assert max(staged_bytes) < 4 * settings.block_bytes
-    assert len(staged_bytes) > sum(sizes) / (4 * settings.block_bytes)
+    assert max(sizes) - min(sizes) <= 2 * settings.block_bytes, "shards fill alike"
+    blocks = [record["size"] for record in staged_blocks(lake)]
+    assert max(blocks) <= 2.5 * settings.block_bytes
+    assert len(blocks) <= sum(sizes) / settings.block_bytes + 8
     commit(bundle, settings, staged, COMMIT_ID)
     assert sorted(lake.written(), key=lambda row: row["id"]) == batch.to_pylist()
+
+
+def test_a_short_batch_goes_to_all_shards(lake: Any, bundle: Any) -> None:
+    """Where there are many rows to a shard; a few hundred are not taken apart."""
+    settings = settings_for(lake, shards=4, block_bytes=1 << 20)
+    for rows, shares in ((1000, [250] * 4), (400, [128, 128, 128, 16]), (100, [100])):
+        stager = BlockStager(bundle, settings, shards_of(settings))
+        stager.add_batch(pa.record_batch({"id": list(range(rows))}))
+        assert sorted((part.rows for part in stager.finish()), reverse=True) == shares
 
 
 def staged_blocks(lake: Any) -> list[dict[str, Any]]:
@@ -1160,3 +1169,20 @@ def test_the_memory_of_writing_is_that_of_some_blocks(lake: Any, bundle: Any, sh
         tracemalloc.stop()
     assert [part.size_bytes for part in staged] == [(32 << 20) // shards] * shards
     assert peak < most
+
+
+def test_what_is_staged_is_recorded_before_anybody_hears_of_it(lake: Any, bundle: Any) -> None:
+    """The last block's record, too, is durable when a bundle says what it has staged."""
+    settings = settings_for(lake, shards=1)
+    stager = BlockStager(bundle, settings, shards_of(settings))
+    stager.add({"id": 1})
+    block = lake.cloud.proxy.hold(where=in_output(lake, "PutBlock"), times=1)
+    with ThreadPoolExecutor(1) as pool:
+        finished = pool.submit(stager.finish)
+        block.gate.wait_for_arrivals()
+        record = lake.cloud.proxy.hold(where=lambda request: request.operation == "AppendBlock", times=1)
+        block.gate.open()
+        record.gate.wait_for_arrivals()
+        assert not wait([finished], timeout=0.2).done
+        record.gate.open()
+        assert [part.rows for part in finished.result()] == [1]
