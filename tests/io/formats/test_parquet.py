@@ -340,6 +340,7 @@ def test_filters_find_their_columns_whatever_these_are_called() -> None:
         pc.field("s", "x") == 8,
         (pc.field("a") == 2) & (pc.field("a b") > 1),
         pc.field(0) == 2,
+        (pc.field(0) == 2) & (pc.field("aa") == 4),
     ):
         parquet = Parquet(["z"], filters=expression)
         assert rows_of(read(InMemory(data), parquet), parquet) == [{"z": 1}]
@@ -666,7 +667,7 @@ def test_batches_of_other_types_are_cast_if_nothing_is_lost() -> None:
     same = pa.RecordBatch.from_arrays(
         [
             pa.array([0.5, math.nan], pa.float64()),
-            pa.array(["a", "b"]).dictionary_encode(),
+            pa.DictionaryArray.from_arrays(pa.array([1, 0]), ["b", "a", "unused"]),
             pa.array([1, None], pa.int64()),
             pa.array([datetime(2024, 1, 1), None], pa.timestamp("ns")),  # noqa: DTZ001 - the column has no zone
         ],
@@ -681,11 +682,8 @@ def test_batches_of_other_types_are_cast_if_nothing_is_lost() -> None:
         "n": pa.array([1 << 40, 1]),
         "f": pa.array([0.1, 0.2]),
         "t": pa.array([1, 2], pa.timestamp("ns")),
-        "s": pa.array([1.5, 2.5]).cast(pa.decimal128(3, 1)),
     }.items():
         changed = same.set_column(same.schema.get_field_index(name), name, values)
-        if name == "s":
-            continue
         with pytest.raises(FormatError, match=f"in {name} that .* cannot hold"):
             written(Parquet(schema=base), changed)
     with pytest.raises(FormatError, match="has the columns f, s, n; those of the file are n, s, f, t"):
