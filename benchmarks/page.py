@@ -103,9 +103,10 @@ def _told(finding: Finding) -> Iterable[str]:
         yield _price(finding)
         return
     if row.measure != "peak":
+        cpu = finding.cpu_ratio
+        assert cpu is not None  # noqa: S101 - it has another side
         yield (
-            f"{times(ours.cpu_s.median / theirs.cpu_s.median)} the CPU time of azfs"
-            f" ({ours.cpu_s.median:.1f} against {theirs.cpu_s.median:.1f} s), and"
+            f"For the same work ours takes {cpu.median:.0%} of the CPU time of azfs, and"
             f" {quantity(max(ours.memory.median, 0), 'B')} of memory above the idle worker"
             f" against {quantity(max(theirs.memory.median, 0), 'B')}."
         )
@@ -120,11 +121,15 @@ def _told(finding: Finding) -> Iterable[str]:
 def _price(finding: Finding) -> str:
     """What a limited ratio comes to, and how sure that is."""
     ratio, sure, cpu = finding.ratio, finding.sure, finding.cpu_ratio
-    assert ratio is not None and sure is not None and cpu is not None  # noqa: S101, PT018 - it has another side
+    assert ratio is not None and cpu is not None  # noqa: S101, PT018 - it has another side
+    how_sure = (
+        f"the true median lies between {sure[0] - 1:+.1%} and {sure[1] - 1:+.1%} with at least 93 % (a sign test)"
+        if sure
+        else "too few to say how sure that is"
+    )
     text = (
-        f"It comes to {ratio.median - 1:+.1%} of wall time, the median of {finding.pairs} pairs; the true median lies"
-        f" between {sure[0] - 1:+.1%} and {sure[1] - 1:+.1%} with at least 93 % (a sign test). In CPU seconds, which"
-        f" other work on the machine disturbs less, it is {cpu.median - 1:+.1%}"
+        f"It comes to {ratio.median - 1:+.1%} of wall time, the median of {finding.pairs} pairs; {how_sure}."
+        f" In CPU seconds, which other work on the machine disturbs less, it is {cpu.median - 1:+.1%}"
         f" ({cpu.low - 1:+.1%} to {cpu.high - 1:+.1%})."
     )
     return text + (f" **It misses what it must keep within**, {limit(finding)}." if finding.verdict == "missed" else "")

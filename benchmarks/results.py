@@ -42,7 +42,7 @@ class Finding:
         verdict: `reached`, `missed`, or `shown` where nothing is to be reached.
         ratio: How many times better ours is, pair by pair; for a limit as a ratio, ours divided by theirs.
         sure: Between what the true median of the ratio lies; see `sure_of_median`.
-        cpu_ratio: CPU seconds of ours divided by theirs, pair by pair.
+        cpu_ratio: CPU seconds of ours divided by theirs, for as many units, pair by pair.
         ceiling: The ratio if ours were the floor: nobody gets above it.
         pairs: How many there are.
     """
@@ -63,15 +63,15 @@ def spread(values: Sequence[float]) -> Spread:
     return Spread(median=statistics.median(values), low=min(values), high=max(values))
 
 
-def sure_of_median(values: Sequence[float]) -> tuple[float, float]:
+def sure_of_median(values: Sequence[float]) -> tuple[float, float] | None:
     """Between which two of the values the true median lies with at least 93 %, whatever their distribution.
 
-    Of five values that is the whole range; of nine the second and the last but one.
+    Of five values that is the whole range; of nine the second and the last but one; of fewer than five there are none.
     """
-    ranked, cut = sorted(values), 0
-    while 2 * sum(math.comb(len(ranked), left_out) for left_out in range(cut + 2)) <= _DOUBT * 2 ** len(ranked):
+    ranked, cut, doubt = sorted(values), -1, 0.0
+    while (doubt := doubt + 2 * math.comb(len(ranked), cut + 1) / 2 ** len(ranked)) <= _DOUBT:
         cut += 1
-    return ranked[cut], ranked[-1 - cut]
+    return (ranked[cut], ranked[-1 - cut]) if cut >= 0 else None
 
 
 def findings(groups: Mapping[str, Runs]) -> list[Finding]:
@@ -90,7 +90,7 @@ def judge(row: Row, runs: Runs) -> Finding:
     both = list(zip(runs[row.ours][:pairs], runs[row.theirs][:pairs], strict=True))
     ratios = [_ratio(row, _value(row, mine), _value(row, other)) for mine, other in both]
     ratio = spread(ratios)
-    cpu_ratio = spread([mine["cpu_s"] / other["cpu_s"] for mine, other in both])
+    cpu_ratio = spread([_cpu_a_unit(mine) / _cpu_a_unit(other) for mine, other in both])
     if row.least is not None:
         verdict = "reached" if ratio.median >= row.least else "missed"
     elif row.measure == "peak":
@@ -139,6 +139,10 @@ def _value(row: Row, run: Mapping[str, Any]) -> float:
             return float(statistics.median(run["samples_s"]))
         case _:
             return float(run["wall_s"])
+
+
+def _cpu_a_unit(run: Mapping[str, Any]) -> float:
+    return float(run["cpu_s"]) / float(run["units"])
 
 
 def _ceiling(row: Row, runs: Runs, theirs: float) -> float | None:

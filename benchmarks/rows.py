@@ -229,7 +229,7 @@ _ORDERS = Group(
         Row(
             name="orders-batched",
             shown="the same job on record batches",
-            reading="`pipelines.orders_batched` has the same outcome, byte for byte, and works on whole columns.",
+            reading="`pipelines.orders_batched` has the same outcome, line for line, and works on whole columns.",
             ours="batched",
             theirs="azfs",
             least=4.0,
