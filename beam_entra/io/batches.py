@@ -22,7 +22,7 @@ from apache_beam.utils.timestamp import Timestamp
 
 from beam_entra.errors import ConfigError, Diagnosis, FormatError
 
-__all__ = ["BatchesToRows", "RecordBatchCoder", "RowBatchConverter"]
+__all__ = ["BatchesToRows", "RecordBatchCoder", "RowBatchConverter", "arrow_type", "columns_of", "concrete"]
 
 # Arrow's types and what their values are in a row. The first one of a Python type is what a row's values become.
 _TYPES: tuple[tuple[pa.DataType, type], ...] = (
@@ -79,7 +79,7 @@ class RowBatchConverter(BatchConverter):  # type: ignore[misc]  # Beam's class i
     def __init__(self, element_type: RowTypeConstraint) -> None:
         super().__init__(pa.RecordBatch, element_type)
         self._names = [name for name, _ in element_type._fields]
-        self._types = [_arrow_type(name, type_) for name, type_ in element_type._fields]
+        self._types = [arrow_type(name, type_) for name, type_ in element_type._fields]
 
     def produce_batch(self, elements: Iterable[Any]) -> pa.RecordBatch:
         rows = list(elements)
@@ -158,7 +158,7 @@ class BatchesToRows(beam.PTransform):  # type: ignore[misc]  # Beam's PTransform
                     f"{schema!r} is neither a schema nor a NamedTuple class",
                     Diagnosis(hint="give a pyarrow.Schema, or a class with typed fields: class Order(NamedTuple): ..."),
                 )
-            self._columns = [(name, _arrow_type(name, type_)) for name, type_ in self._rows._fields]
+            self._columns = [(name, arrow_type(name, type_)) for name, type_ in self._rows._fields]
 
     def expand(self, batches: beam.PCollection[pa.RecordBatch]) -> beam.PCollection[Any]:
         return batches | "Rows" >> beam.ParDo(_HoldRows(self._columns, self._rows)).with_output_types(self._rows)
@@ -228,17 +228,27 @@ def _python_type(name: str, type_: pa.DataType) -> Any:
     raise _no_counterpart(name, type_)
 
 
-def _arrow_type(name: str, type_: Any) -> pa.DataType | None:
-    """What a column is of a row's field; None: as its values say."""
+def concrete(type_: Any) -> tuple[Any, bool]:
+    """A field's type as Beam has it, and whether it may be None."""
     type_ = native_type_compatibility.convert_to_beam_type(type_)
     if typehints.is_nullable(type_):
-        type_ = typehints.get_concrete_type_from_nullable(type_)
+        return typehints.get_concrete_type_from_nullable(type_), True
+    return type_, False
+
+
+def arrow_type(name: str, type_: Any) -> pa.DataType | None:
+    """What a column is of a row's field; None: as its values say.
+
+    Raises:
+        ConfigError: There is no such column.
+    """
+    type_, _ = concrete(type_)
     if type_ is Decimal:
         return None
     if type_ is Timestamp:
         return _INSTANTS
     if isinstance(type_, (typehints.SequenceTypeConstraint, typehints.ListConstraint)):
-        inner = _arrow_type(name, type_.inner_type)
+        inner = arrow_type(name, type_.inner_type)
         return None if inner is None else pa.list_(inner)
     for arrow, python in _TYPES:
         if python is type_:
