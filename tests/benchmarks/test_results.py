@@ -119,6 +119,13 @@ def test_numbers_are_written_for_people(value: float, unit: str, text: str) -> N
     assert quantity(value, unit) == text
 
 
+def test_cpu_is_compared_for_the_same_work() -> None:
+    """A side that was given a tenth of the blobs takes no tenth of the CPU time for that."""
+    found = judge(row(measure="rate"), {"ours": ran(2, units=1000), "azfs": ran(2, units=100)})
+    assert found.cpu_ratio is not None
+    assert found.cpu_ratio.median == pytest.approx(0.1)
+
+
 def test_every_side_is_there() -> None:
     """Those that the quick run in `test_run` leaves out, too."""
     for side in (side for group in GROUPS for side in group.sides):
