@@ -319,6 +319,23 @@ def test_a_short_batch_goes_to_all_shards(lake: Any, bundle: Any) -> None:
         assert sorted((part.rows for part in stager.finish()), reverse=True) == shares
 
 
+def test_parts_of_a_long_batch_are_as_long_as_they_may_be(lake: Any, bundle: Any) -> None:
+    """Once it is known how long rows are: each part has a price."""
+    encoded: list[int] = []
+
+    class Counting(Framed):
+        def encode_batch(self, batch: pa.RecordBatch) -> bytes:
+            encoded.append(batch.num_rows)
+            return super().encode_batch(batch)
+
+    settings = settings_for(lake, Counting(), shards=1, block_bytes=20_000)
+    stager = BlockStager(bundle, settings, shards_of(settings))
+    for _ in range(2):
+        stager.add_batch(pa.record_batch({"value": [1000] * 20_000}))
+    assert encoded == [128, *[4000] * 4, 3872, *[4000] * 5]
+    assert sum(part.rows for part in stager.finish()) == 40_000
+
+
 def staged_blocks(lake: Any) -> list[dict[str, Any]]:
     """What the only trail says of staged blocks."""
     found: list[dict[str, Any]] = lake.only_trail().records("staged")
@@ -1180,6 +1197,7 @@ def test_what_is_staged_is_recorded_before_anybody_hears_of_it(lake: Any, bundle
     with ThreadPoolExecutor(1) as pool:
         finished = pool.submit(stager.finish)
         block.gate.wait_for_arrivals()
+        bundle.settle()  # what has been recorded before
         record = lake.cloud.proxy.hold(where=lambda request: request.operation == "AppendBlock", times=1)
         block.gate.open()
         record.gate.wait_for_arrivals()
