@@ -110,7 +110,7 @@ class JsonLines(Format):
 
     def _is_plain(self) -> bool:
         """Whether nobody has made a format of their own of this one."""
-        return type(self).decode is JsonLines.decode and type(self).skips is JsonLines.skips
+        return all(getattr(type(self), name) is getattr(JsonLines, name) for name in ("decode", "skips", "records"))
 
     def decode_batches(self, block: Block, bad: list[BadRecord]) -> Iterator[pa.RecordBatch]:
         if not self._is_plain() or (self.parse is not None and self.parse_batch is None):

@@ -6,7 +6,7 @@ import json
 import math
 import pickle
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -423,6 +423,17 @@ def test_elements_of_a_parser_that_do_not_fit_the_schema_are_bad_records() -> No
     rows, bad = rows_of(b'{"i":3}\n{"i":"x"}\n{"i":4}\n', json_lines)
     assert rows == [{"v": 3}, {"v": 4}]
     assert [(record.offset, record.record) for record in bad] == [(1008, b'{"i":"x"}')]
+
+
+def test_a_subclass_with_records_of_its_own_is_read_by_them() -> None:
+    """Not by lines."""
+
+    class Semicolons(JsonLines):
+        def records(self, block: bytes) -> Iterator[bytes]:
+            return iter(block.split(b";")[:-1])
+
+    (batch,) = Semicolons().decode_batches(Block(path=PATH, offset=0, data=b'{"a":1};{"a":2};'), [])
+    assert batch.to_pylist() == [{"a": 1}, {"a": 2}]
 
 
 def test_a_subclass_decodes_its_own_way() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pyarrow as pa
 import pytest
 from hypothesis import given, settings
@@ -45,6 +47,17 @@ def test_many_bad_lines_among_many_good_ones_are_found(end: bytes) -> None:
     assert good == [f"{number} ä" for number in range(50_000) if number % 7]
     assert len(bad) == 50_000 - len(good)
     assert all(data[record.offset - 7] == 0xFF for record in bad)
+
+
+def test_a_subclass_with_records_of_its_own_is_read_by_them() -> None:
+    """Not by lines."""
+
+    class Semicolons(Lines):
+        def records(self, block: bytes) -> Iterator[bytes]:
+            return iter(block.split(b";")[:-1])
+
+    (batch,) = Semicolons().decode_batches(Block(path=PATH, offset=0, data=b"x;y;"), [])
+    assert batch.to_pylist() == [{"value": "x"}, {"value": "y"}]
 
 
 def test_a_subclass_of_lines_decodes_its_own_way() -> None:
