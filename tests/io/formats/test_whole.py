@@ -130,8 +130,10 @@ def test_a_compressed_blob_is_bounded_by_what_comes_out(lake: Any) -> None:
 def test_elements_become_blobs_of_their_names(lake: Any, compression: Any) -> None:
     """Names are relative to the prefix; content of any length is there whole, and reads back."""
     with lake.pipeline() as p:
-        p | beam.Create(CONTENTS.items()) | WriteToBlob(
-            lake.curated.url("out/"), Bytes(), block_bytes=1000, compression=compression
+        (
+            p
+            | beam.Create(CONTENTS.items())
+            | WriteToBlob(lake.curated.url("out/"), Bytes(), block_bytes=1000, compression=compression)
         )
     suffix = ".gz" if compression == "gzip" else ""
     assert lake.parts() == [f"out/{name}{suffix}" for name in CONTENTS]
