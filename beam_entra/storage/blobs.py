@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import functools
+import re
 import uuid
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -16,7 +17,9 @@ from xml.sax.saxutils import escape
 from beam_entra.errors import ConfigError, Diagnosis, StorageError
 from beam_entra.paths import BlobPath
 
-__all__ = ["BlobProperties", "ListPage", "block_list_xml", "new_block_id", "parse_list_page"]
+__all__ = ["BlobProperties", "ListPage", "block_list_xml", "new_block_id", "parse_list_page", "parse_size"]
+
+_SIZE = re.compile(r"[0-9]{1,18}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,6 +82,17 @@ def parse_list_page(
     return ListPage(blobs=tuple(blobs), next_marker=root.findtext("NextMarker") or "", listed=len(entries))
 
 
+def parse_size(text: str) -> int:
+    """The length of a blob as Storage says it.
+
+    Raises:
+        ValueError: It is none.
+    """
+    if not _SIZE.fullmatch(text):
+        raise ValueError("a length that is none")
+    return int(text)
+
+
 def _name(entry: ElementTree.Element) -> str:
     name = entry.find("Name")
     if name is None or name.text is None:
@@ -92,6 +106,8 @@ def _facts(entry: ElementTree.Element) -> dict[str, str]:
 
 def _properties(name: str, facts: Mapping[str, str], container: BlobPath) -> BlobProperties:
     etag = facts["Etag"]
+    if not etag.isascii() or not etag.isprintable():  # it is sent back, in a header
+        raise ValueError("an ETag that is none")
     try:
         path = BlobPath(account=container.account, container=container.container, name=name)
     except ConfigError as error:
@@ -101,7 +117,7 @@ def _properties(name: str, facts: Mapping[str, str], container: BlobPath) -> Blo
         ) from None
     return BlobProperties(
         path=path,
-        size_bytes=int(facts["Content-Length"]),
+        size_bytes=parse_size(facts["Content-Length"]),
         etag=etag if etag.startswith('"') else f'"{etag}"',
         last_modified=_instant(facts["Last-Modified"]),
     )

@@ -34,7 +34,7 @@ from beam_entra.identity.token import AccessToken
 from beam_entra.paths import BlobPath
 from beam_entra.secret import Secret
 from beam_entra.storage.answers import Answer
-from beam_entra.storage.blobs import BlobProperties, ListPage, block_list_xml, parse_list_page
+from beam_entra.storage.blobs import BlobProperties, ListPage, block_list_xml, parse_list_page, parse_size
 from beam_entra.storage.exchange import Authorise, Authorization, Call, Exchange, unreachable
 from beam_entra.storage.sas import DelegationKey
 from beam_entra.storage.transport import connection_pool
@@ -158,7 +158,7 @@ class BlobService:
                 with closing(response):
                     _check_range(answer, blob, begin, stop, call)
                     answered(answer, begin, stop)
-                    for count in _received(response, content, filled):
+                    for count in _received(response, content, filled, call):
                         filled += count
             except HTTPError as error:
                 failure = unreachable(call, error, attempts)
@@ -199,7 +199,7 @@ class BlobService:
             answered(blob, answer, 0, stop)
             content, filled = bytearray(stop), 0
             with suppress(HTTPError):  # what is missing is fetched below
-                for count in _received(response, content, 0):
+                for count in _received(response, content, 0, call):
                     filled += count
         if filled < stop:
             tell = partial(answered, blob)
@@ -456,7 +456,7 @@ def _described(path: BlobPath, answer: Answer, size: str, call: Call) -> BlobPro
     try:
         return BlobProperties(
             path=path,
-            size_bytes=int(size),
+            size_bytes=parse_size(size),
             etag=answer.headers["etag"],
             last_modified=parsedate_to_datetime(answer.headers["last-modified"]),
             content_type=answer.headers.get("content-type", ""),
@@ -468,12 +468,18 @@ def _described(path: BlobPath, answer: Answer, size: str, call: Call) -> BlobPro
         ) from None
 
 
-def _received(response: Response, content: bytearray, filled: int) -> Iterator[int]:
-    """Fill the content from there on with the body; says how many bytes came each time."""
+def _received(response: Response, content: bytearray, filled: int, call: Call) -> Iterator[int]:
+    """Fill the content from there on with the body; says how many bytes came each time.
+
+    Raises:
+        StorageError: There is more of it than was asked for.
+    """
     with memoryview(content) as view:
         while filled < len(content) and (count := response.readinto(view[filled : filled + _READ_BYTES])):
             filled += count
             yield count
+    if response.goes_on:
+        raise StorageError("Storage sent more than was asked for", Diagnosis(tried=call.tried))
 
 
 def _may_be_done(error: StorageError) -> bool:

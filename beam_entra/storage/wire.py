@@ -12,8 +12,7 @@ import socket
 import ssl
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from io import BufferedReader
-from typing import cast
+from io import BufferedReader, RawIOBase
 
 from urllib3.exceptions import (
     ConnectTimeoutError,
@@ -31,9 +30,30 @@ __all__ = ["Connection", "Response"]
 _BUFFER_BYTES = 32 * 1024  # two TLS records: a small answer is here at once
 _LINE_BYTES = 64 * 1024
 _LINES = 200
+_INTERIM_ANSWERS = 8
+_PIECE_BYTES = 1 << 20
+_WHOLE_BYTES = 64 << 20  # many times what 5,000 blobs of a list take
 _TOGETHER_BYTES = 64 * 1024  # a longer body is sent on its own rather than copied behind the head
 _BODILESS = (204, 304)
-_HEXADECIMAL = re.compile(r"[0-9A-Fa-f]{1,16}")
+_STATUS = re.compile(r"HTTP/1\.([01]) ([1-9][0-9]{2})(?: .*)?")
+_DECIMAL = re.compile(r"[0-9]{1,18}")
+_HEXADECIMAL = re.compile(r"[0-9A-Fa-f]{1,15}")
+_CONTROL_IN_LINE = "a line of the answer does not end as lines do, or holds a control character"
+_CONTROLS = bytes({*range(32), 127} - {ord("\t")})
+
+
+class _Received(RawIOBase):
+    """What comes in. While this is `quiet`, the reader that buffers it shows what it holds and asks for no more."""
+
+    def __init__(self, source: socket.socket) -> None:
+        self._source = source
+        self.quiet = False
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int | None:  # type: ignore[override]  # it is one
+        return None if self.quiet else self._source.recv_into(buffer)
 
 
 class Connection:
@@ -70,12 +90,22 @@ class Connection:
             raw.close()
             raise ProtocolError("the connection ended within the TLS handshake", error) from None
         self._socket.settimeout(read_s)
-        self._reader = cast("BufferedReader", self._socket.makefile("rb", buffering=_BUFFER_BYTES))
+        self._received = _Received(self._socket)
+        self._reader: BufferedReader = BufferedReader(self._received, _BUFFER_BYTES)
+
+    @property
+    def holds(self) -> bool:
+        """Whether something has been received that nobody has read: behind an answer it is nobody's."""
+        self._received.quiet = True
+        try:
+            return bool(self._reader.peek()) or self._socket.pending() > 0
+        finally:
+            self._received.quiet = False
 
     @property
     def dropped(self) -> bool:
         """Whether the other side has ended it, or said something that nobody asked for."""
-        return self._socket.pending() > 0 or wait_for_read(self._socket, timeout=0)
+        return self.holds or wait_for_read(self._socket, timeout=0)
 
     def close(self) -> None:
         """End it."""
@@ -103,15 +133,17 @@ class Connection:
         """
         try:
             head = _head(method, target, self._host, headers)
+            whole = False
             with suppress(BrokenPipeError):  # the answer may have been sent before all was received
                 if len(body) > _TOGETHER_BYTES:
                     self._socket.sendall(head)
                     self._socket.sendall(body)
                 else:
                     self._socket.sendall(head + body)
+                whole = True
             status, answered = self._answer()
-            while 100 <= status < 200:
-                status, answered = self._answer()
+            if not whole:
+                answered["connection"] = "close"
             return Response(self, self._reader, status, answered, bodiless=method == "HEAD", done=done)
         except OSError as error:
             self.close()
@@ -121,31 +153,39 @@ class Connection:
             raise
 
     def _answer(self) -> tuple[int, dict[str, str]]:
+        """Status and headers of the answer, behind any that say that it will come."""
+        for _ in range(_INTERIM_ANSWERS):
+            status, headers = self._one_answer()
+            if status >= 200:
+                return status, headers
+            if status == 101:
+                break
+        raise ProtocolError("the answer does not come, only words before it")
+
+    def _one_answer(self) -> tuple[int, dict[str, str]]:
         """Status and headers, the names of these in lower case; one that is repeated has its values joined."""
         lines = iter(self._lines())
-        version, _, rest = next(lines).partition(" ")
-        if not version.startswith("HTTP/1.") or not rest[:3].isdigit():
+        status = _STATUS.fullmatch(next(lines))
+        if status is None:
             raise ProtocolError("the answer is no HTTP/1")
-        headers: dict[str, str] = {} if version == "HTTP/1.1" else {"connection": "close"}
+        headers: dict[str, str] = {} if status[1] == "1" else {"connection": "close"}
         for line in lines:
             name, colon, value = line.partition(":")
-            if not colon or not name or name != name.strip():
+            if not colon or not name or " " in name or "\t" in name:
                 raise ProtocolError("the answer has a header that is none")
-            name, value = name.lower(), value.strip()
+            name, value = name.lower(), value.strip(" \t")
             headers[name] = f"{headers[name]}, {value}" if name in headers else value
-        return int(rest[:3]), headers
+        return int(status[2]), headers
 
     def _lines(self) -> list[str]:
         """The lines of the answer's head, at once if it is here at once."""
         end = self._reader.peek().find(b"\r\n\r\n")
-        if end > 0:
-            return self._reader.read(end + 4).decode("latin-1").split("\r\n")[:-2]
-        lines = [_line(self._reader)]
-        while line := _line(self._reader):
-            lines.append(line)
-            if len(lines) > _LINES:
-                raise ProtocolError("the answer has too many headers")
-        return lines
+        if end <= 0:
+            return [_line(self._reader), *_block(self._reader)]
+        lines = (head := self._reader.read(end + 4)).decode("latin-1").split("\r\n")
+        if len(head.translate(None, _CONTROLS)) + 2 * (len(lines) - 1) != len(head):
+            raise ProtocolError(_CONTROL_IN_LINE)
+        return lines[:-2]
 
 
 class Response:
@@ -176,18 +216,25 @@ class Response:
         if bodiless or status in _BODILESS:
             self._end()
         elif "transfer-encoding" in headers:
+            if length is not None:
+                raise ProtocolError("the answer has a length, and chunks that have their own")
             if headers["transfer-encoding"].lower() != "chunked":
                 raise ProtocolError("the answer has a transfer encoding that was not asked for")
             self._chunked = True
             self._next_chunk(first=True)
         elif length is None:
             self._ends_with_connection = True
-        elif length.isascii() and length.isdigit():
+        elif _DECIMAL.fullmatch(length):
             self._left = int(length)
             if not self._left:
                 self._end()
         else:
             raise ProtocolError("the answer has a length that is none")
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether more of the body is known to come."""
+        return self._connection is not None and self._left > 0
 
     def readinto(self, buffer: memoryview) -> int:
         """Fill the buffer as far as the body goes; 0 at its end.
@@ -210,21 +257,21 @@ class Response:
         """So many bytes, or all; fewer only at the end.
 
         Raises:
-            HTTPError: The body breaks off.
+            HTTPError: The body breaks off, or all of it is more than an answer is that has to be read whole.
         """
-        pieces: list[bytes] = []
-        wanted = amount
-        while wanted is None or wanted > 0:
-            length = wanted or max(self._left, _LINE_BYTES)
-            buffer = bytearray(min(length, max(self._left, _LINE_BYTES)))
+        content = bytearray()
+        most = _WHOLE_BYTES if amount is None else amount
+        while len(content) < most:
+            buffer = bytearray(min(most - len(content), max(self._left, _LINE_BYTES), _PIECE_BYTES))
             with memoryview(buffer) as view:
                 count = self.readinto(view)
+                content += view[:count]
             if not count:
-                break
-            pieces.append(bytes(buffer[:count]) if count < len(buffer) else bytes(buffer))
-            if wanted is not None:
-                wanted -= count
-        return b"".join(pieces)
+                return bytes(content)
+        if amount is None:
+            self.close()
+            raise ProtocolError("the answer is too long")
+        return bytes(content)
 
     def close(self) -> None:
         """Give up what has not been read, and the connection with it."""
@@ -257,15 +304,14 @@ class Response:
             raise ProtocolError("a chunk of the answer has no length")
         self._left = int(size, 16)
         if not self._left:
-            while _line(self._reader):
-                pass  # trailers
+            _block(self._reader)  # of trailers
             self._end()
 
     def _end(self) -> None:
         connection, self._connection = self._connection, None
         if connection is None:
             return
-        if self._keep:
+        if self._keep and not connection.holds:
             self._done(connection)
         else:
             connection.close()
@@ -283,11 +329,23 @@ def _translated(error: OSError) -> HTTPError:
 def _head(method: str, target: str, host: str, headers: Mapping[str, str]) -> bytes:
     lines = [f"{method} {target} HTTP/1.1", f"Host: {host}", "Accept-Encoding: identity", "User-Agent: beam_entra"]
     lines += [f"{name}: {value}" for name, value in headers.items()]
-    head = "\r\n".join(lines)
-    breaks = len(lines) - 1
-    if head.count("\n") != breaks or head.count("\r") != breaks or " " in target or "\0" in head:
-        raise ValueError("a request with a line end, or a space, where none may be")  # which may be a secret's
-    return head.encode("latin-1") + b"\r\n\r\n"
+    try:
+        head = "\r\n".join(lines).encode("latin-1")
+    except UnicodeEncodeError:  # which holds the text
+        head = b"\0"
+    if " " in target or "\t" in target or len(head.translate(None, _CONTROLS)) + 2 * (len(lines) - 1) != len(head):
+        raise ValueError("a request with a line end, a space or another character where it may not be")
+    return head + b"\r\n\r\n"
+
+
+def _block(reader: BufferedReader) -> list[str]:
+    """The lines up to an empty one."""
+    lines: list[str] = []
+    while line := _line(reader):
+        lines.append(line)
+        if len(lines) > _LINES:
+            raise ProtocolError("the answer has too many headers")
+    return lines
 
 
 def _line(reader: BufferedReader) -> str:
@@ -296,4 +354,6 @@ def _line(reader: BufferedReader) -> str:
         if len(line) >= _LINE_BYTES:
             raise ProtocolError("a line of the answer is too long")
         raise ProtocolError("the connection ended before the answer", ConnectionResetError())
-    return line.rstrip(b"\r\n").decode("latin-1")
+    if not line.endswith(b"\r\n") or len(line.translate(None, _CONTROLS)) + 2 != len(line):
+        raise ProtocolError(_CONTROL_IN_LINE)
+    return line[:-2].decode("latin-1")

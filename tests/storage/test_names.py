@@ -162,6 +162,9 @@ def test_an_etag_without_quotes_gets_them():
         page_of("<Nom>a</Nom>"),
         page_of("<Name>a</Name>", extra=""),
         page_of("<Name>a</Name>", extra="<Content-Length>many</Content-Length>"),
+        page_of("<Name>a</Name>", extra="<Content-Length>-1</Content-Length>"),
+        page_of("<Name>a</Name>").replace(b"0x1", b"0x1&#10;x-ms-date: now"),
+        page_of("<Name>a</Name>").replace(b"0x1", b"\xe2\x82\xac"),
         page_of("<Name>a</Name>").replace(b"Fri, 06 Mar 2026 12:00:00 GMT", b"yesterday"),
     ],
 )

@@ -210,7 +210,8 @@ def test_the_code_is_found_in_the_body_too(desk):
 
 
 @pytest.mark.parametrize(
-    ("headers", "asked_s"), [({"Retry-After": "3"}, 3), ({"x-ms-retry-after-ms": "250"}, 0.25), ({}, 0)]
+    ("headers", "asked_s"),
+    [({"Retry-After": "3"}, 3), ({"x-ms-retry-after-ms": "250"}, 0.25), ({"Retry-After": "\xb2"}, 0), ({}, 0)],
 )
 def test_retry_after_is_honoured(desk, headers, asked_s):
     """A busy server is asked again after the time it gives, or after a pause of our own that grows."""
