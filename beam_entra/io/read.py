@@ -309,6 +309,7 @@ class _Blob:
                 yield piece
             else:
                 yield from (piece[at : at + step] for at in range(0, len(piece), step))
+                self._bundle.session.buffers.give(piece)
 
     def _requests(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
         """First a block, which is soon here, then longer ones: a request costs the service what many bytes do."""
@@ -319,7 +320,7 @@ class _Blob:
             yield start, end
             start, length = end, min(2 * length, longest)
 
-    def ranges(self, wanted: Iterable[tuple[int, int]]) -> Iterator[bytes | bytearray]:
+    def ranges(self, wanted: Iterable[tuple[int, int]]) -> Iterator[bytearray]:
         """Each of these ranges whole, in order, fetched ahead."""
         arriving = fetch_ahead(
             partial(self._bundle.fetch, self._blob),

@@ -253,6 +253,9 @@ class BundleSession:
         Args:
             prompt: Have the records written at once; else when somebody takes the bytes, with all that are pending.
 
+        Returns:
+            The bytes; who has no more use for them may give them to the session's `buffers`.
+
         Raises:
             BlobChanged: The blob is no longer this version.
         """
@@ -264,7 +267,9 @@ class BundleSession:
 
         with self._noting_refusals(str(blob.path), "read"):
             access.sas()
-            content = self.session.service.read_range(blob, start, stop, access, self._next_request_id, answered)
+            content = self.session.service.read_range(
+                blob, start, stop, access, self._next_request_id, answered, self.session.buffers.take
+            )
         self.session.count("bytes_read", len(content))
         return Fetched(content, receipts)
 

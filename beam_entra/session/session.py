@@ -20,6 +20,7 @@ from beam_entra.clock import Clock, NeverBack, utc_now
 from beam_entra.errors import Diagnosis, IdentityExpired
 from beam_entra.identity import STORAGE_AUDIENCE, AccessToken, CredentialSource, EntraSource, TokenBroker
 from beam_entra.paths import BlobPath
+from beam_entra.session.buffers import Buffers
 from beam_entra.session.bundle import BundleSession
 from beam_entra.session.scope import JobScope
 from beam_entra.storage import AppendBlobSegments, Authorization, BlobService, DelegationKey, Exchange, Sas, mint
@@ -29,6 +30,7 @@ __all__ = ["Session"]
 
 _LONGEST_KEY = timedelta(days=7) - timedelta(minutes=10)  # Storage's limit is 7 days, counted from a start in the past
 _LEAD_UP = (BundleOpened, SasIssued, BundleClosed)  # recorded before or after an access; they let no data out
+_KEPT_BYTES = 48 << 20  # of one reader: 32 MiB under way, 8 in hand, and the shorter ones that it begins with
 _RENEWED_AT = 0.75  # of a SAS's life
 
 T = TypeVar("T")
@@ -76,6 +78,7 @@ class Session:
         self._record_lock = threading.Lock()
         self._counts: Counter[str] = Counter()
         self._counts_lock = threading.Lock()
+        self.buffers = Buffers(_KEPT_BYTES)
         self._resources: dict[str, Any] = {}
         self._resources_lock = threading.Lock()
 

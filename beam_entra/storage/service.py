@@ -131,16 +131,18 @@ class BlobService:
         authorise: Authorise,
         next_request_id: Callable[[], str],
         answered: Callable[[Answer, int, int], None],
+        room: Callable[[int], bytearray] = bytearray,
     ) -> bytearray:
         """Bytes [start, stop) of this version of the blob. A body that breaks off is resumed at the byte.
 
         Args:
             answered: Told of each answer and its range as soon as its head is here, while the body is on the way.
+            room: Gives a buffer of so many bytes for them.
 
         Raises:
             BlobChanged: The blob is no longer this version.
         """
-        content = bytearray(stop - start)
+        content = room(stop - start)
         filled = fruitless = 0
         while filled < len(content):
             begin, before = start + filled, filled

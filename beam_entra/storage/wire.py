@@ -31,13 +31,13 @@ _BUFFER_BYTES = 32 * 1024  # two TLS records: a small answer is here at once
 _LINE_BYTES = 64 * 1024
 _LINES = 200
 _INTERIM_ANSWERS = 8
-_PIECE_BYTES = 1 << 20
 _WHOLE_BYTES = 64 << 20  # many times what 5,000 blobs of a list take
 _TOGETHER_BYTES = 64 * 1024  # a longer body is sent on its own rather than copied behind the head
 _BODILESS = (204, 304)
 _STATUS = re.compile(r"HTTP/1\.([01]) ([1-9][0-9]{2})(?: .*)?")
 _DECIMAL = re.compile(r"[0-9]{1,18}")
 _HEXADECIMAL = re.compile(r"[0-9A-Fa-f]{1,15}")
+_TOO_MANY_LINES = "the answer has too many headers"
 _CONTROL_IN_LINE = "a line of the answer does not end as lines do, or holds a control character"
 _CONTROLS = bytes({*range(32), 127} - {ord("\t")})
 
@@ -133,17 +133,13 @@ class Connection:
         """
         try:
             head = _head(method, target, self._host, headers)
-            whole = False
             with suppress(BrokenPipeError):  # the answer may have been sent before all was received
                 if len(body) > _TOGETHER_BYTES:
                     self._socket.sendall(head)
                     self._socket.sendall(body)
                 else:
                     self._socket.sendall(head + body)
-                whole = True
             status, answered = self._answer()
-            if not whole:
-                answered["connection"] = "close"
             return Response(self, self._reader, status, answered, bodiless=method == "HEAD", done=done)
         except OSError as error:
             self.close()
@@ -185,6 +181,8 @@ class Connection:
         lines = (head := self._reader.read(end + 4)).decode("latin-1").split("\r\n")
         if len(head.translate(None, _CONTROLS)) + 2 * (len(lines) - 1) != len(head):
             raise ProtocolError(_CONTROL_IN_LINE)
+        if len(lines) > _LINES:
+            raise ProtocolError(_TOO_MANY_LINES)
         return lines[:-2]
 
 
@@ -262,7 +260,7 @@ class Response:
         content = bytearray()
         most = _WHOLE_BYTES if amount is None else amount
         while len(content) < most:
-            buffer = bytearray(min(most - len(content), max(self._left, _LINE_BYTES), _PIECE_BYTES))
+            buffer = bytearray(min(most - len(content), max(self._left, _LINE_BYTES)))
             with memoryview(buffer) as view:
                 count = self.readinto(view)
                 content += view[:count]
@@ -344,7 +342,7 @@ def _block(reader: BufferedReader) -> list[str]:
     while line := _line(reader):
         lines.append(line)
         if len(lines) > _LINES:
-            raise ProtocolError("the answer has too many headers")
+            raise ProtocolError(_TOO_MANY_LINES)
     return lines
 
 
