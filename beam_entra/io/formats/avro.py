@@ -8,7 +8,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import sys
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -29,7 +28,7 @@ from beam_entra.io.formats.avro_schemas import (
     uuids_as_text,
     what_is_wrong,
 )
-from beam_entra.io.formats.base import BlockFormat, as_mapping, not_writable, reason_of
+from beam_entra.io.formats.base import BlockFormat, Everything, as_mapping, not_writable, reason_of, rows_of
 from beam_entra.io.formats.rows import plain
 
 __all__ = ["Avro"]
@@ -100,7 +99,7 @@ class Avro(BlockFormat):
                 _check_length(path, 0, len(beginning), max_record_bytes)
         at = len(header.data) - _SYNC_BYTES
         rest = _to_the_end(beginning[at:], pieces)
-        yield from _cut(path, header, at, rest, _Everything(), max_record_bytes=max_record_bytes)
+        yield from _cut(path, header, at, rest, Everything(), max_record_bytes=max_record_bytes)
 
     def decode_all(self, block: Block) -> Sequence[Any] | None:
         try:
@@ -175,7 +174,7 @@ class Avro(BlockFormat):
         )
 
     def encode_batch(self, batch: pa.RecordBatch) -> bytes:
-        return b"".join(map(self.encode, batch.to_pylist(maps_as_pydicts="strict")))
+        return b"".join(map(self.encode, rows_of(batch, maps_as_pydicts="strict")))
 
     def frame(self, records: bytes, rows: int) -> bytes:
         if not rows:
@@ -274,16 +273,6 @@ def _no_avro(path: str, problem: str) -> FormatError:
 
 
 # Container blocks
-
-
-class _Everything:
-    """The claims on what is read as a whole."""
-
-    def try_claim(self, position: int) -> bool:
-        return True
-
-    def stop(self) -> int:
-        return sys.maxsize
 
 
 def _cut(

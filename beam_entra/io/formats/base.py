@@ -13,10 +13,12 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from typing import IO, Any, ClassVar, NamedTuple, Protocol
 
+import numpy as np
 import pyarrow as pa
 
 from beam_entra.errors import Diagnosis, FormatError
@@ -26,6 +28,7 @@ __all__ = [
     "BlobFormat",
     "BlockFormat",
     "Decoded",
+    "Everything",
     "FileFormat",
     "FileWriter",
     "Format",
@@ -229,6 +232,16 @@ class Format(BlockFormat):
                     yield Decoded(offset, record, element)
 
 
+class Everything:
+    """The claims on what is read as a whole."""
+
+    def try_claim(self, position: int) -> bool:
+        return True
+
+    def stop(self) -> int:
+        return sys.maxsize
+
+
 class FileWriter(Protocol):
     """Writes the elements of one blob, in order."""
 
@@ -355,14 +368,22 @@ def batch_of(elements: Sequence[Any], schema: pa.Schema | None = None) -> pa.Rec
         ) from None
 
 
-def rows_of(batch: pa.RecordBatch) -> list[dict[str, Any]]:
+def rows_of(batch: pa.RecordBatch, **options: Any) -> list[dict[str, Any]]:
     """The rows of a record batch as dicts.
+
+    Args:
+        options: As `to_pylist` takes them.
 
     Raises:
         FormatError: A value has no counterpart in Python.
     """
     try:
-        rows: list[dict[str, Any]] = batch.to_pylist()
+        rows: list[dict[str, Any]] = batch.to_pylist(**options)
+    except KeyError:
+        raise FormatError(
+            "a record batch has a map with the same key twice, or two columns of one name",
+            Diagnosis(hint="leave out what is double; Python's dicts hold it once"),
+        ) from None
     except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
         raise FormatError(
             f"a record batch holds what Python has no value for: {reason_of(error)}",
@@ -373,8 +394,18 @@ def rows_of(batch: pa.RecordBatch) -> list[dict[str, Any]]:
 
 def _check_numbers(values: Iterable[Any], type_: pa.DataType) -> None:
     """Refuse what Arrow would convert in silence: fractions to integers, and booleans to numbers."""
-    if pa.types.is_list(type_):
-        _check_numbers([item for value in values if value is not None for item in value], type_.value_type)
+    if pa.types.is_dictionary(type_):
+        _check_numbers(values, type_.value_type)
+    elif pa.types.is_list(type_) or pa.types.is_large_list(type_) or pa.types.is_fixed_size_list(type_):
+        lists = [value for value in values if value is not None]
+        for value in lists:
+            if isinstance(value, (str, bytes)):
+                raise TypeError(f"{type(value).__name__} is no {type_}")
+        _check_numbers(itertools.chain.from_iterable(lists), type_.value_type)
+    elif pa.types.is_map(type_):
+        pairs = [pair for value in values if value is not None for pair in dict(value).items()]
+        _check_numbers([key for key, _ in pairs], type_.key_type)
+        _check_numbers([item for _, item in pairs], type_.item_type)
     elif pa.types.is_struct(type_):
         rows = [as_mapping(value) for value in values if value is not None]
         for field in type_:
@@ -382,8 +413,10 @@ def _check_numbers(values: Iterable[Any], type_: pa.DataType) -> None:
     elif pa.types.is_integer(type_) or pa.types.is_floating(type_):
         whole = pa.types.is_integer(type_)
         for value in values:
-            if isinstance(value, bool) or (whole and isinstance(value, float) and not value.is_integer()):
-                raise TypeError(f"{value!r} is no {type_}")
+            if type(value) is int or value is None:
+                continue
+            if isinstance(value, (bool, np.bool_)) or (whole and value != int(value)):
+                raise TypeError(f"a {type(value).__name__} is no {type_}")
 
 
 def as_mapping(element: Any) -> Any:

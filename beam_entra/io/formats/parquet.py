@@ -6,8 +6,8 @@ See: https://parquet.apache.org/docs/file-format/
 from __future__ import annotations
 
 import io
+import math
 import re
-import sys
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -19,8 +19,8 @@ import pyarrow.parquet as pq
 
 from beam_entra.errors import BeamEntraError, ConfigError, Diagnosis, FormatError
 from beam_entra.io.blocks import BadRecord, Block, Claims, Source
-from beam_entra.io.formats.base import FileFormat, FileWriter, as_mapping, batch_of, not_writable, reason_of
-from beam_entra.io.formats.rows import plain
+from beam_entra.io.formats.base import Everything, FileFormat, FileWriter, as_mapping, batch_of, not_writable, reason_of
+from beam_entra.io.formats.rows import check_times, plain, weight_bytes
 
 __all__ = ["Parquet"]
 
@@ -32,7 +32,8 @@ _GAP_BYTES = 64 << 10  # so much that nobody wants is cheaper to fetch than anot
 _PIECE_BYTES = 4 << 20  # longer ranges are cut, so that their parts travel side by side
 _BATCH_ROWS = 1 << 16
 _BATCH_BYTES = 16 << 20
-_GATHERED_ROWS = 512  # dicts that wait to become a batch
+_GATHERED_ROWS = 512  # dicts that wait to become a batch, unless they are long
+_MOST_FLOAT32 = (2 - 2**-23) * 2.0**127
 
 Range = tuple[int, int]
 
@@ -120,7 +121,7 @@ class Parquet(FileFormat):
                     Diagnosis(hint="raise max_record_bytes; or leave Parquet files as they are: they are compressed"),
                 )
         if whole:
-            yield from self.split(_Memory(path, whole), 0, len(whole), _Everything())
+            yield from self.split(_Memory(path, whole), 0, len(whole), Everything())
 
     def decode_all(self, block: Block) -> Sequence[Any]:
         return _dicts(block.data)
@@ -294,16 +295,6 @@ class _Memory:
         return (self._data[start:stop] for start, stop in wanted)
 
 
-class _Everything:
-    """The claims on what is read as a whole."""
-
-    def try_claim(self, position: int) -> bool:
-        return True
-
-    def stop(self) -> int:
-        return sys.maxsize
-
-
 def _footer_of(source: Source) -> tuple[int, bytes | bytearray]:
     """Where the footer of a blob begins, or something before it, and the bytes from there on."""
     size = source.size_bytes
@@ -405,6 +396,7 @@ class _Writer:
         self._schema = format.schema
         self._file: pq.ParquetWriter | None = None
         self._rows: list[Any] = []  # not yet a batch
+        self._rows_bytes = 0
         self._batches: list[pa.RecordBatch] = []  # not yet a row group
         self._batch_rows = self._batch_bytes = 0
 
@@ -413,7 +405,8 @@ class _Writer:
         if not isinstance(row, Mapping):
             raise not_writable(element, "is no row", "write dicts, named tuples, beam.Row or record batches")
         self._rows.append(row)
-        if len(self._rows) >= _GATHERED_ROWS:
+        self._rows_bytes += weight_bytes(row)
+        if len(self._rows) >= _GATHERED_ROWS or self._rows_bytes >= self._format.row_group_bytes:
             self._gather()
 
     def write_batch(self, batch: pa.RecordBatch) -> None:
@@ -425,7 +418,8 @@ class _Writer:
     def close(self) -> None:
         self._gather()
         self._flush()
-        self._opened().close()
+        with _writable():
+            self._opened().close()
 
     def __del__(self) -> None:
         self._sink.abandon()  # pyarrow's writer, which goes next, would write a footer to a blob that was given up
@@ -433,7 +427,7 @@ class _Writer:
     def _gather(self) -> None:
         """Make a batch of the rows that wait."""
         if self._rows:
-            rows, self._rows = self._rows, []
+            rows, self._rows, self._rows_bytes = self._rows, [], 0
             self._add(_batch_to_write(rows, self._schema_to_write()))
 
     def _add(self, batch: pa.RecordBatch) -> None:
@@ -454,7 +448,8 @@ class _Writer:
         if self._batches:
             table = pa.Table.from_batches(self._batches)
             self._batches, self._batch_rows, self._batch_bytes = [], 0, 0
-            self._opened().write_table(table, row_group_size=self._format.row_group_rows)
+            with _writable():
+                self._opened().write_table(table, row_group_size=self._format.row_group_rows)
 
     def _opened(self) -> pq.ParquetWriter:
         if self._file is None:
@@ -469,6 +464,19 @@ class _Writer:
                 "Parquet cannot write rows without a schema", Diagnosis(hint="give it: Parquet(schema=...)")
             )
         return self._schema
+
+
+@contextmanager
+def _writable() -> Iterator[None]:
+    """Arrow's errors while a file is written in our words; those of the storage stay."""
+    try:
+        yield
+    except BeamEntraError:
+        raise
+    except (pa.ArrowException, ValueError) as error:
+        raise FormatError(
+            f"Parquet cannot hold this: {reason_of(error)}", Diagnosis(hint="change the types in Parquet(schema=...)")
+        ) from None
 
 
 class _Sink:
@@ -505,8 +513,8 @@ def _batch_to_write(rows: Sequence[Any], schema: pa.Schema) -> pa.RecordBatch:
         if not names.issuperset(row):
             raise _does_not_fit(row, f"has a field {min(map(str, set(row) - names))} that is no column of the file")
     if not any(pa.types.is_nested(kind) for kind in schema.types):
-        with suppress(FormatError):
-            return batch_of(rows, schema)
+        with suppress(FormatError, ValueError):
+            return _checked_batch(rows, schema)
     rows = [plain(row) for row in rows]
     for row in rows:  # where something is wrong, or may be in silence: one by one
         for field in schema:
@@ -514,17 +522,36 @@ def _batch_to_write(rows: Sequence[Any], schema: pa.Schema) -> pa.RecordBatch:
     return batch_of(rows, schema)
 
 
+def _checked_batch(rows: Sequence[Any], schema: pa.Schema) -> pa.RecordBatch:
+    """As `batch_of`, and of nothing that would be read back as another value.
+
+    Raises:
+        ValueError: That would be so.
+    """
+    batch = batch_of(rows, schema)
+    for field in schema:
+        if pa.types.is_temporal(field.type) or pa.types.is_nested(field.type):
+            check_times([row.get(field.name) for row in rows], field.type)
+        elif pa.types.is_float32(field.type):
+            values = (row.get(field.name) for row in rows)
+            if any(value is not None and _MOST_FLOAT32 < abs(value) < math.inf for value in values):
+                raise ValueError("float has no number so large")
+    return batch
+
+
 def _check_field(row: Any, field: pa.Field) -> None:
     value = row.get(field.name)
     if value is None and not field.nullable:
         raise _does_not_fit(row, f"has no {field.name}")
+    kind = type(value).__name__
+    try:
+        _checked_batch([{field.name: value}], pa.schema([field]))
+    except FormatError:
+        raise _does_not_fit(row, f"has a {kind} in {field.name}, which is a column of {field.type}") from None
+    except ValueError as error:
+        raise _does_not_fit(row, f"has a {kind} in {field.name} that would be changed: {error}") from None
     if unknown := _unknown(value, field.type, field.name):
         raise _does_not_fit(row, f"has a field {unknown} that is in no column of the file")
-    try:
-        batch_of([{field.name: value}], pa.schema([field]))
-    except FormatError:
-        kind = type(value).__name__
-        raise _does_not_fit(row, f"has a {kind} in {field.name}, which is a column of {field.type}") from None
 
 
 def _unknown(value: Any, kind: pa.DataType, path: str) -> str:
@@ -535,9 +562,9 @@ def _unknown(value: Any, kind: pa.DataType, path: str) -> str:
             _unknown(item, fields[name], f"{path}.{name}") if name in fields else f"{path}.{name}"
             for name, item in value.items()
         ]
-    elif pa.types.is_map(kind) and isinstance(value, dict):
-        inner = [_unknown(item, kind.item_type, path) for item in value.values()]
-    elif (pa.types.is_list(kind) or pa.types.is_large_list(kind)) and isinstance(value, list):
+    elif pa.types.is_map(kind) and isinstance(value, (dict, list, tuple)):  # as pairs they are read
+        inner = [_unknown(item, kind.item_type, path) for item in dict(value).values()]
+    elif (pa.types.is_list(kind) or pa.types.is_large_list(kind)) and isinstance(value, (list, tuple)):
         inner = [_unknown(item, kind.value_type, path) for item in value]
     else:
         return ""
@@ -571,6 +598,9 @@ def _cast(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
 def _cast_column(batch: pa.RecordBatch, column: pa.Array, field: pa.Field) -> pa.Array:
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
+    zones = [getattr(kind, "tz", None) is None for kind in (column.type, field.type) if pa.types.is_timestamp(kind)]
+    if len(set(zones)) == 2:
+        raise _does_not_fit(batch, f"has times in {field.name} with a zone where {field.type} has none, or without one")
     try:
         result = column.cast(field.type)
         if pa.types.is_null(column.type) or _is_same(result.cast(column.type), column):

@@ -6,6 +6,7 @@ import dataclasses
 import io
 import itertools
 import json
+import math
 import pickle
 import random
 from collections.abc import Callable, Iterator, Sequence
@@ -534,6 +535,16 @@ def test_rows_of_any_kind_are_written() -> None:
         ({"day": 1.5}, r"Everything\.day"),
         ({"price": Decimal("1.234")}, "Scale"),
         ({"nothing": 1}, r"Everything\.nothing"),
+        ({"key": "GREEN"}, r"Everything\.key is no UUID"),
+        ({"keys": [1]}, r"Everything\.keys"),
+        ({"at_ms": ROW["at"]}, r"Everything\.at_ms has smaller fractions of a second than timestamp-millis"),
+        ({"clock_ms": ROW["clock"]}, r"Everything\.clock_ms has smaller fractions"),
+        ({"clock": time(1, tzinfo=UTC)}, r"Everything\.clock has a time zone"),
+        ({"local": ROW["at"]}, r"Everything\.local has a time zone"),
+        ({"day": ROW["at"]}, r"Everything\.day has a time of day"),
+        ({"f": 1e300}, r"Everything\.f is a number that a float cannot hold"),
+        ({"f": (1 << 24) + 1}, r"Everything\.f is a number"),
+        ({"d": (1 << 53) + 1}, r"Everything\.d is a number that a double cannot hold"),
         ({"unknown": 1}, "more fields than the schema specifies: unknown"),
     ],
 )
@@ -542,6 +553,48 @@ def test_what_does_not_fit_the_schema_is_refused_by_name(change: dict[str, Any],
     with pytest.raises(FormatError, match=problem) as raised:
         Avro(EVERYTHING).encode({**ROW, **change})
     assert "GREEN" not in raised.value.message
+    assert raised.value.hint
+
+
+def test_a_union_with_texts_is_no_way_around_the_other_types() -> None:
+    """A time without a zone beside texts; a text, which is none of the others, is written."""
+    instant = {"type": "long", "logicalType": "timestamp-micros"}
+    avro = Avro({"type": "record", "name": "R", "fields": [{"name": "v", "type": ["null", "string", instant]}]})
+    with pytest.raises(FormatError, match=r"R\.v has no time zone"):
+        avro.encode({"v": ROW["local"]})
+    rows = [{"v": "text"}, {"v": None}, {"v": ROW["at"]}]
+    assert elements_of(whole(written(avro, rows)))[0] == rows
+
+
+def test_numbers_that_fit_are_written_whatever_their_kind() -> None:
+    """Whole ones where fractions may stand, the largest, and what is no number."""
+    avro = Avro(
+        {"type": "record", "name": "R", "fields": [{"name": name, "type": name} for name in ("float", "double")]}
+    )
+    rows = [
+        {"float": (2 - 2**-23) * 2.0**127, "double": 1e308},
+        {"float": -math.inf, "double": math.inf},
+        {"float": 1 << 100, "double": (1 << 53) - 1},
+    ]
+    assert elements_of(whole(written(avro, rows)))[0] == rows
+    (block,) = whole(written(avro, [{"float": math.nan, "double": 0.0}]))
+    assert math.isnan(next(Avro().decode_each(block, []))["float"])
+
+
+BROKEN_TEXT = pa.Array.from_buffers(pa.string(), 1, [None, pa.py_buffer(b"\0\0\0\0\1\0\0\0"), pa.py_buffer(b"\xff")])
+
+
+@pytest.mark.parametrize(
+    ("column", "problem"),
+    [
+        (BROKEN_TEXT, "what Python has no value for"),
+        (pa.array([[("k", 1), ("k", 2)]], pa.map_(pa.string(), pa.int64())), "the same key twice"),
+    ],
+)
+def test_batches_that_make_no_rows_are_refused(column: pa.Array, problem: str) -> None:
+    """With what to do about it."""
+    with pytest.raises(FormatError, match=problem) as raised:
+        Avro(SCHEMA).encode_batch(pa.record_batch({"v": column}))
     assert raised.value.hint
 
 

@@ -10,7 +10,7 @@ import math
 import pickle
 import random
 from collections.abc import Callable, Iterator, Sequence
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
 from typing import Any, NamedTuple
 
@@ -499,6 +499,23 @@ SCHEMA = pa.schema(
 )
 FLAT = pa.schema([pa.field("id", pa.int64(), nullable=False), ("name", pa.string()), ("at", pa.timestamp("us", "UTC"))])
 
+FINE = pa.schema(
+    [
+        ("at", pa.timestamp("ms")),
+        ("day", pa.date32()),
+        ("clock", pa.time32("ms")),
+        ("long", pa.duration("s")),
+        ("days", pa.list_(pa.date32())),
+        ("part", pa.struct([("long", pa.duration("s"))])),
+        ("clocks", pa.map_(pa.string(), pa.time32("s"))),
+        ("f", pa.float32()),
+        ("texts", pa.large_list(pa.string())),
+        ("whole", pa.map_(pa.string(), pa.int32())),
+        ("pair", pa.list_(pa.int64(), 2)),
+        ("must", pa.struct([pa.field("x", pa.int64(), nullable=False)])),
+    ]
+)
+
 
 class OneWay:
     """A file that can be written to, and nothing else."""
@@ -650,14 +667,73 @@ def test_rows_of_any_kind_are_written() -> None:
         (SCHEMA, {"id": 1, "list": [{"y": "a"}, {"z": 2}]}, r"has a field list\.z"),
         (SCHEMA, {"id": 1, "inner": [1]}, "has a list in inner"),
         (SCHEMA, {"id": 1, "map": {"k": "v"}}, "has a dict in map"),
+        (SCHEMA, {"id": 1, "map": {"k": True}}, "has a dict in map"),
+        (SCHEMA, {"id": 1, "map": [1]}, "has a list in map"),
+        (FLAT, {"id": Decimal("1.5")}, "has a Decimal in id"),
+        (FLAT, {"id": 1, "at": datetime(2024, 1, 1)}, "would be changed: .* has a time zone"),  # noqa: DTZ001 - that is it
+        (FINE, {"at": datetime(2024, 1, 1, tzinfo=UTC)}, "has a datetime in at that would be changed: .* no time zone"),
+        (FINE, {"at": datetime(2024, 1, 1, microsecond=1)}, "no smaller fractions of a second"),  # noqa: DTZ001 - no zone
+        (FINE, {"day": datetime(2024, 1, 1, tzinfo=UTC)}, "has no time of day"),
+        (FINE, {"clock": time(1, 2, 3, 4)}, "no smaller fractions"),
+        (FINE, {"long": timedelta(microseconds=1)}, "no smaller fractions"),
+        (FINE, {"days": [None, datetime(2024, 1, 1, tzinfo=UTC)]}, "has a list in days that would be changed"),
+        (FINE, {"part": {"long": timedelta(microseconds=1)}}, "has a dict in part"),
+        (FINE, {"clocks": {"k": time(1, 2, 3, 4)}}, "has a dict in clocks"),
+        (FINE, {"f": 1e39}, "has a float in f that would be changed"),
+        (FINE, {"texts": "abc"}, "has a str in texts"),
+        (FINE, {"whole": {"k": 1.5}}, "has a dict in whole"),
+        (FINE, {"pair": [1, 2.5]}, "has a list in pair"),
+        (FINE, {"must": {"x": None}}, "declared non-nullable"),
         (FLAT, "text", "is no row"),
         (FLAT, [1], "is no row"),
     ],
 )
 def test_what_does_not_fit_the_schema_is_refused_by_name(schema: Any, row: Any, problem: str, before: int) -> None:
     """Nothing is written that would be read back as something else, wherever among others it is."""
+    first = {"id": 1} if "id" in schema.names else {"f": 0.5}
     with pytest.raises(FormatError, match=problem) as raised:
-        written(Parquet(schema=schema), *[{"id": 1}] * before, row)
+        written(Parquet(schema=schema), *[first] * before, row)
+    assert raised.value.hint
+
+
+def test_what_is_read_can_be_written() -> None:
+    """Each kind of time as fine as its column is, infinities, and maps as the pairs that reading makes of them."""
+    row = {
+        "at": datetime(2024, 1, 1, microsecond=1000),  # noqa: DTZ001 - the column has no zone
+        "day": date(2024, 1, 1),
+        "clock": time(1, 2, 3, 4000),
+        "long": timedelta(days=1, seconds=1),
+        "days": [date(2024, 1, 1), None],
+        "part": {"long": timedelta(seconds=-1)},
+        "clocks": [("k", time(1, 2, 3))],
+        "f": math.inf,
+        "texts": ["a", None],
+        "whole": [("k", 1), ("l", 2)],
+        "pair": [1, 2],
+        "must": {"x": 1},
+    }
+    assert table_of(written(Parquet(schema=FINE), row, {"f": 0.5, "pair": [1, 2]})).to_pylist()[0] == row
+
+
+def test_rows_that_wait_are_weighed() -> None:
+    """Some long rows are written before there are many of them."""
+    file: Any = OneWay()
+    draw = random.Random(7)  # noqa: S311 - sample data
+    writer = Parquet(schema=FLAT, row_group_bytes=1 << 20).open(file)
+    for number in range(8):
+        writer.write({"id": number, "name": draw.randbytes(1 << 19).hex()})
+    assert len(file.data) > 1 << 20
+    writer.close()
+    assert table_of(bytes(file.data))["id"].to_pylist() == list(range(8))
+
+
+@pytest.mark.parametrize(
+    "kind", [pa.month_day_nano_interval(), pa.struct([]), pa.run_end_encoded(pa.int32(), pa.int64())]
+)
+def test_types_that_parquet_has_none_for_are_named(kind: pa.DataType) -> None:
+    """Also where there are no rows of them."""
+    with pytest.raises(FormatError, match="Parquet cannot hold this") as raised:
+        written(Parquet(schema=pa.schema([("v", kind)])))
     assert raised.value.hint
 
 
@@ -686,6 +762,9 @@ def test_batches_of_other_types_are_cast_if_nothing_is_lost() -> None:
         changed = same.set_column(same.schema.get_field_index(name), name, values)
         with pytest.raises(FormatError, match=f"in {name} that .* cannot hold"):
             written(Parquet(schema=base), changed)
+    zoned = same.set_column(3, "t", pa.array([1000, 2000], pa.timestamp("us", "UTC")))
+    with pytest.raises(FormatError, match="has times in t with a zone where"):
+        written(Parquet(schema=base), zoned)
     with pytest.raises(FormatError, match="has the columns f, s, n; those of the file are n, s, f, t"):
         written(Parquet(schema=base), same.select(["f", "s", "n"]))
     with pytest.raises(FormatError, match="has no id"):
