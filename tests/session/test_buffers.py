@@ -14,15 +14,15 @@ def test_a_buffer_that_is_given_back_is_used_again() -> None:
     buffers = Buffers(8 * MB)
     first = buffers.take(2 * MB)
     buffers.give(first)
-    other, again, new = buffers.take(3 * MB), buffers.take(2 * MB), buffers.take(2 * MB)
+    other, again, new = buffers.take(MB), buffers.take(2 * MB), buffers.take(2 * MB)
     assert again is first
     assert new is not first
-    assert [len(buffer) for buffer in (other, again, new)] == [3 * MB, 2 * MB, 2 * MB]
+    assert [len(buffer) for buffer in (other, again, new)] == [MB, 2 * MB, 2 * MB]
 
 
 def test_little_is_kept() -> None:
     """The longest unused go first, and short ones are not kept at all."""
-    buffers = Buffers(5 * MB)
+    buffers = Buffers(4 * MB)
     several = [buffers.take(2 * MB) for _ in range(3)]
     for buffer in several:
         buffers.give(buffer)
