@@ -8,6 +8,7 @@ ones that it stumbles over are found and left out. What is left out is for Pytho
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +34,8 @@ _NO_JSON = (re.compile(rb"NaN[\s,\]}]"), re.compile(rb"Inf(?:inity)?[\s,\]}]"))
 _ROW = re.compile(r" in row (\d+)$")
 _FEW, _PIECE = 8, 256
 _ATTEMPTS = 3000  # each costs 50 to 100 microseconds
+_MOST_CELLS = 1 << 24  # of columns that are found in the data: each row has a place for each, be it null
+_FIELD_BYTES = 5  # of a field at least: `"":1,`
 _EXACT = 1 << 53  # below it a double is the integer that was written
 
 
@@ -59,8 +62,10 @@ class ParsedLines:
         return list(zip(self.starts[lines].tolist(), self.ends[lines].tolist(), strict=True))
 
 
-def parse_lines(data: bytes, schema: pa.Schema | None, *, infer: bool) -> ParsedLines:
+def parse_lines(data: bytes, schema: pa.Schema | None, *, infer: bool) -> ParsedLines | None:
     """The lines of a block that Arrow parses as Python's json would.
+
+    None: so many lines may have more columns between them than there is memory for; give it some of them at a time.
 
     Args:
         schema: Of the rows; with `infer` a first guess, such as another block's.
@@ -69,10 +74,17 @@ def parse_lines(data: bytes, schema: pa.Schema | None, *, infer: bool) -> Parsed
     characters = np.frombuffer(data, np.uint8)
     starts, ends = line_bounds(data)
     sound, blank = _candidates(data, characters, starts, ends)
-    if infer:
-        batch = _infer(data, schema, starts, ends, sound)
-    else:
+    batch = None
+    if not infer:
         batch = _Search(data, schema, starts, ends, sound, infer=False).batch()
+    else:
+        guess = schema if schema is not None and len(ends) * _leaves(schema) <= _MOST_CELLS else None
+        if len(ends) > 1 and len(ends) * len(data) > _MOST_CELLS * _FIELD_BYTES:
+            batch = _known(data, guess, starts, ends, sound)
+            if batch is None:
+                return None
+        else:
+            batch = _infer(data, guess, starts, ends, sound)
     return ParsedLines(
         batch=batch, rows=np.flatnonzero(sound), rest=np.flatnonzero(~(sound | blank)), starts=starts, ends=ends
     )
@@ -90,7 +102,7 @@ def parse_values(values: list[bytes], schema: pa.Schema) -> ParsedLines:
 def parse_value(value: bytes, schema: pa.Schema) -> pa.RecordBatch | str:
     """A JSON object to a row of a schema, or why it is none."""
     try:
-        return _parse(value, schema, infer=False)
+        return _parse(value, schema, others="ignore")
     except pa.ArrowException as error:
         return _ROW.sub("", str(error).partition("\n")[0]).removeprefix("JSON parse error: ")
 
@@ -105,7 +117,7 @@ def check_schema(schema: pa.Schema) -> None:
     if not names or len(set(names)) != len(names):
         raise ConfigError("the schema has no columns, or two of a name", Diagnosis(hint="name each column once"))
     try:
-        _parse(b"{}\n", schema, infer=False)
+        _parse(b"{}\n", schema, others="ignore")
     except pa.ArrowNotImplementedError as error:
         raise ConfigError(
             f"JSON cannot be read into this schema: {error}", Diagnosis(hint="read plain types, and cast the batches")
@@ -172,30 +184,20 @@ class _Search:
     def __init__(
         self, data: bytes, schema: pa.Schema | None, starts: Positions, ends: Positions, sound: Mask, *, infer: bool
     ) -> None:
-        self._data, self._schema, self._infer = data, schema, infer
+        self._data, self._schema, self._others = data, schema, "infer" if infer else "ignore"
         self._starts, self._ends, self._sound = starts, ends, sound
         self._attempts = _ATTEMPTS
 
     def batch(self) -> pa.RecordBatch | None:
         """The rows of all lines that are sound in the end, in order."""
         while (lines := np.flatnonzero(self._sound)).size:
-            self._text, self._bounds = self._joined(lines)
+            self._text, self._bounds = _joined(self._data, self._starts, self._ends, self._sound)
             self._doubtful: list[int] = []
             found = self._search(0, len(lines))
             if found is not None:
                 return found
             self._sound[lines[self._doubtful] if self._doubtful else lines] = False  # all: only together they are not
         return None
-
-    def _joined(self, lines: Positions) -> tuple[memoryview, Positions]:
-        """These lines, one behind the other, and where each begins; at the end, where the last one ends."""
-        view = memoryview(self._data)
-        if len(lines) < len(self._sound):
-            edges = np.flatnonzero(np.diff(self._sound, prepend=False, append=False))
-            runs = zip(self._starts[edges[::2]].tolist(), self._ends[edges[1::2] - 1].tolist(), strict=True)
-            view = memoryview(b"".join(view[begin:end] for begin, end in runs))
-        lengths = self._ends[lines] - self._starts[lines]
-        return view, np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
 
     def _search(self, first: int, last: int) -> pa.RecordBatch | None:
         """The rows of these lines if all are sound; else some that are not are noted."""
@@ -206,7 +208,7 @@ class _Search:
                 self._doubtful += range(begin, last)
                 return None
             try:
-                found = _parse(self._text[self._bounds[begin] : self._bounds[last]], self._schema, infer=self._infer)
+                found = _parse(self._text[self._bounds[begin] : self._bounds[last]], self._schema, others=self._others)
                 row = None
             except pa.ArrowException as error:
                 found, row = None, _row_of(error)
@@ -226,10 +228,22 @@ class _Search:
         return None
 
 
+def _joined(data: bytes, starts: Positions, ends: Positions, sound: Mask) -> tuple[memoryview, Positions]:
+    """The sound lines, one behind the other, and where each begins; at the end, where the last one ends."""
+    view = memoryview(data)
+    if not sound.all():
+        edges = np.flatnonzero(np.diff(sound, prepend=False, append=False))
+        runs = zip(starts[edges[::2]].tolist(), ends[edges[1::2] - 1].tolist(), strict=True)
+        view = memoryview(b"".join(view[begin:end] for begin, end in runs))
+    return view, np.concatenate([np.zeros(1, np.int64), np.cumsum((ends - starts)[sound])])
+
+
 def _infer(
     data: bytes, guess: pa.Schema | None, starts: Positions, ends: Positions, sound: Mask
 ) -> pa.RecordBatch | None:
     """The rows of what is sound, in columns that are found in the data."""
+    if guess is not None:
+        guess = pa.schema([field for field in guess if not pa.types.is_null(field.type)])
     given = sound.copy()
     batch = _Search(data, guess, starts, ends, sound, infer=True).batch()
     if guess is not None and np.count_nonzero(sound) < np.count_nonzero(given) * 7 // 8:  # other data than before
@@ -240,8 +254,26 @@ def _infer(
     settled = _settled(batch.schema)
     if settled != batch.schema or _nested(settled) != _nested(guess):
         batch = _Search(data, settled, starts, ends, sound, infer=True).batch()
-    if batch is None:
+    return None if batch is None else _exact_rows(batch, sound)
+
+
+def _known(
+    data: bytes, schema: pa.Schema | None, starts: Positions, ends: Positions, sound: Mask
+) -> pa.RecordBatch | None:
+    """The rows of what is sound, if these columns are all that there are, and nothing is of another type."""
+    lines = np.flatnonzero(sound)
+    if schema is None or not lines.size:
         return None
+    text, _ = _joined(data, starts, ends, sound)
+    try:
+        batch = _parse(text, schema, others="error")
+    except pa.ArrowException:
+        return None
+    return _exact_rows(batch, sound) if batch.num_rows == len(lines) else None
+
+
+def _exact_rows(batch: pa.RecordBatch, sound: Mask) -> pa.RecordBatch:
+    """The rows in which no integer can have been rounded to a double; the lines of the others are not sound."""
     exact = _exact(batch)
     if exact is None or pc.all(exact).as_py():
         return batch
@@ -249,21 +281,30 @@ def _infer(
     return batch.filter(exact)
 
 
-def _parse(data: bytes | memoryview, schema: pa.Schema | None, *, infer: bool) -> pa.RecordBatch:
+def _parse(data: bytes | memoryview, schema: pa.Schema | None, *, others: str) -> pa.RecordBatch:
+    """The rows of some lines.
+
+    Args:
+        others: What to do with fields that the schema does not have: "infer", "ignore" or "error".
+    """
     table = pj.read_json(
         pa.BufferReader(pa.py_buffer(data)),
         read_options=pj.ReadOptions(use_threads=False, block_size=max(len(data), 1) + 1),
-        parse_options=pj.ParseOptions(explicit_schema=schema, unexpected_field_behavior="infer" if infer else "ignore"),
+        parse_options=pj.ParseOptions(explicit_schema=schema, unexpected_field_behavior=others),
     )
     (batch,) = table.combine_chunks().to_batches() or [pa.RecordBatch.from_pylist([], table.schema)]
-    if infer:
-        return batch
-    return pa.RecordBatch.from_arrays(batch.columns, schema=schema)
+    return batch if others == "infer" else pa.RecordBatch.from_arrays(batch.columns, schema=schema)
 
 
 def _row_of(error: pa.ArrowException) -> int | None:
     found = _ROW.search(str(error).partition("\n")[0])
     return int(found.group(1)) if found else None
+
+
+def _leaves(fields: Iterable[pa.Field]) -> int:
+    """How many columns these are, those in columns counted."""
+    types = [field.type for field in fields]
+    return len(types) + sum(_leaves([type_.field(at) for at in range(type_.num_fields)]) for type_ in types)
 
 
 def _nested(schema: pa.Schema | None) -> list[pa.Field]:

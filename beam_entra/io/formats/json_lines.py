@@ -35,7 +35,8 @@ class JsonLines(Format):
 
     As record batches the rows are the objects. With a `schema`, they are its columns: other fields are left out, a
     field that is missing is null, and an object with a value of another type is a bad record. Without one, the columns
-    are those that a block happens to have; objects with values of other types come in batches of their own.
+    are those that a block happens to have, and maybe some of blocks before; objects with values of other types come in
+    batches of their own, and a block of thousands of columns comes in parts.
 
     Args:
         parse: Makes an element of each decoded value. What it raises sends the record to the dead letters, with its
@@ -119,9 +120,13 @@ class JsonLines(Format):
         before = len(bad)
         guess = self._inferred if self.schema is None else self.schema
         lines = parse_lines(block.data, guess, infer=self.schema is None)
+        if lines is None:
+            for half in _halves(block):
+                yield from self.decode_batches(half, bad)
+            return
         batch, rest = lines.batch, lines.rest
         if batch is not None and self.schema is None:
-            self._inferred = pa.schema([field for field in batch.schema if not pa.types.is_null(field.type)])
+            self._inferred = batch.schema
         if batch is not None and self.parse_batch is not None:
             batch, sound = _checked(*self.parse_batch(batch), batch.num_rows)
             if not pc.all(sound, skip_nulls=False).as_py():
@@ -186,6 +191,14 @@ class JsonLines(Format):
 
     def skips(self, record: bytes) -> bool:
         return not record or record.isspace()
+
+
+def _halves(block: Block) -> Iterator[Block]:
+    """The lines of a block in two parts of about the same length."""
+    middle = len(block.data) // 2
+    end = block.data.rfind(b"\n", 0, middle) + 1 or block.data.find(b"\n", middle) + 1
+    yield replace(block, data=block.data[:end])
+    yield replace(block, data=block.data[end:], offset=block.offset + end)
 
 
 def _object(value: dict[str, Any]) -> bytes:

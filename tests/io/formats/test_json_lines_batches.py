@@ -46,6 +46,11 @@ def rows_of(data: bytes, format: JsonLines) -> tuple[list[dict[str, Any]], list[
     return [row for batch in batches for row in batch.to_pylist()], bad
 
 
+def columns_of(batch: pa.RecordBatch) -> Iterator[tuple[str, pa.Array]]:
+    """Names and columns."""
+    return zip(batch.schema.names, batch.columns, strict=True)
+
+
 def elements_of(data: bytes, format: JsonLines) -> tuple[list[Any], list[BadRecord]]:
     """What the block gives one by one."""
     bad: list[BadRecord] = []
@@ -83,7 +88,7 @@ def fits(value: Any, kind: str) -> bool:
 def is_row(value: Any) -> bool:
     """Whether Arrow can hold a JSON value as a row."""
     try:
-        return bool(value) and pa.RecordBatch.from_pylist([value]).to_pylist() == [value]
+        return bool(value) and key(pa.RecordBatch.from_pylist([value]).to_pylist()) == key([value])
     except (pa.ArrowException, AttributeError, UnicodeError, OverflowError):
         return False
 
@@ -323,6 +328,51 @@ def test_objects_of_other_types_than_the_others_come_in_batches_of_their_own() -
     batches, bad = batches_of(b'{"a":1}\n' * 50 + b'{"a":"x"}\n' + b'{"a":2}\n' * 50, JsonLines())
     assert sorted(batch.num_rows for batch in batches) == [1, 100]
     assert not bad
+
+
+def test_objects_that_share_no_fields_take_no_place_for_all_of_them_together() -> None:
+    """Thousands of rows by thousands of columns are more than memory holds: they come in several batches."""
+    data = b"".join(b'{"k%d":%d}\n' % (number, number) for number in range(6000))
+    batches, bad = batches_of(data, JsonLines())
+    assert max(batch.num_rows * batch.num_columns for batch in batches) <= 1 << 24
+    found = [(name, column.drop_null().to_pylist()) for batch in batches for name, column in columns_of(batch)]
+    assert [(name, values) for name, values in found if values] == [(f"k{n}", [n]) for n in range(6000)]
+    assert not bad
+
+
+def test_columns_of_an_earlier_block_take_no_place_beside_many_rows() -> None:
+    """One object with thousands of fields is no guess at a block of thousands of others."""
+    json_lines = JsonLines()
+    wide = b"{" + b",".join(b'"k%d":1' % number for number in range(10_000)) + b"}\n"
+    ((row,), _), rows = rows_of(wide, json_lines), b'{"a":1}\n' * 5000
+    assert len(row) == 10_000
+    batches, _ = batches_of(rows, json_lines)
+    assert sum(batch.num_rows for batch in batches) == 5000
+    assert {name for batch in batches for name in batch.schema.names} == {"a"}
+
+
+def test_a_long_block_is_one_batch_once_its_columns_are_known() -> None:
+    """Objects of the same fields are parsed as a whole, nulls and nesting included; other fields are found."""
+    json_lines = JsonLines()
+    line = b'{"a":1,"b":null,"c":[null,{"d":"x"}],"e":{"f":1.5},"g":"2026-01-01"}\n'
+    data = line * 4000
+    first, _ = rows_of(data, json_lines)
+    (batch,), bad = batches_of(data, json_lines)
+    assert batch.to_pylist() == first == [json.loads(line)] * 4000
+    rows, _ = rows_of(data + b'{"a":2,"h":1}\n' + data + b'{"a":"x"}\n[]\n', json_lines)
+    assert sum(row["a"] == 2 and row["h"] == 1 for row in rows) == 1
+    assert len(rows) == 8002
+    assert not bad
+
+
+@pytest.mark.parametrize("end", [b"\n", b""])
+def test_bad_lines_of_a_long_block_are_found_where_they_are(end: bytes) -> None:
+    """Also where the block is taken in parts, and the longest line is its first or its last."""
+    lines = [b'{"a":"' + b"x" * 100_000 + b'"}', *[b'{"a":1}', b"{", b""] * 1000, b'{"b":"' + b"y" * 100_000 + b'"}']
+    data = b"\n".join(lines) + end
+    rows, bad = rows_of(data, JsonLines())
+    assert len(rows) == 1002
+    assert [record.offset for record in bad] == [1000 + 100_009 + 11 * line + 8 for line in range(1000)]
 
 
 @pytest.mark.parametrize("first", [b"", b'{"n":null}\n', b'{"n":[]}\n', b'{"n":[null]}\n'])
