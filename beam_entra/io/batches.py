@@ -7,6 +7,7 @@ of rows may be *held in* record batches: its element type is a row's, and Beam's
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from decimal import Decimal
 from typing import Any, Optional
@@ -95,8 +96,8 @@ class RowBatchConverter(BatchConverter):  # type: ignore[misc]  # Beam's class i
         return (make(*values) for values in zip(*columns, strict=True))
 
     def combine_batches(self, batches: Sequence[pa.RecordBatch]) -> pa.RecordBatch:
-        (batch,) = pa.Table.from_batches(batches).combine_chunks().to_batches()
-        return batch
+        merged = pa.Table.from_batches(batches).combine_chunks().to_batches()
+        return merged[0] if merged else batches[0]
 
     def get_length(self, batch: pa.RecordBatch) -> int:
         length: int = batch.num_rows
@@ -264,9 +265,16 @@ def _no_counterpart(name: str, type_: Any) -> ConfigError:
 
 
 def _column(values: list[Any], type_: pa.DataType | None) -> pa.Array:
+    return pa.array(_with_micros(values, type_), type_)
+
+
+def _with_micros(values: Iterable[Any], type_: pa.DataType | None) -> list[Any]:
+    """The values with instants as numbers: Arrow would take their seconds for microseconds."""
     if type_ == _INSTANTS:
-        values = [None if value is None else value.micros for value in values]
-    return pa.array(values, type_)
+        return [None if value is None else value.micros for value in values]
+    if type_ is not None and pa.types.is_list(type_):
+        return [None if value is None else _with_micros(value, type_.value_type) for value in values]
+    return list(values)
 
 
 def _values(column: pa.Array) -> list[Any]:
@@ -275,5 +283,9 @@ def _values(column: pa.Array) -> list[Any]:
             None if value is None else Timestamp(micros=value)
             for value in column.cast(_INSTANTS).cast(pa.int64()).to_pylist()
         ]
+    if pa.types.is_list(column.type):
+        items = iter(_values(column.flatten()))
+        lengths = column.value_lengths().to_pylist()
+        return [None if length is None else list(itertools.islice(items, length)) for length in lengths]
     values: list[Any] = column.to_pylist()
     return values

@@ -193,6 +193,7 @@ ALL = pa.schema(
         ("at", pa.timestamp("us", "UTC")),
         ("price", pa.decimal128(9, 2)),
         ("tags", pa.list_(pa.string())),
+        ("seen", pa.list_(pa.list_(pa.timestamp("us", "UTC")))),
     ]
 )
 VALUES = {
@@ -205,6 +206,7 @@ VALUES = {
     "at": [1_700_000_000_000_000, None],
     "price": [Decimal("1.20"), None],
     "tags": [["x"], None],
+    "seen": [None, [[1_700_000_000_000_000], [], None, [None, 1]]],
 }
 
 
@@ -217,9 +219,12 @@ def test_rows_and_batches_are_the_same_values() -> None:
     first, second = converter.explode_batch(batch)
     assert (first.text, first.count, first.at, first.price) == ("a", 1, Timestamp(1_700_000_000), Decimal("1.20"))
     assert (second.text, second.at, list(first.tags)) == (None, None, ["x"])
+    assert second.seen == [[Timestamp(1_700_000_000)], [], None, [None, Timestamp(micros=1)]]
+    assert next(converter.explode_batch(batch.slice(1))) == second
     again = converter.produce_batch([first, second])
     assert again.to_pylist() == batch.to_pylist()
     assert converter.combine_batches([batch, batch]).num_rows == converter.get_length(batch) * 2
+    assert converter.combine_batches([batch[:0], batch[:0]]).num_rows == 0
     assert converter.estimate_byte_size(batch) == batch.nbytes
 
 
