@@ -198,6 +198,8 @@ def _csv_fields(text: str, delimiter: str) -> list[str]:
 @lru_cache(maxsize=64)
 def _csv_header(header: bytes, delimiter: str) -> tuple[str, ...]:
     names = tuple(_csv_fields(header.decode("utf-8"), delimiter))
+    if not names:
+        raise ValueError("the blob's first line is empty, and no header")
     if len(set(names)) != len(names):
         raise ValueError(f"the blob's header names a column twice: {', '.join(names)}")
     return names

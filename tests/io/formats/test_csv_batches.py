@@ -90,6 +90,8 @@ def test_the_blobs_header_names_the_columns() -> None:
     assert read(b"1,2\n", Csv(), b"x,y")[0] == [{"x": "1", "y": "2"}]
     assert read(b"1,2\n", Csv(["a", "b"]), b"x,y") == read_each(b"1,2\n", Csv(["a", "b"]), b"x,y")
     assert "names a column twice" in read(b"1,2\n", Csv(), b"x,x")[1][0].reason
+    assert "first line is empty" in read(b"\r", Csv(), b"")[1][0].reason
+    assert read(b"\r", Csv(), b"") == read_each(b"\r", Csv(), b"")
 
 
 def test_rows_keep_their_order_where_none_has_quotes() -> None:
