@@ -9,20 +9,35 @@ import json
 import uuid
 from base64 import b64encode
 from collections import defaultdict
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 from typing import Any
 
 from beam_entra.errors import BlobExists, BlobNotFound, Diagnosis, FormatError, StorageError
 from beam_entra.io.formats import BlockFormat
-from beam_entra.io.sink import COMMITTING, SUCCESS, Staged, WriteSettings
+from beam_entra.io.sink import COMMITTING, SUCCESS, Dealt, Staged, WriteSettings
 from beam_entra.paths import BlobPath
 from beam_entra.session import BundleSession, CommittedBlob
 
-__all__ = ["commit"]
+__all__ = ["check_dealt", "commit"]
 
 _MOST_BLOCKS = 50_000
 _THREADS = 16
+
+
+def check_dealt(prefix: BlobPath, dealt: Iterable[Dealt]) -> None:
+    """Refuse shards that were made of different attempts to deal the same elements.
+
+    Raises:
+        StorageError: They were. Nothing was made visible.
+    """
+    if sum(each.sum for each in dealt):
+        raise StorageError(
+            f"elements for {prefix} were dealt to shards twice, and not all shards are of the same time; "
+            "nothing was made visible",
+            Diagnosis(hint="the runner lost workers and computed again what they had done: run the job again"),
+        )
 
 
 def commit(

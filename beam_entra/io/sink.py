@@ -18,6 +18,7 @@ __all__ = [
     "MARKERS",
     "SUCCESS",
     "AutoShards",
+    "Dealt",
     "FixedShards",
     "Staged",
     "WriteSettings",
@@ -49,6 +50,18 @@ class Staged:
     size_bytes: int
     rows: int
     unique: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Dealt:
+    """Chunks of elements that came together, or their counterpart: the sum of all in a sink is zero.
+
+    A bundle that deals gives each chunk a random number, and the negative of their sum to nobody's shard. A runner that
+    has lost a bundle's outputs deals its elements anew, to other shards; were some shards made of the first chunks and
+    some of the second, elements would be lost or doubled. Then the sum is not zero.
+    """
+
+    sum: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -360,6 +360,11 @@ class ElementStager(FileStager):
 
     def add_batch(self, batch: pa.RecordBatch) -> None:
         named = "name" in batch.schema.names
+        if named and not _is_text(batch.schema.field("name").type):
+            raise FormatError(
+                f"the names of elements are {batch.schema.field('name').type}",
+                Diagnosis(hint="make the column name one of texts: pa.string()"),
+            )
         for at in range(batch.num_rows):
             row = batch.slice(at, 1)
             self._open(self._child(row.column("name")[0].as_py() if named else None))
@@ -376,6 +381,12 @@ class ElementStager(FileStager):
                 Diagnosis(hint="a name is that of a blob, and not of the sink's own marks of its progress"),
             )
         return path
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    return any(is_one(kind) for is_one in (pa.types.is_string, pa.types.is_large_string, pa.types.is_null))
 
 
 def _pair(element: tuple[Any, ...]) -> tuple[str, Any]:

@@ -15,7 +15,8 @@ the first of them by one whose `state` is "in progress", and at the end by one w
 is written, the ones without rows empty (or with a header alone), so that no blob of the earlier run stays.
 
 Any number of bundles may stage to one blob, so automatic sharding gives one blob a worker process, not one a bundle.
-Where a format's blobs are written by one hand, it is one a bundle; fixed shards are brought together by a GroupByKey.
+Where a format's blobs are written by one hand, it is one a bundle; fixed shards are brought together by a GroupByKey. A
+runner that computes again what was dealt before it must not mix the two, which the commit step checks: see `Dealt`.
 """
 
 from __future__ import annotations
@@ -35,12 +36,13 @@ from apache_beam.transforms.window import GlobalWindows
 from beam_entra.access import Permission
 from beam_entra.errors import ConfigError, Diagnosis
 from beam_entra.io.batches import RecordBatchCoder
-from beam_entra.io.commit import commit
+from beam_entra.io.commit import check_dealt, commit
 from beam_entra.io.compression import Compression, codec_to_write
 from beam_entra.io.dofn import METRICS_NAMESPACE, Scoped, ScopedDoFn, scope_of
 from beam_entra.io.formats import BlobFormat, BlockFormat, FileFormat, Lines
+from beam_entra.io.formats.rows import weight_bytes
 from beam_entra.io.read import check_at_launch
-from beam_entra.io.sink import Staged, WriteSettings
+from beam_entra.io.sink import Dealt, Staged, WriteSettings
 from beam_entra.io.staging import FileStager, Stager, stager_for
 from beam_entra.paths import BlobPath
 from beam_entra.session import CommittedBlob, open_session
@@ -51,7 +53,10 @@ _BLOCK_BYTES = 4 << 20
 _MOST_SHARDS = 10_000
 _CHUNK = 64  # elements that are grouped together
 _HELD = 1024  # elements that a bundle holds in chunks
+_HELD_BYTES = 16 << 20  # of them
 _CHUNK_BYTES = 4 << 20  # of a record batch
+_NOBODYS = -1  # no shard: where the counterpart of a bundle's chunks goes
+_NUMBER_BITS = 40
 _BATCHES = RecordBatchCoder()
 
 
@@ -107,7 +112,7 @@ class WriteToBlob(beam.PTransform):  # type: ignore[misc]  # Beam's PTransform i
         codec_to_write(compression)
         if block_bytes < 1:
             raise ConfigError("block_bytes is at least 1")
-        _check_writable(chosen)
+        _check_writable(chosen, empty=overwrite)
         self._settings = WriteSettings(
             prefix=path,
             format=chosen,
@@ -139,13 +144,14 @@ class WriteToBlob(beam.PTransform):  # type: ignore[misc]  # Beam's PTransform i
             | "Commit" >> Scoped(_Commit(self._settings))
         )
 
-    def _staged(self, elements: beam.PCollection[Any]) -> beam.PCollection[Staged]:
+    def _staged(self, elements: beam.PCollection[Any]) -> beam.PCollection[Staged | Dealt]:
         settings = self._settings
         if isinstance(settings.format, BlockFormat) or settings.shards is None:
             return elements | "Stage" >> Scoped(_Stage(settings))
         chunks = elements | "Deal" >> beam.ParDo(_Deal(settings.shards)).with_output_types(tuple[int, Any])
         if settings.overwrite:  # every shard is written
-            empty = elements.pipeline | "Shards" >> beam.Create([(number, []) for number in range(settings.shards)])
+            nothing: list[tuple[int, Any]] = [(number, (0, [])) for number in range(settings.shards)]
+            empty = elements.pipeline | "Shards" >> beam.Create(nothing)
             chunks = (chunks, empty) | "With shards" >> beam.Flatten()
         return chunks | "Shard" >> beam.GroupByKey() | "Stage" >> Scoped(_StageShard(settings))
 
@@ -159,12 +165,14 @@ class WriteToBlob(beam.PTransform):  # type: ignore[misc]  # Beam's PTransform i
         }
 
 
-def _check_writable(format: BlobFormat) -> None:
-    """A format that was made for reading alone says so when it begins a blob."""
+def _check_writable(format: BlobFormat, *, empty: bool) -> None:
+    """A format that was made for reading alone says so when it begins a blob; or when it ends one that is empty."""
     if isinstance(format, BlockFormat):
         format.header()
     elif isinstance(format, FileFormat):
-        format.open(io.BytesIO())
+        writer = format.open(io.BytesIO())
+        if empty:
+            writer.close()
     else:
         raise ConfigError(
             f"{type(format).__name__} reads and does not write",
@@ -182,11 +190,11 @@ def _claim_prefix(pipeline: beam.Pipeline, prefix: BlobPath) -> None:
     taken.add(prefix)
 
 
-def _keyed(staged: Staged | None) -> tuple[str, Staged | None]:
+def _keyed(staged: Staged | Dealt | None) -> tuple[str, Staged | Dealt | None]:
     return "", staged
 
 
-def _only_staged(group: tuple[str, Iterable[Staged | None]]) -> list[Staged]:
+def _only_staged(group: tuple[str, Iterable[Staged | Dealt | None]]) -> list[Staged | Dealt]:
     return [staged for staged in group[1] if staged is not None]
 
 
@@ -239,7 +247,7 @@ class _Stage(ScopedDoFn):
 class _Deal(beam.DoFn):  # type: ignore[misc]  # Beam's DoFn is untyped
     """Elements to chunks of shards that are written by one hand each, in turn: lists, or encoded record batches.
 
-    Few elements are held, since nobody knows how long they are.
+    With each chunk goes a number; see `Dealt`.
     """
 
     def __init__(self, shards: int) -> None:
@@ -248,28 +256,43 @@ class _Deal(beam.DoFn):  # type: ignore[misc]  # Beam's DoFn is untyped
 
     def start_bundle(self) -> None:
         self._held: dict[int, list[Any]] = {}
+        self._held_bytes = self._sum = 0
         self._at = random.randrange(self._shards)  # noqa: S311 - no secret
 
-    def process(self, element: Any) -> Iterator[tuple[int, Any]]:
+    def process(self, element: Any) -> Iterator[tuple[int, tuple[int, Any]]]:
         if isinstance(element, pa.RecordBatch):
             yield from self._cut(element)
             return
         shard = self._next()
         chunk = self._held.setdefault(shard, [])
         chunk.append(element)
-        if len(chunk) >= self._chunk:
-            yield shard, self._held.pop(shard)
+        self._held_bytes += weight_bytes(element)
+        if self._held_bytes >= _HELD_BYTES:
+            yield from self._all_held()
+        elif len(chunk) >= self._chunk:
+            yield self._numbered(shard, self._held.pop(shard))
 
     def finish_bundle(self) -> Iterator[Any]:
-        for chunk in self._held.items():
+        for chunk in self._all_held():
             yield GlobalWindows.windowed_value(chunk)
+        if self._sum:
+            yield GlobalWindows.windowed_value((_NOBODYS, (-self._sum, [])))
 
-    def _cut(self, batch: pa.RecordBatch) -> Iterator[tuple[int, bytes]]:
+    def _all_held(self) -> list[tuple[int, tuple[int, Any]]]:
+        held, self._held, self._held_bytes = self._held, {}, 0
+        return [self._numbered(shard, chunk) for shard, chunk in held.items()]
+
+    def _numbered(self, shard: int, chunk: Any) -> tuple[int, tuple[int, Any]]:
+        number = 1 + (uuid.uuid4().int >> (128 - _NUMBER_BITS))  # whatever a pipeline does to seeds
+        self._sum += number
+        return shard, (number, chunk)
+
+    def _cut(self, batch: pa.RecordBatch) -> Iterator[tuple[int, tuple[int, bytes]]]:
         rows = batch.num_rows
         pieces = min(max(self._shards, -(-batch.nbytes // _CHUNK_BYTES)), rows)
         for number in range(pieces):
             start, stop = rows * number // pieces, rows * (number + 1) // pieces
-            yield self._next(), _BATCHES.encode(batch.slice(start, stop - start))
+            yield self._numbered(self._next(), _BATCHES.encode(batch.slice(start, stop - start)))
 
     def _next(self) -> int:
         self._at = (self._at + 1) % self._shards
@@ -283,11 +306,16 @@ class _StageShard(ScopedDoFn):
         self._settings = settings
         self._rows = Metrics.counter(METRICS_NAMESPACE, "records_written")
 
-    def process(self, shard: tuple[int, Iterable[Any]]) -> Iterator[Staged]:
+    def process(self, shard: tuple[int, Iterable[tuple[int, Any]]]) -> Iterator[Staged | Dealt]:
         number, chunks = shard
+        if number == _NOBODYS:
+            yield Dealt(sum(counterpart for counterpart, _ in chunks))
+            return
+        dealt = 0
         stager = FileStager(self.bundle(), self._settings, self._settings.shard(number))
         try:
-            for chunk in chunks:
+            for chunk_number, chunk in chunks:
+                dealt += chunk_number
                 if isinstance(chunk, bytes):
                     stager.add_batch(_BATCHES.decode(chunk))
                 else:
@@ -299,6 +327,7 @@ class _StageShard(ScopedDoFn):
             raise
         self._rows.inc(stager.rows)
         yield from staged
+        yield Dealt(dealt)
 
 
 # Committing
@@ -310,9 +339,11 @@ class _Commit(ScopedDoFn):
     def __init__(self, settings: WriteSettings) -> None:
         self._settings = settings
 
-    def process(self, staged: list[Staged]) -> Iterator[CommittedBlob]:
+    def process(self, parts: list[Staged | Dealt]) -> Iterator[CommittedBlob]:
         assert self.scope is not None  # noqa: S101 - narrows the type; `bundle` raises without a scope
         commit_id = str(uuid.uuid5(uuid.NAMESPACE_URL, f"{self.scope.job}/{self._settings.sink}"))
+        check_dealt(self._settings.prefix, (part for part in parts if isinstance(part, Dealt)))
+        staged = [part for part in parts if isinstance(part, Staged)]
         for blob in commit(self.bundle(), self._settings, staged, commit_id):
             Lineage.sinks().add("abs", *_lineage(BlobPath.parse(blob.path)))
             yield blob

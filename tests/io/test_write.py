@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import bz2
 import csv
+import dataclasses
 import gzip
 import io
+import itertools
 import json
 import threading
 import tracemalloc
@@ -26,7 +28,7 @@ from apache_beam.transforms.window import FixedWindows, TimestampedValue
 from hypothesis import given
 from hypothesis import strategies as st
 
-from beam_entra import Bytes, Csv, Format, JsonLines, Lines, ReadFromBlob, WriteToBlob
+from beam_entra import Bytes, Csv, Format, JsonLines, Lines, Parquet, ReadFromBlob, WriteToBlob
 from beam_entra.clock import utc_now
 from beam_entra.errors import AccessDenied, BlobExists, ConfigError, FormatError, NotGranted, StorageError
 from beam_entra.io.batches import RecordBatchCoder
@@ -35,7 +37,7 @@ from beam_entra.io.compression import Compression
 from beam_entra.io.formats import BlobFormat, BlockFormat, FileFormat
 from beam_entra.io.sink import AutoShards, Staged, WriteSettings, shards_of
 from beam_entra.io.staging import BlockStager, FileStager, stager_for
-from beam_entra.io.write import _Deal, _Stage
+from beam_entra.io.write import _NOBODYS, _Commit, _Deal, _Stage, _StageShard
 from beam_entra.paths import BlobPath
 from beam_entra.session import JobScope, Session, close_session, open_session
 from beam_entra.testing.storage_requests import StorageRequest
@@ -100,8 +102,10 @@ def test_success_tells_the_truth(lake: Any) -> None:
     """Paths, ETags, sizes and rows are those of Storage; job and pipeline are named; the output gives the same."""
     pipeline = lake.pipeline()
     with pipeline as p:
-        done = p | beam.Create([{"id": number} for number in range(1000)]) | WriteToBlob(
-            lake.curated.url("out/"), JsonLines(), shards=3
+        done = (
+            p
+            | beam.Create([{"id": number} for number in range(1000)])
+            | WriteToBlob(lake.curated.url("out/"), JsonLines(), shards=3)
         )
         assert_that(done | beam.Map(lambda blob: blob.rows) | beam.CombineGlobally(sum), equal_to([1000]))
     success = lake.success()
@@ -498,8 +502,11 @@ def test_a_file_is_staged_in_blocks_and_is_whole(lake: Any, compression: Compres
     elements = [*range(300), pa.record_batch({"n": list(range(300, 600))}), *range(600, 700)]
     pipeline = lake.pipeline()
     with pipeline as p:
-        p | beam.Create([elements]) | beam.FlatMap(lambda all_of_them: all_of_them) | WriteToBlob(
-            lake.curated.url("out/"), Ledger(), block_bytes=100, compression=compression
+        (
+            p
+            | beam.Create([elements])
+            | beam.FlatMap(lambda all_of_them: all_of_them)
+            | WriteToBlob(lake.curated.url("out/"), Ledger(), block_bytes=100, compression=compression)
         )
     ((name, lines),) = ledgers(lake, UNPACKED[compression]).items()
     assert lines == list(range(700))
@@ -649,9 +656,15 @@ def test_dealing_gives_every_element_to_one_shard_and_each_alike(counts: list[in
     chunks = [chunk for element in elements for chunk in fn.process(element)]
     chunks += [windowed.value for windowed in fn.finish_bundle()]
     found: dict[int, list[int]] = defaultdict(list)
-    for shard, chunk in chunks:
+    counted = 0
+    for shard, (counterpart, chunk) in chunks:
+        counted += counterpart
+        if shard == _NOBODYS:
+            assert not chunk
+            continue
         assert 0 <= shard < shards
         found[shard] += RecordBatchCoder().decode(chunk)["n"].to_pylist() if isinstance(chunk, bytes) else chunk
+    assert counted == 0
     assert sorted(at for rows in found.values() for at in rows) == list(range(number))
     spread = [len(found[shard]) for shard in range(shards)]
     assert max(spread) - min(spread) <= sum(1 for count in counts if count) + 1
@@ -663,7 +676,65 @@ def test_many_bytes_in_one_batch_are_dealt_in_pieces() -> None:
     fn.start_bundle()
     chunks = list(fn.process(pa.record_batch({"n": pa.array([bytes(1000)] * 20_000)})))
     assert len(chunks) == 5
-    assert max(len(chunk) for _, chunk in chunks) < 5 << 20
+    assert max(len(chunk) for _, (_, chunk) in chunks) < 5 << 20
+
+
+@dataclasses.dataclass
+class Scan:
+    """Something long in something else."""
+
+    pages: list[bytes]
+
+
+@pytest.mark.parametrize("long", [bytes(1 << 20), {"a": {"b": ["x" * (1 << 20)]}}, Scan([bytes(1 << 20)])])
+def test_elements_that_are_long_are_not_held(long: Any) -> None:
+    """Sixteen megabytes of them at the most, however few they are."""
+    fn = _Deal(4)
+    fn.start_bundle()
+    passed_on = 0
+    for number in range(60):
+        passed_on += sum(len(chunk) for _, (_, chunk) in fn.process(long))
+        assert number - passed_on < 16
+    rest = [windowed.value for windowed in fn.finish_bundle()]
+    assert passed_on + sum(len(chunk) for _, (_, chunk) in rest) == 60
+
+
+@pytest.mark.parametrize("elements", [[1], list(range(40))], ids=["one element", "many"])
+def test_shards_of_different_deals_are_not_committed_together(lake: Any, elements: list[int]) -> None:
+    """A runner that lost a bundle's outputs deals anew: all shards of one deal are right, and no mixture is."""
+    scope = JobScope.launch(lake.manifest(), now=utc_now())
+    settings = settings_for(lake, Ledger(), shards=2)
+    deals = []
+    for _ in range(2):
+        fn, groups = _Deal(2), defaultdict(list)
+        fn.start_bundle()
+        dealt = [chunk for element in elements for chunk in fn.process(element)]
+        for shard, chunk in [*dealt, *(windowed.value for windowed in fn.finish_bundle())]:
+            groups[shard].append(chunk)
+        deals.append(groups)
+    write_shard = _StageShard(settings).scoped(scope, "Write/Stage")
+    write_shard.setup()
+    write_shard.start_bundle()
+    staged = [
+        {shard: list(write_shard.process((shard, groups[shard]))) for shard in (0, 1, _NOBODYS) if shard in groups}
+        for groups in deals
+    ]
+    list(write_shard.finish_bundle() or ())
+    first, second = staged
+    step = _Commit(settings).scoped(scope, "Write/Commit")
+    step.setup()
+    step.start_bundle()
+    for shard in first.keys() | second.keys():
+        mixed = {**first, shard: second.get(shard, [])}
+        with pytest.raises(StorageError, match="dealt to shards twice") as caught:
+            list(step.process(list(itertools.chain.from_iterable(mixed.values()))))
+        assert "again" in caught.value.hint
+    assert lake.curated.list() == []
+    list(step.process(list(itertools.chain.from_iterable(second.values()))))
+    assert numbers_in(ledgers(lake)) == elements
+    for done in (write_shard, step):
+        done.teardown()
+    close_session(scope.job)
 
 
 # Who sees what, and when
@@ -792,9 +863,7 @@ def test_an_overwrite_that_dies_midway_leaves_no_success_of_the_run_before(lake:
     assert lake.success()["state"] == "complete"
     where = in_output(lake, "PutBlockList")
     last = "out/part-00001-of-00002.jsonl"
-    lake.cloud.proxy.respond(
-        403, "AuthorizationFailure", where=lambda request: where(request) and request.blob == last
-    )
+    lake.cloud.proxy.respond(403, "AuthorizationFailure", where=lambda request: where(request) and request.blob == last)
     with pytest.raises(AccessDenied):
         write(lake, [{"run": 1}] * 20, JsonLines(), shards=2, overwrite=True)
     lake.cloud.proxy.clear_faults()
@@ -889,6 +958,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "guessing the compression": ({"compression": "auto"}, "cannot write compression"),
     "blocks of nothing": ({"block_bytes": 0}, "at least 1"),
     "a CSV without columns": ({"format": Csv()}, "column"),
+    "Parquet files of no schema": ({"format": Parquet(), "shards": 2, "overwrite": True}, "without a schema"),
     "a format that cannot write": ({"format": ReadOnly()}, "ReadOnly reads and does not write"),
 }
 

@@ -461,7 +461,8 @@ class _Writer:
     def _schema_to_write(self) -> pa.Schema:
         if self._schema is None:
             raise ConfigError(
-                "Parquet cannot write rows without a schema", Diagnosis(hint="give it: Parquet(schema=...)")
+                "Parquet cannot write rows, or a file without any, without a schema",
+                Diagnosis(hint="give it: Parquet(schema=...)"),
             )
         return self._schema
 

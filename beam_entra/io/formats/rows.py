@@ -13,6 +13,8 @@ from beam_entra.io.formats.base import as_mapping
 __all__ = ["check_times", "plain", "weight_bytes"]
 
 _SCALAR_BYTES = 8
+_SCALARS = frozenset((int, float, bool, type(None)))
+_TEXTS = (str, bytes, bytearray)
 _MICROSECONDS = {"s": 1_000_000, "ms": 1000, "us": 1, "ns": 1}
 
 
@@ -29,15 +31,20 @@ def plain(value: Any) -> Any:
 
 def weight_bytes(value: Any) -> int:
     """About how many bytes of memory a row takes, texts and bytes wherever in it they are."""
-    if isinstance(value, (str, bytes, bytearray)):
+    if isinstance(value, _TEXTS):
         return len(value) + _SCALAR_BYTES
-    if isinstance(value, Mapping):
-        return sum(map(weight_bytes, value.values()))
-    if isinstance(value, (list, tuple, set)):
-        return sum(map(weight_bytes, value))
-    if hasattr(value, "__dict__"):  # dataclasses, beam.Row
-        return sum(map(weight_bytes, vars(value).values()))
-    return int(getattr(value, "nbytes", _SCALAR_BYTES))
+    if not isinstance(value, (dict, list, tuple, set)):
+        if not hasattr(value, "__dict__"):
+            return int(getattr(value, "nbytes", _SCALAR_BYTES))
+        value = vars(value)  # of a dataclass, of beam.Row
+    total = _SCALAR_BYTES * len(value)
+    for inner in value.values() if isinstance(value, dict) else value:
+        kind = type(inner)
+        if kind in _TEXTS:
+            total += len(inner)
+        elif kind not in _SCALARS:
+            total += weight_bytes(inner)
+    return total
 
 
 def check_times(values: Iterable[Any], kind: pa.DataType) -> None:

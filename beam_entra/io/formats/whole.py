@@ -88,7 +88,7 @@ class _BytesWriter:
         for content in batch.column("content"):
             if not (content.is_valid and hasattr(content, "as_buffer")):
                 raise FormatError(
-                    f"a row has no bytes in content, but {content.as_py()!r:.50}",
+                    f"a row has no bytes in content, which is a column of {content.type}",
                     Diagnosis(hint="each row has some, binary or string"),
                 )
             self._file.write(content.as_buffer())

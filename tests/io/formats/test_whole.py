@@ -210,6 +210,24 @@ def test_an_element_cannot_be_the_sinks_own_mark(lake: Any, name: str) -> None:
     assert lake.curated.download(f"out/copy/{name}") == b"x"
 
 
+@pytest.mark.parametrize(
+    ("batch", "problem"),
+    [
+        (pa.record_batch({"name": [1], "content": [b"x"]}), "the names of elements are int64"),
+        (pa.record_batch({"content": [["secret"]]}), "no bytes in content, which is a column of list"),
+        (pa.record_batch({"content": pa.array([None], pa.binary())}), "no bytes in content"),
+        (pa.record_batch({"text": ["x"]}), "no column content"),
+    ],
+)
+def test_a_batch_of_something_else_is_refused(lake: Any, batch: pa.RecordBatch, problem: str) -> None:
+    """The error says what the columns are, not what is in them."""
+    pipeline = lake.pipeline()
+    with pytest.raises(FormatError, match=problem) as caught, pipeline as p:
+        p | beam.Create([batch]) | WriteToBlob(lake.curated.url("out/"), Bytes())
+    assert "secret" not in str(caught.value)
+    assert caught.value.hint
+
+
 @pytest.mark.parametrize("element", [("a", b"1", b"2"), (1, b"1")])
 def test_a_tuple_is_a_name_and_content(lake: Any, element: Any) -> None:
     """Any other is refused."""
