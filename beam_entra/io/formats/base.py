@@ -324,11 +324,11 @@ def join_rows(
 
 
 def joined(batches: Sequence[pa.RecordBatch]) -> list[pa.RecordBatch]:
-    """One batch for each run of batches with the same columns."""
-    result: list[pa.RecordBatch] = []
-    for schema, group in itertools.groupby(batches, key=lambda batch: batch.schema):
-        result += pa.Table.from_batches(group, schema).combine_chunks().to_batches()
-    return result
+    """One batch for all batches with the same columns."""
+    groups: dict[pa.Schema, list[pa.RecordBatch]] = {}
+    for batch in batches:
+        groups.setdefault(batch.schema, []).append(batch)
+    return [whole for group in groups.values() for whole in pa.Table.from_batches(group).combine_chunks().to_batches()]
 
 
 def reason_of(error: Exception) -> str:

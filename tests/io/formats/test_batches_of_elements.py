@@ -107,6 +107,13 @@ def test_a_users_format_gives_batches_and_bad_records_with_their_place() -> None
     assert "type tuple make no record batch" in bad[1].reason
 
 
+def test_elements_of_several_types_come_in_a_batch_for_each() -> None:
+    """However often one follows the other."""
+    batches, bad = read(b"{'x':1}\n{'x':'a'}\n{'x':[1]}\n" * 100, Evaluated())
+    assert [batch["x"].to_pylist() for batch in batches] == [[1] * 100, ["a"] * 100, [[1]] * 100]
+    assert not bad
+
+
 def test_a_users_format_may_say_the_types() -> None:
     """Then what does not fit is bad, and the others come in one batch."""
     schema = pa.schema([pa.field("x", pa.int8(), nullable=False)])
