@@ -124,10 +124,11 @@ class Parquet(FileFormat):
             yield from self.split(_Memory(path, whole), 0, len(whole), Everything())
 
     def decode_all(self, block: Block) -> Sequence[Any]:
-        return _dicts(block.data)
+        with _explained(f"a row group of {block.path} holds what Python has no value for"):
+            return _dicts(block.data)
 
     def decode_each(self, block: Block, bad: list[BadRecord]) -> Generator[Any, None, int]:
-        yield from _dicts(block.data)
+        yield from self.decode_all(block)
         rows: int = block.data.num_rows
         return rows
 
@@ -324,7 +325,7 @@ def _explained(what: str) -> Iterator[None]:
         yield
     except BeamEntraError:
         raise
-    except (pa.ArrowException, OSError, ValueError) as error:
+    except (pa.ArrowException, OSError, ValueError, KeyError, OverflowError) as error:
         raise FormatError(
             f"{what}: {reason_of(error)}", Diagnosis(hint="write the blob anew if it is damaged, or leave it out")
         ) from None
@@ -431,6 +432,9 @@ class _Writer:
             self._add(_batch_to_write(rows, self._schema_to_write()))
 
     def _add(self, batch: pa.RecordBatch) -> None:
+        for name, column in zip(batch.schema.names, batch.columns, strict=True):
+            if pa.types.is_fixed_size_list(column.type) and column.null_count:  # Arrow writes that and cannot read it
+                raise _does_not_fit(batch, f"has no {name} in some row, which a column of {column.type} has to have")
         limit = self._format.row_group_bytes
         step = max(batch.num_rows * limit // max(batch.nbytes, 1), 1)
         for at in range(0, batch.num_rows, step):
@@ -582,6 +586,8 @@ def _cast(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
     Raises:
         FormatError: Something would be.
     """
+    if len(set(batch.schema.names)) < len(batch.schema.names):
+        raise _does_not_fit(batch, f"has columns of one name: {', '.join(batch.schema.names)}")
     if batch.schema.equals(schema) and not any(not field.nullable for field in schema):
         return batch
     if sorted(batch.schema.names) != sorted(schema.names):

@@ -511,10 +511,12 @@ FINE = pa.schema(
         ("f", pa.float32()),
         ("texts", pa.large_list(pa.string())),
         ("whole", pa.map_(pa.string(), pa.int32())),
-        ("pair", pa.list_(pa.int64(), 2)),
         ("must", pa.struct([pa.field("x", pa.int64(), nullable=False)])),
     ]
 )
+
+
+PAIR = pa.schema([("f", pa.float32()), ("pair", pa.list_(pa.int64(), 2))])
 
 
 class OneWay:
@@ -682,7 +684,9 @@ def test_rows_of_any_kind_are_written() -> None:
         (FINE, {"f": 1e39}, "has a float in f that would be changed"),
         (FINE, {"texts": "abc"}, "has a str in texts"),
         (FINE, {"whole": {"k": 1.5}}, "has a dict in whole"),
-        (FINE, {"pair": [1, 2.5]}, "has a list in pair"),
+        (PAIR, {"pair": [1, 2.5]}, "has a list in pair"),
+        (PAIR, {"pair": [1]}, "has a list in pair"),
+        (PAIR, {"f": 0.5}, "has no pair in some row"),
         (FINE, {"must": {"x": None}}, "declared non-nullable"),
         (FLAT, "text", "is no row"),
         (FLAT, [1], "is no row"),
@@ -690,7 +694,7 @@ def test_rows_of_any_kind_are_written() -> None:
 )
 def test_what_does_not_fit_the_schema_is_refused_by_name(schema: Any, row: Any, problem: str, before: int) -> None:
     """Nothing is written that would be read back as something else, wherever among others it is."""
-    first = {"id": 1} if "id" in schema.names else {"f": 0.5}
+    first = {"id": 1} if "id" in schema.names else {"f": 0.5, "pair": [1, 2]} if schema is PAIR else {"f": 0.5}
     with pytest.raises(FormatError, match=problem) as raised:
         written(Parquet(schema=schema), *[first] * before, row)
     assert raised.value.hint
@@ -709,10 +713,10 @@ def test_what_is_read_can_be_written() -> None:
         "f": math.inf,
         "texts": ["a", None],
         "whole": [("k", 1), ("l", 2)],
-        "pair": [1, 2],
         "must": {"x": 1},
     }
-    assert table_of(written(Parquet(schema=FINE), row, {"f": 0.5, "pair": [1, 2]})).to_pylist()[0] == row
+    assert table_of(written(Parquet(schema=FINE), row, {"f": 0.5})).to_pylist()[0] == row
+    assert table_of(written(Parquet(schema=PAIR), {"f": 1.0, "pair": [1, 2]}))["pair"].to_pylist() == [[1, 2]]
 
 
 def test_rows_that_wait_are_weighed() -> None:
@@ -725,6 +729,38 @@ def test_rows_that_wait_are_weighed() -> None:
     assert len(file.data) > 1 << 20
     writer.close()
     assert table_of(bytes(file.data))["id"].to_pylist() == list(range(8))
+
+
+BROKEN_TEXT = pa.Array.from_buffers(pa.string(), 1, [None, pa.py_buffer(b"\0\0\0\0\1\0\0\0"), pa.py_buffer(b"\xff")])
+
+
+@pytest.mark.parametrize(
+    ("table", "problem"),
+    [
+        (pa.table({"v": BROKEN_TEXT}), "holds what Python has no value for"),
+        (pa.table({"v": pa.array([10**15], pa.timestamp("s"))}), "holds what Python has no value for"),
+        (pa.table([pa.array([1]), pa.array([2])], names=["v", "v"]), "exists 2 times"),
+    ],
+)
+def test_what_makes_no_elements_names_the_blob(table: pa.Table, problem: str) -> None:
+    """Texts that are none, times that Python has not, and columns that a dict holds once."""
+    blocks = Parquet().stream(PATH, iter([file_of(table)]), max_record_bytes=MIB)
+    with pytest.raises(FormatError, match=problem) as raised:
+        list(itertools.chain.from_iterable(Parquet().decode_each(block, []) for block in blocks))
+    assert PATH in raised.value.message
+
+
+@pytest.mark.parametrize(
+    ("batch", "problem"),
+    [
+        (pa.RecordBatch.from_arrays([pa.array([1]), pa.array([2])], ["v", "v"]), "columns of one name: v, v"),
+        (pa.record_batch({"v": pa.array([None, [1, 2]], pa.list_(pa.int64(), 2))}), "has no v in some row"),
+    ],
+)
+def test_batches_that_could_not_be_read_again_are_refused(batch: pa.RecordBatch, problem: str) -> None:
+    """Arrow writes them without complaint."""
+    with pytest.raises(FormatError, match=problem):
+        written(Parquet(), batch)
 
 
 @pytest.mark.parametrize(
