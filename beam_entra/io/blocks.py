@@ -92,6 +92,14 @@ class Source(Protocol):
         """Each of these ranges whole, in order, fetched ahead."""
         ...  # pragma: no cover
 
+    def peek(self, start: int, stop: int) -> bytes | bytearray:
+        """Bytes [start, stop) to plan by what to read. They are no element's: `ranges` must come before one is given."""
+        ...  # pragma: no cover
+
+    def content(self) -> bytes:
+        """The whole blob, in one piece."""
+        ...  # pragma: no cover
+
 
 class Framing(Protocol):
     """Where records begin and end in a format that is read as a whole."""

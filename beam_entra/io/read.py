@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import io
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import apache_beam as beam
@@ -26,7 +26,7 @@ from beam_entra.io.formats import BlobFormat, Lines
 from beam_entra.io.packs import Pack, fetch_unordered, packed
 from beam_entra.io.threads import fetch_threads
 from beam_entra.paths import BlobPath, BlobPattern
-from beam_entra.session import BundleSession, open_session
+from beam_entra.session import BundleSession, Fetched, open_session
 from beam_entra.storage import BlobProperties
 
 __all__ = ["BadRecord", "Compression", "ReadAllFromBlob", "ReadFromBlob"]
@@ -36,6 +36,7 @@ _PREFETCH_BYTES = 32 << 20
 _REQUESTS_AHEAD = 32
 _REQUESTS_AT_ONCE = 4  # of long ones, at least
 _BLOCKS_A_REQUEST = 8
+_LONG_BYTES = 1 << 20
 _BLOCKS_A_SPLIT = 64
 _SMALL = 2  # blobs up to so many to a block are small
 _PACK_BLOBS = 256
@@ -300,6 +301,7 @@ class _Blob:
         self.path = str(blob.path)
         self.size_bytes = blob.size_bytes
         self.max_record_bytes = settings.max_record_bytes
+        self._peeked: list[Fetched] = []
 
     def stream(self, start: int, stop: int) -> Iterator[bytes | bytearray]:
         """Bytes [start, stop) in pieces, in order, fetched ahead."""
@@ -322,16 +324,47 @@ class _Blob:
 
     def ranges(self, wanted: Iterable[tuple[int, int]]) -> Iterator[bytearray]:
         """Each of these ranges whole, in order, fetched ahead."""
-        arriving = fetch_ahead(
-            partial(self._bundle.fetch, self._blob),
-            wanted,
-            executor=self._threads,
-            depth=_REQUESTS_AHEAD,
-            ahead_bytes=self._prefetch_bytes,
-        )
-        with closing(arriving):
+        with closing(self._fetched(self._fetch, wanted)) as arriving:
             for fetched in arriving:
                 yield fetched.take()  # waits for the record here, where it keeps no thread from fetching
+
+    def peek(self, start: int, stop: int) -> bytearray:
+        """Bytes [start, stop) to plan by; `recorded` comes before anything that was planned."""
+        fetched = self._bundle.fetch(self._blob, start, stop)
+        self._peeked.append(fetched)
+        return fetched.plan()
+
+    def content(self) -> bytes:
+        """The whole blob, received where it stays."""
+        length = min(_BLOCKS_A_REQUEST * self._block_bytes, max(self._prefetch_bytes // _REQUESTS_AT_ONCE, 1))
+        requests = ((at, min(at + length, self.size_bytes)) for at in range(0, self.size_bytes, length))
+        file = io.BytesIO(bytes(self.size_bytes))
+        with file.getbuffer() as whole:
+
+            def fetch(start: int, stop: int) -> Fetched:
+                return self._bundle.fetch(self._blob, start, stop, into=whole[start:stop])
+
+            with closing(self._fetched(fetch, requests)) as arriving:
+                for fetched in arriving:
+                    fetched.take()
+        return file.getvalue()
+
+    def recorded(self) -> None:
+        """Wait for the records of what was peeked at."""
+        while self._peeked:
+            self._peeked.pop().take()
+
+    def _fetch(self, start: int, stop: int) -> Fetched:
+        """What is short is here before its record could be durable: then those of several go in one append."""
+        return self._bundle.fetch(self._blob, start, stop, prompt=stop - start >= _LONG_BYTES)
+
+    def _fetched(
+        self, fetch: Callable[[int, int], Fetched], wanted: Iterable[tuple[int, int]]
+    ) -> Generator[Fetched, None, None]:
+        return fetch_ahead(
+            fetch, wanted, executor=self._threads, depth=_REQUESTS_AHEAD, ahead_bytes=self._prefetch_bytes
+        )
+
 
 
 class _ReadBlocks(ScopedDoFn, RestrictionProvider):  # type: ignore[misc]  # Beam's class is untyped
@@ -374,7 +407,10 @@ class _ReadBlocks(ScopedDoFn, RestrictionProvider):  # type: ignore[misc]  # Bea
         (blob,) = pack
         claims = _Claims(tracker)
         source = _Blob(self.bundle(), blob, self._settings)
-        yield from self._settings.format.split(source, restriction.start, restriction.stop, claims)
+        for block in self._settings.format.split(source, restriction.start, restriction.stop, claims):
+            source.recorded()
+            yield block
+        source.recorded()
         claims.finish()
 
     def _each(self, pack: Pack) -> Iterator[Block]:
@@ -397,7 +433,10 @@ class _ReadBlocks(ScopedDoFn, RestrictionProvider):  # type: ignore[misc]  # Bea
                     yield from self._blocks(blob, iter((fetched.take(),)))
 
     def _whole(self, blob: BlobProperties) -> Iterator[Block]:
-        return self._blocks(blob, _Blob(self.bundle(), blob, self._settings).stream(0, blob.size_bytes))
+        source = _Blob(self.bundle(), blob, self._settings)
+        if self._settings.codec(blob.path):
+            return self._blocks(blob, source.stream(0, blob.size_bytes))
+        return self._settings.format.read(source)
 
     def _blocks(self, blob: BlobProperties, pieces: Iterator[bytes | bytearray]) -> Iterator[Block]:
         path, settings = str(blob.path), self._settings

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from beam_entra.session.bundle import BundleSession, CommittedBlob
+from beam_entra.session.bundle import BundleSession, CommittedBlob, Fetched
 from beam_entra.session.copying import copy_blob
 from beam_entra.session.registry import adopt_session, close_session, has_ended, live_scopes, open_session
 from beam_entra.session.scope import JobScope
@@ -12,6 +12,7 @@ from beam_entra.session.session import Session
 __all__ = [
     "BundleSession",
     "CommittedBlob",
+    "Fetched",
     "JobScope",
     "Session",
     "StorageTrail",

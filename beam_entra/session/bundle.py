@@ -101,6 +101,10 @@ class Fetched:
             receipt.wait()
         return self._content
 
+    def plan(self) -> bytearray:
+        """The bytes at once, to plan by what to read next. Nothing of them is let out before `take` has returned."""
+        return self._content
+
 
 class BundleSession:
     """Made by `Session.bundle`. Thread-safe, so that a bundle can fetch ahead. Close it, or use it with `with`."""
@@ -247,11 +251,14 @@ class BundleSession:
         self.session.count("bytes_read", len(content))
         return found, content
 
-    def fetch(self, blob: BlobProperties, start: int, stop: int, *, prompt: bool = True) -> Fetched:
+    def fetch(
+        self, blob: BlobProperties, start: int, stop: int, *, prompt: bool = True, into: memoryview | None = None
+    ) -> Fetched:
         """Bytes [start, stop) of this version of a blob that the job may read, in hand when their records are durable.
 
         Args:
             prompt: Have the records written at once; else when somebody takes the bytes, with all that are pending.
+            into: Where to receive them, of their length. What is taken is empty then.
 
         Returns:
             The bytes; who has no more use for them may give them to the session's `buffers`.
@@ -267,10 +274,10 @@ class BundleSession:
 
         with self._noting_refusals(str(blob.path), "read"):
             access.sas()
-            content = self.session.service.read_range(
-                blob, start, stop, access, self._next_request_id, answered, self.session.buffers.take
-            )
-        self.session.count("bytes_read", len(content))
+            content = self.session.buffers.take(stop - start) if into is None else bytearray()
+            room = content if into is None else into
+            self.session.service.receive_range(blob, start, stop, access, self._next_request_id, answered, room)
+        self.session.count("bytes_read", stop - start)
         return Fetched(content, receipts)
 
     def read(self, blob: BlobProperties, start: int, stop: int) -> bytearray:

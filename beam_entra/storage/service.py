@@ -131,20 +131,33 @@ class BlobService:
         authorise: Authorise,
         next_request_id: Callable[[], str],
         answered: Callable[[Answer, int, int], None],
-        room: Callable[[int], bytearray] = bytearray,
     ) -> bytearray:
-        """Bytes [start, stop) of this version of the blob. A body that breaks off is resumed at the byte.
+        """Bytes [start, stop) of this version of the blob; as for `receive_range`."""
+        room = bytearray(stop - start)
+        self.receive_range(blob, start, stop, authorise, next_request_id, answered, room)
+        return room
+
+    def receive_range(
+        self,
+        blob: BlobProperties,
+        start: int,
+        stop: int,
+        authorise: Authorise,
+        next_request_id: Callable[[], str],
+        answered: Callable[[Answer, int, int], None],
+        room: bytearray | memoryview,
+    ) -> None:
+        """Receive bytes [start, stop) of this version of the blob. A body that breaks off is resumed at the byte.
 
         Args:
             answered: Told of each answer and its range as soon as its head is here, while the body is on the way.
-            room: Gives a buffer of so many bytes for them.
+            room: Where to receive them, of their length.
 
         Raises:
             BlobChanged: The blob is no longer this version.
         """
-        content = room(stop - start)
         filled = fruitless = 0
-        while filled < len(content):
+        while filled < len(room):
             begin, before = start + filled, filled
             call = self._call(
                 "GET",
@@ -160,7 +173,7 @@ class BlobService:
                 with closing(response):
                     _check_range(answer, blob, begin, stop, call)
                     answered(answer, begin, stop)
-                    for count in _received(response, content, filled, call):
+                    for count in _received(response, room, filled, call):
                         filled += count
             except HTTPError as error:
                 failure = unreachable(call, error, attempts)
@@ -169,7 +182,6 @@ class BlobService:
                 raise failure or StorageError("Storage sends no bytes of this range", Diagnosis(tried=call.tried))
             if failure is not None:
                 self._exchange.rest(1 + fruitless, None)
-        return content
 
     def read_beginning(
         self,
@@ -470,7 +482,7 @@ def _described(path: BlobPath, answer: Answer, size: str, call: Call) -> BlobPro
         ) from None
 
 
-def _received(response: Response, content: bytearray, filled: int, call: Call) -> Iterator[int]:
+def _received(response: Response, content: bytearray | memoryview, filled: int, call: Call) -> Iterator[int]:
     """Fill the content from there on with the body; says how many bytes came each time.
 
     Raises:

@@ -92,6 +92,10 @@ class BlobFormat(ABC):
     def stream(self, path: str, pieces: Iterator[bytes | bytearray], *, max_record_bytes: int) -> Iterator[Block]:
         """All records of a blob that comes in pieces: a small one, a compressed one, or one that cannot be split."""
 
+    def read(self, source: Source) -> Iterator[Block]:
+        """All records of a blob that is neither compressed nor split."""
+        return self.stream(source.path, source.stream(0, source.size_bytes), max_record_bytes=source.max_record_bytes)
+
     def decode_all(self, block: Block) -> Sequence[Any] | None:
         """The elements of a block at once, if that is faster and every record is a good one; else None."""
         return None

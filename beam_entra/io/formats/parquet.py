@@ -292,6 +292,12 @@ class _Memory:
     def stream(self, start: int, stop: int) -> Iterator[bytes | bytearray]:
         return self.ranges([(start, stop)])
 
+    def peek(self, start: int, stop: int) -> bytearray:
+        return self._data[start:stop]
+
+    def content(self) -> bytes:
+        return bytes(self._data)
+
     def ranges(self, wanted: Sequence[Range]) -> Iterator[bytes | bytearray]:
         return (self._data[start:stop] for start, stop in wanted)
 
@@ -300,7 +306,7 @@ def _footer_of(source: Source) -> tuple[int, bytes | bytearray]:
     """Where the footer of a blob begins, or something before it, and the bytes from there on."""
     size = source.size_bytes
     start = max(size - _TAIL_BYTES, 0)
-    (tail,) = source.ranges([(start, size)])
+    tail = source.peek(start, size)
     if size <= _END_BYTES or tail[-4:] not in (_MAGIC, _ENCRYPTED):
         raise FormatError(
             f"{source.path} is no Parquet file: it does not end as one",
@@ -313,7 +319,7 @@ def _footer_of(source: Source) -> tuple[int, bytes | bytearray]:
             Diagnosis(hint="the blob is damaged; if the footer is that long, raise max_record_bytes"),
         )
     if length > len(tail):
-        (before,) = source.ranges([(size - length, start)])
+        before = source.peek(size - length, start)
         return size - length, b"".join((before, tail))
     return start, tail
 

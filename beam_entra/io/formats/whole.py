@@ -41,16 +41,18 @@ class Bytes(FileFormat):
     def split(self, source: Source, start: int, stop: int, claims: Claims) -> Iterator[Block]:
         raise NotImplementedError("a whole blob is not split")
 
+    def read(self, source: Source) -> Iterator[Block]:
+        if source.size_bytes > source.max_record_bytes:
+            raise _too_long(source.path, source.max_record_bytes)
+        yield Block(path=source.path, offset=0, data=source.content())
+
     def stream(self, path: str, pieces: Iterator[bytes | bytearray], *, max_record_bytes: int) -> Iterator[Block]:
         kept: list[bytes | bytearray] = []
         length = 0
         for piece in pieces:
             length += len(piece)
             if length > max_record_bytes:
-                raise FormatError(
-                    f"{path} is longer than {max_record_bytes} bytes, and is to be one element",
-                    Diagnosis(hint="raise max_record_bytes, or read it with a format that takes it apart"),
-                )
+                raise _too_long(path, max_record_bytes)
             kept.append(piece)
         yield Block(path=path, offset=0, data=b"".join(kept))
 
@@ -68,6 +70,13 @@ class Bytes(FileFormat):
 
     def open(self, file: IO[bytes]) -> FileWriter:
         return _BytesWriter(file)
+
+
+def _too_long(path: str, max_record_bytes: int) -> FormatError:
+    return FormatError(
+        f"{path} is longer than {max_record_bytes} bytes, and is to be one element",
+        Diagnosis(hint="raise max_record_bytes, or read it with a format that takes it apart"),
+    )
 
 
 class _BytesWriter:

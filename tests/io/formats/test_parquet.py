@@ -55,6 +55,15 @@ class InMemory:
             self.asked.append((start, stop))
             yield self.data[start:stop]
 
+    def peek(self, start: int, stop: int) -> bytes:
+        """One range, to plan by."""
+        (found,) = self.ranges([(start, stop)])
+        return found
+
+    def content(self) -> bytes:
+        """All."""
+        return self.peek(0, self.size_bytes)
+
 
 def file_of(table: pa.Table, rows: int | None = None, **options: Any) -> bytes:
     """A file as pyarrow writes it, some rows to a row group."""
