@@ -137,7 +137,7 @@ class _Row:
             text = "text has the one field `line`"
             raise ConfigError(
                 text if format == "text" else f"reading {format} needs the schema of its rows",
-                Diagnosis(hint="give ReadFromBlob `schema: {type: object, properties: {...}}` for every format but text"),
+                Diagnosis(hint="give ReadFromBlob `schema: {type: object, properties: ...}` for every format but text"),
             )
         described = schema or {"type": "object", "properties": {"line": {"type": "string"}}, "required": ["line"]}
         try:
