@@ -33,6 +33,7 @@ _PIECE_BYTES = 4 << 20  # longer ranges are cut, so that their parts travel side
 _BATCH_ROWS = 1 << 16
 _BATCH_BYTES = 16 << 20
 _GATHERED_ROWS = 512  # dicts that wait to become a batch, unless they are long
+_SMALL_BYTES = 64 << 10  # may be held for nothing
 _MOST_FLOAT32 = (2 - 2**-23) * 2.0**127
 
 Range = tuple[int, int]
@@ -452,6 +453,8 @@ class _Writer:
             self._batch_bytes += part.nbytes
             if self._batch_rows >= self._format.row_group_rows:
                 self._flush()
+        if self._batches:
+            self._batches[-1] = _alone(self._batches[-1])
 
     def _flush(self) -> None:
         """Write a row group."""
@@ -516,6 +519,13 @@ class _Sink:
     def abandon(self) -> None:
         """Take nothing more."""
         self._file = None
+
+
+def _alone(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """The batch; a copy where it is a small part of a long one, all of which would be held with it."""
+    if batch.get_total_buffer_size() <= 2 * batch.nbytes + _SMALL_BYTES:
+        return batch
+    return batch.take(pa.array(range(batch.num_rows)))
 
 
 def _batch_to_write(rows: Sequence[Any], schema: pa.Schema) -> pa.RecordBatch:

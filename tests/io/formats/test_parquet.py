@@ -740,6 +740,20 @@ def test_rows_that_wait_are_weighed() -> None:
     assert table_of(bytes(file.data))["id"].to_pylist() == list(range(8))
 
 
+def test_a_part_of_a_batch_does_not_hold_the_whole() -> None:
+    """While it waits for its row group; what is written is the part."""
+    file: Any = OneWay()
+    writer = Parquet().open(file)
+    before = pa.total_allocated_bytes()
+    for number in range(8):
+        long = pa.record_batch({"n": [number] * 1000, "v": pa.array([bytes(5000)] * 1000)})
+        writer.write_batch(long.slice(500, 2))
+        del long
+    assert pa.total_allocated_bytes() - before < 5 * MIB
+    writer.close()
+    assert table_of(bytes(file.data))["n"].to_pylist() == [number for number in range(8) for _ in range(2)]
+
+
 BROKEN_TEXT = pa.Array.from_buffers(pa.string(), 1, [None, pa.py_buffer(b"\0\0\0\0\1\0\0\0"), pa.py_buffer(b"\xff")])
 
 
