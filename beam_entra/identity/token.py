@@ -61,6 +61,8 @@ class AccessToken:
         acquired: When it was acquired.
         expires: When it ends.
         refresh_on: When Entra would like it refreshed, if it said so.
+        source: The credential source that gave it: `federated:gcp`; "" where nobody said.
+        via: Tokens that it took to get this one, such as the one for the Key Vault that held the secret.
     """
 
     token_id: str
@@ -70,6 +72,8 @@ class AccessToken:
     expires: datetime
     refresh_on: datetime | None
     claims: TokenClaims
+    source: str = ""
+    via: tuple[AccessToken, ...] = ()
 
     @classmethod
     def issued(

@@ -384,7 +384,7 @@ def test_a_folder_in_place_of_an_assertion_file(beam_entra_cloud, tmp_path):
         (0o644, b"s", "others on the machine can read", "chmod 600"),
         (0o660, b"s", "others on the machine can read", "chmod 600"),
         (0o600, b"\n", "which is empty", "write the secret"),
-        (0o600, b"\xff", "it is not text", "check the path"),
+        (0o600, b"\xff", "is not text", "check what it refers to"),
         (None, b"", "No such file", "check the path"),
     ],
     ids=["world-readable", "group-readable", "empty", "no text", "missing"],
@@ -407,8 +407,8 @@ def test_a_secret_file_that_will_not_do(beam_entra_cloud, tmp_path, mode, conten
     ("credential", "reference", "said"),
     [
         ("client_secret", "env:BEAM_ENTRA_TEST_UNSET", "BEAM_ENTRA_TEST_UNSET, which is not set on this worker"),
-        ("client_secret", "keyvault:https://v.vault.azure.net/s", "no reference that this credential understands"),
-        ("client_secret", "s3cret-itself", "no reference that this credential understands"),
+        ("client_secret", "keyvault:https://v.vault.azure.net/s", "needs keyvault_credential: as whom to ask the vault"),
+        ("client_secret", "s3cret-itself", "is no reference to a secret"),
         ("federated_file", "env:BEAM_ENTRA_TEST_UNSET", "BEAM_ENTRA_TEST_UNSET, which is not set on this worker"),
     ],
 )
