@@ -174,6 +174,7 @@ class TokenAcquired(Record):
         tenant: Tenant id in the token (`tid`); null when absent.
         expires: When Entra ends it.
         attempts: How often it was asked for, at least 1.
+        source: The credential source that gave it: `federated:gcp`; null when it does not say. Of a chain, the member.
     """
 
     kind: Literal["token_acquired"] = "token_acquired"
@@ -185,6 +186,7 @@ class TokenAcquired(Record):
     tenant: Name | None
     expires: Time
     attempts: Annotated[int, Field(ge=1)]
+    source: Name | None
 
 
 class _Answered(Record):

@@ -15,13 +15,13 @@ from beam_entra.access.manifest import IdentitySettings
 from beam_entra.errors import ConfigError, Diagnosis, IdentityRejected
 from beam_entra.identity.registry import Connection, register
 
-__all__: list[str] = []
+__all__ = ["certificate", "client_secret"]
 
 _PEM = b"-----BEGIN"
 
 
 @register("client_secret", required=("client_secret",), references=("client_secret",))
-def _client_secret(identity: IdentitySettings, connection: Connection) -> SupportsTokenInfo:
+def client_secret(identity: IdentitySettings, connection: Connection) -> SupportsTokenInfo:
     """A secret that the worker reads where the reference says. Prefer a credential without any."""
     secret = connection.secret("client_secret")
     return ClientSecretCredential(identity.tenant, identity.client, secret.reveal(), **connection)
@@ -33,7 +33,7 @@ def _client_secret(identity: IdentitySettings, connection: Connection) -> Suppor
     optional=("certificate_password",),
     references=("certificate", "certificate_password"),
 )
-def _certificate(identity: IdentitySettings, connection: Connection) -> SupportsTokenInfo:
+def certificate(identity: IdentitySettings, connection: Connection) -> SupportsTokenInfo:
     """A certificate with its private key, PEM or PFX. The key signs an assertion; it goes nowhere."""
     data = _decoded(connection.content("certificate"))
     password = connection.secret("certificate_password").reveal() if "certificate_password" in identity.settings else ""

@@ -26,7 +26,7 @@ from beam_entra.identity.rejection import NotHere
 from beam_entra.identity.token import TokenClaims
 from beam_entra.secret import Secret
 
-__all__: list[str] = []
+__all__ = ["managed_identity"]
 
 _GUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _RESOURCE = re.compile(
@@ -61,7 +61,8 @@ def _check(identity: IdentitySettings) -> None:
 
 
 @register("managed_identity", optional=("assigned", "object_id", "resource_id"), check=_check)
-def _managed_identity(identity: IdentitySettings, connection: Connection) -> SupportsTokenInfo:
+def managed_identity(identity: IdentitySettings, connection: Connection) -> SupportsTokenInfo:
+    """The machine, or an identity that is assigned to it."""
     return _ManagedIdentity(identity, connection)
 
 

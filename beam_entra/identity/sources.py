@@ -10,7 +10,8 @@ import dataclasses
 import ssl
 import threading
 import uuid
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Any, NoReturn, Protocol
 
 from azure.core.exceptions import AzureError
 
@@ -69,14 +70,25 @@ class EntraSource:
     Of a chain, the first source that is to be had where this process runs gives the token, and every later one: a
     source that is down for a moment does not make the job somebody else. A refusal ends the attempt, whatever comes
     after it in the chain.
+
+    Args:
+        on_the_way: Told of each token that it takes to get the one asked for, such as that for the Key Vault which
+            holds the secret, before it is used: the audit.
     """
 
     def __init__(
-        self, identity: IdentitySettings, *, clock: Clock, connect_timeout_s: float = 5, read_timeout_s: float = 20
+        self,
+        identity: IdentitySettings,
+        *,
+        clock: Clock,
+        connect_timeout_s: float = 5,
+        read_timeout_s: float = 20,
+        on_the_way: Callable[[AccessToken], None] = lambda token: None,
     ) -> None:
         self._planned = plan(identity)
         self._identity = identity
         self._clock = clock
+        self._on_the_way = on_the_way
         self._settling = threading.Lock()
         self._options = {
             "authority": identity.authority,
@@ -97,6 +109,9 @@ class EntraSource:
         if token is None:
             raise failure  # outside every except block, so that no request object hangs on it as context
         return token
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a credential source is not pickled: pickle its IdentitySettings")
 
     def _first(self, planned: tuple[Planned, ...], audience: str) -> tuple[AccessToken | None, BeamEntraError]:
         """A token of the first source that is here, or the error that says why there is none."""
@@ -138,13 +153,12 @@ class EntraSource:
         identity = planned.identity
         facts = self._facts(planned, audience)
         answer = LastAnswer()
-        via: list[AccessToken] = []
         options = {**self._options, "raw_response_hook": answer.hear}
         connection = Connection(
             options,
             settings=identity.settings,
             clock=self._clock,
-            read_vault=lambda setting: self._read_vault(setting, identity.settings[setting], options, via),
+            read_vault=lambda setting: self._read_vault(setting, identity.settings[setting], options),
         )
         failure: BeamEntraError
         try:
@@ -160,7 +174,7 @@ class EntraSource:
                 expires_on=info.expires_on,
                 refresh_on=info.refresh_on,
             )
-            return dataclasses.replace(token, source=planned.name, via=tuple(via))
+            return dataclasses.replace(token, source=planned.name)
         except NotHere as missing:
             raise NotHere(missing.error.explained(**facts)) from None
         except (IdentityError, ConfigError) as error:
@@ -169,12 +183,12 @@ class EntraSource:
             failure = translate(error, answer, **facts, fix=planned.fix)
         raise failure
 
-    def _read_vault(self, setting: str, reference: str, options: dict[str, Any], via: list[AccessToken]) -> str:
-        """The secret of a `keyvault:` reference, asked for as `keyvault_credential`, whose token joins `via`."""
+    def _read_vault(self, setting: str, reference: str, options: dict[str, Any]) -> str:
+        """The secret of a `keyvault:` reference, asked for as `keyvault_credential`."""
         settings = self._identity.settings
         parsed = VaultReference.parse(reference, setting=setting, vault_host=settings.get("keyvault_host", ""))
         token = self._ask(vault_plan(self._identity), parsed.audience)
-        via += [*token.via, dataclasses.replace(token, via=())]
+        self._on_the_way(token)
         plain = {name: value for name, value in options.items() if name != "raw_response_hook"}
         connection = Connection(plain, settings=settings, clock=self._clock, read_vault=_no_vault)
         return read_secret(parsed, setting=setting, token=token, connection=connection)

@@ -62,7 +62,6 @@ class AccessToken:
         expires: When it ends.
         refresh_on: When Entra would like it refreshed, if it said so.
         source: The credential source that gave it: `federated:gcp`; "" where nobody said.
-        via: Tokens that it took to get this one, such as the one for the Key Vault that held the secret.
     """
 
     token_id: str
@@ -73,7 +72,6 @@ class AccessToken:
     refresh_on: datetime | None
     claims: TokenClaims
     source: str = ""
-    via: tuple[AccessToken, ...] = ()
 
     @classmethod
     def issued(

@@ -407,7 +407,7 @@ def test_a_secret_file_that_will_not_do(beam_entra_cloud, tmp_path, mode, conten
     ("credential", "reference", "said"),
     [
         ("client_secret", "env:BEAM_ENTRA_TEST_UNSET", "BEAM_ENTRA_TEST_UNSET, which is not set on this worker"),
-        ("client_secret", "keyvault:https://v.vault.azure.net/s", "needs keyvault_credential: as whom to ask the vault"),
+        ("client_secret", "keyvault:https://v.vault.azure.net/s", "needs keyvault_credential"),
         ("client_secret", "s3cret-itself", "is no reference to a secret"),
         ("federated_file", "env:BEAM_ENTRA_TEST_UNSET", "BEAM_ENTRA_TEST_UNSET, which is not set on this worker"),
     ],
