@@ -72,12 +72,8 @@ def ask_metadata_server(audience: str, connection: Connection) -> str:
             return Answer(reply.status, reply.headers, reply.body)
 
     request = Request()
-    credentials = IDTokenCredentials(
-        request,
-        target_audience=audience,
-        use_metadata_identity_endpoint=True,
-        service_account_email="default",  # as whom is the machine's business; asking for the name costs a request
-    )
+    # Without a request: with one it would ask for the account's name first, which nobody needs.
+    credentials = IDTokenCredentials(None, target_audience=audience, use_metadata_identity_endpoint=True)
     try:
         credentials.refresh(request)
     except NoAnswer as silent:
