@@ -177,7 +177,7 @@ def test_the_docs_credential_source_is_known_by_its_name() -> None:
     code = f"{block}\nfrom beam_entra.identity import credential_names\nprint(credential_names())"
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=60)
-    assert "our_managed_identity" in done.stdout
+    assert "our_pipelines" in done.stdout
 
 
 def test_the_docs_file_io_runs_under_the_docs_grants(

@@ -40,7 +40,7 @@ from beam_entra.identity.registry import (
 )
 from beam_entra.identity.rejection import LastAnswer, NotHere, translate
 from beam_entra.identity.token import AccessToken
-from beam_entra.identity.vault import read_secret
+from beam_entra.identity.vault import read_secret, vault_client
 
 __all__ = ["Connection", "CredentialSource", "EntraSource", "check_credential", "credential_names", "register"]
 
@@ -187,6 +187,7 @@ class EntraSource:
         """The secret of a `keyvault:` reference, asked for as `keyvault_credential`."""
         settings = self._identity.settings
         parsed = VaultReference.parse(reference, setting=setting, vault_host=settings.get("keyvault_host", ""))
+        vault_client(setting)  # before anything is sent
         token = self._ask(vault_plan(self._identity), parsed.audience)
         self._on_the_way(token)
         plain = {name: value for name, value in options.items() if name != "raw_response_hook"}

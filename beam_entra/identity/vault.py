@@ -15,7 +15,7 @@ from beam_entra.identity.registry import Connection
 from beam_entra.identity.rejection import missing_extra
 from beam_entra.identity.token import AccessToken
 
-__all__ = ["read_secret"]
+__all__ = ["read_secret", "vault_client"]
 
 _FIXES = {
     401: "see that the vault's tenant is the one of [identity], and the worker's clock right",
@@ -38,6 +38,19 @@ class _Held:
         """Nothing is open."""
 
 
+def vault_client(setting: str) -> Any:
+    """The library's client.
+
+    Raises:
+        ConfigError: The library is not installed.
+    """
+    try:
+        from azure.keyvault.secrets import SecretClient  # noqa: PLC0415 - an extra
+    except ImportError:
+        raise missing_extra("keyvault", f"[identity] {setting}: a keyvault: reference") from None
+    return SecretClient
+
+
 def read_secret(reference: VaultReference, *, setting: str, token: AccessToken, connection: Connection) -> str:
     """Read a secret's value.
 
@@ -50,10 +63,7 @@ def read_secret(reference: VaultReference, *, setting: str, token: AccessToken, 
         IdentityRejected: The vault says no.
         IdentityUnavailable: It does not answer.
     """
-    try:
-        from azure.keyvault.secrets import SecretClient  # noqa: PLC0415 - an extra
-    except ImportError:
-        raise missing_extra("keyvault", f"[identity] {setting}: a keyvault: reference") from None
+    client_type = vault_client(setting)
     options: dict[str, Any] = {
         name: value for name, value in connection.items() if name.startswith(("connection_", "read_", "retry_"))
     }
@@ -61,7 +71,7 @@ def read_secret(reference: VaultReference, *, setting: str, token: AccessToken, 
         options["verify_challenge_resource"] = False  # its challenge names a vault's domain, which it is not in
     failure: IdentityError
     try:
-        with SecretClient(reference.url, _Held(token), **options) as client:
+        with client_type(reference.url, _Held(token), **options) as client:
             value = client.get_secret(reference.name, reference.version or None).value
         if value:
             return str(value)

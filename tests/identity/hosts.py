@@ -1,5 +1,7 @@
-"""Stand-ins for what a worker finds around it, each a real server on loopback: metadata services, STS, GitHub, an OpenID
-provider, Key Vault. They check what they are sent as the real ones do, and note it.
+"""Stand-ins for what a worker finds around it, each a real server on loopback.
+
+Metadata services, STS, GitHub, an OpenID provider, Key Vault: they check what they are sent as the real ones do, and
+note it.
 """
 
 from __future__ import annotations
@@ -137,7 +139,7 @@ class Imds(Host):
 
     def serve(self, request: Request) -> Answer:
         if request.headers.get("metadata") != "true" or "x-forwarded-for" in request.headers:
-            return said(400, {"error": "bad_request_102", "error_description": "Required metadata header not specified"})
+            return said(400, {"error": "bad_request_102", "error_description": "Required metadata header missing"})
         if (request.path, request.query.get("api-version")) != ("/metadata/identity/oauth2/token", "2018-02-01"):
             return said(404, {})
         ids = {"client_id", "object_id", "msi_res_id", "mi_res_id"} & request.query.keys()
@@ -213,7 +215,8 @@ class Sts(Host):
         }
 
     def serve(self, request: Request) -> Answer:
-        scope = rf"AWS4-HMAC-SHA256 Credential={self.access_key}/\d{{8}}/eu-central-1/sts/aws4_request, .*Signature=\w{{64}}"
+        scope = rf"{self.access_key}/\d{{8}}/eu-central-1/sts/aws4_request"
+        scope = rf"AWS4-HMAC-SHA256 Credential={scope}, .*Signature=\w{{64}}"
         if not re.fullmatch(scope, request.headers.get("authorization", "")):
             return self.error(403, "SignatureDoesNotMatch", "The request is not signed as it should be")
         if request.headers.get("x-amz-security-token") != self.session:
@@ -261,7 +264,8 @@ class Provider(Host):
         kind, _, pair = request.headers.get("authorization", "").partition(" ")
         client, _, secret = base64.b64decode(pair).decode().partition(":")
         if (kind, unquote_plus(client), unquote_plus(secret)) != ("Basic", self.client, self.secret):
-            return said(401, {"error": "invalid_client", "error_description": f"secret={unquote_plus(secret)} is wrong"})
+            words = f"secret={unquote_plus(secret)} is wrong"
+            return said(401, {"error": "invalid_client", "error_description": words})
         form = request.form()
         if form.get("grant_type") != "client_credentials" or form.get("scope", "entra") != "entra":
             return said(400, {"error": "invalid_scope"})

@@ -101,7 +101,8 @@ def test_a_certificate(beam_entra_cloud, tmp_path, monkeypatch, caplog, made, fo
     assert (token.source, token.claims.appid) == ("certificate", beam_entra_cloud.client_id)
     assert [request.grant for request in beam_entra_cloud.tenant.requests if request.kind == "token"] == ["certificate"]
     assert beam_entra_cloud.find_leaks(caplog.text) == []
-    assert password not in caplog.text and "PRIVATE KEY" not in caplog.text
+    assert password not in caplog.text
+    assert "PRIVATE KEY" not in caplog.text
 
 
 def test_a_certificate_in_a_variable(beam_entra_cloud, monkeypatch, made):
@@ -182,7 +183,8 @@ def test_a_certificate_that_cannot_be_opened(beam_entra_cloud, tmp_path, monkeyp
         acquire(beam_entra_cloud, tmp_path, make(made), **settings)
     assert "certificate_password" in caught.value.hint
     shown = everything_in(caught.value)
-    assert "PRIVATE KEY" not in shown and "wrong-one" not in shown
+    assert "PRIVATE KEY" not in shown
+    assert "wrong-one" not in shown
 
 
 @pytest.mark.parametrize("setting", ["certificate", "certificate_password"])
@@ -191,7 +193,10 @@ def test_a_file_that_others_can_read(beam_entra_cloud, tmp_path, made, setting):
     for name in ("certificate", "password"):
         write_private(tmp_path / name, made.pem() if name == "certificate" else b"x")
     (tmp_path / setting.removeprefix("certificate_")).chmod(0o640)
-    settings = {"certificate": f"file:{tmp_path / 'certificate'}", "certificate_password": f"file:{tmp_path / 'password'}"}
+    settings = {
+        "certificate": f"file:{tmp_path / 'certificate'}",
+        "certificate_password": f"file:{tmp_path / 'password'}",
+    }
     with pytest.raises(ConfigError, match="others on the machine can read") as caught:
         EntraSource(identity_of(beam_entra_cloud, "certificate", **settings), clock=utc_now).acquire(STORAGE_AUDIENCE)
     assert f"[identity] {setting} refers" in caught.value.message

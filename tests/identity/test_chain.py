@@ -1,4 +1,4 @@
-"""Chains: in the manifest's order, from one to the next only where a source is not to be had, and then the same for good."""
+"""Chains: in the manifest's order, on to the next only where a source is not to be had, then the same for good."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def chain(cloud: LocalCloud, entries: str, **settings: str) -> EntraSource:
 
 
 def test_the_first_that_is_here_gives_the_token(beam_entra_cloud, nowhere):
-    """What is not to be had is passed over: no variable, no metadata service, no CLI. The audit gets the member's name."""
+    """What is not to be had is passed over: no variable, no metadata service, no CLI. The token has its name."""
     source = chain(
         beam_entra_cloud,
         "client_secret, workload_identity, managed_identity, developer, federated:file, certificate",
@@ -111,7 +111,7 @@ def test_a_secret_that_others_can_read_ends_the_attempt(beam_entra_cloud, tmp_pa
 
 
 def test_who_it_was_it_stays(beam_entra_cloud, tmp_path, nowhere):
-    """A source that gave the first token gives every later one, and for every audience; while it is gone, there is none."""
+    """The source of the first token gives every later one, for every audience; while it is gone, there is none."""
     file, secret = tmp_path / "assertion", tmp_path / "secret"
     beam_entra_cloud.issuer.write_assertion_file(file, DEFAULT_SUBJECT)
     source = chain(

@@ -98,7 +98,7 @@ def test_a_rotated_secret_is_read_again(box):
 
 FORBIDDEN = {"error": {"code": "Forbidden", "message": "Caller is not authorized to perform action on resource"}}
 TROUBLE = {
-    "no such secret": (said(404, {"error": {"code": "SecretNotFound", "message": "not found"}}), IdentityRejected, "name"),
+    "no such secret": (said(404, {"error": {"code": "SecretNotFound"}}), IdentityRejected, "name"),
     "not allowed": (said(403, FORBIDDEN), IdentityRejected, "Key Vault Secrets User"),
     "throttled": (said(429, {}, Retry_After="13"), IdentityUnavailable, "too much"),
     "down": (Answer(status=503), IdentityUnavailable, "healthy"),
@@ -155,12 +155,12 @@ WRONG = {
         {"client_secret": "keyvault:https://contoso.vault.azure.net.evil.example/secrets/job", **BY},
         "which is no host of Key Vault",
     ),
-    "a storage host": ({"client_secret": "keyvault:https://x.blob.core.windows.net/secrets/job", **BY}, "no host of Key"),
+    "a storage host": ({"client_secret": "keyvault:https://x.blob.core.windows.net/secrets/job", **BY}, "no host of"),
     "another than the named host": (
         {"client_secret": "keyvault:https://127.0.0.1:2/secrets/job", "keyvault_host": "127.0.0.1:1", **BY},
         "no host of Key Vault",
     ),
-    "no secret's path": ({"client_secret": "keyvault:https://contoso.vault.azure.net/keys/job", **BY}, "no reference to"),
+    "no secret's path": ({"client_secret": "keyvault:https://contoso.vault.azure.net/keys/job", **BY}, "no reference"),
     "no version": ({"client_secret": f"{AT}/latest", **BY}, "no reference to a secret in Key Vault"),
     "over http": ({"client_secret": "keyvault:http://contoso.vault.azure.net/secrets/job", **BY}, "no reference to"),
     "round in a circle": ({"client_secret": AT, "keyvault_credential": "client_secret"}, "needs Key Vault itself"),
@@ -178,8 +178,8 @@ def test_settings_that_will_not_do(beam_entra_cloud, settings, says):
     assert caught.value.hint
 
 
-@pytest.mark.parametrize("host", ["contoso.vault.azure.net", "contoso.vault.azure.cn", "contoso.vault.usgovcloudapi.net"])
-def test_vaults_of_every_cloud(beam_entra_cloud, host):
+@pytest.mark.parametrize("domain", ["vault.azure.net", "vault.azure.cn", "vault.usgovcloudapi.net"])
+def test_vaults_of_every_cloud(beam_entra_cloud, domain):
     """Their hosts need no naming."""
-    settings = {"client_secret": f"keyvault:https://{host}/secrets/job", **BY}
+    settings = {"client_secret": f"keyvault:https://contoso.{domain}/secrets/job", **BY}
     check_credential(identity_of(beam_entra_cloud, "client_secret", **settings))
