@@ -65,9 +65,13 @@ def run_command(command: str, *, timeout_s: float) -> str:
             Diagnosis(hint="see that it is in the worker's image and that the worker's user may run it"),
         )
         raise (NotHere(rejected) if isinstance(error, FileNotFoundError) else rejected) from None
+    ends = time.monotonic() + timeout_s
+    status: int | None = None
     try:
-        out, err, ended = _collect(process, time.monotonic() + timeout_s)
-        status = process.wait() if ended else None
+        out, err, closed = _collect(process, ends)
+        if closed:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                status = process.wait(max(0.0, ends - time.monotonic()))
     finally:
         _kill(process)
     hint = f"run {name} where the workers run, as their user, and see what it says"

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import socket
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from azure.identity import ClientAssertionCredential, CredentialUnavailableError
 
 from beam_entra.clock import utc_now
 from beam_entra.errors import ConfigError, IdentityRejected, IdentityUnavailable
-from beam_entra.identity import STORAGE_AUDIENCE, EntraSource, check_credential
+from beam_entra.identity import STORAGE_AUDIENCE, EntraSource, check_credential, register
 from beam_entra.testing.certificates import write_private
 from beam_entra.testing.local import DEFAULT_SUBJECT, LocalCloud
-from tests.identity.hosts import Imds, identity_of, plain
+from tests.identity.hosts import identity_of
 from tests.identity.leaks import everything_in
 
 GRAPH = "https://graph.microsoft.com"
@@ -125,22 +128,28 @@ def test_who_it_was_it_stays(beam_entra_cloud, tmp_path, nowhere):
         source.acquire(STORAGE_AUDIENCE)
 
 
-def test_threads_settle_on_one(beam_entra_cloud, nowhere, monkeypatch):
-    """The first tokens for two audiences, asked for at once, come from one source, looked for once."""
-    imds = Imds(beam_entra_cloud)
-    got: list[str] = []
-    with plain(imds) as url:
-        monkeypatch.setenv("AZURE_POD_IDENTITY_AUTHORITY_HOST", url)
-        source = chain(beam_entra_cloud, "workload_identity, managed_identity")
-        threads = [
-            threading.Thread(target=lambda audience=audience: got.append(source.acquire(audience).source))
-            for audience in (STORAGE_AUDIENCE, GRAPH)
-        ]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    assert got == ["managed_identity"] * 2
+def test_threads_settle_on_one(beam_entra_cloud):
+    """Two first tokens, asked for at once, come from one source: who comes second waits for what the first finds."""
+    calls, within, second = itertools.count(1), threading.Event(), threading.Event()
+
+    @register("test_wavering")
+    def _wavering(identity, connection):
+        if next(calls) == 1:
+            within.set()
+            second.wait(0.5)  # nobody comes
+            raise CredentialUnavailableError("not yet")
+        second.set()
+        assertion = beam_entra_cloud.issuer.assertion(DEFAULT_SUBJECT).reveal
+        return ClientAssertionCredential(identity.tenant, identity.client, assertion, **connection)
+
+    source = chain(
+        beam_entra_cloud, "test_wavering, federated:file", assertion_file=str(beam_entra_cloud.assertion_file)
+    )
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(source.acquire, STORAGE_AUDIENCE)
+        assert within.wait(10)
+        other = pool.submit(source.acquire, GRAPH)
+        assert [first.result(20).source, other.result(20).source] == ["federated:file"] * 2
 
 
 def test_none_is_here(beam_entra_cloud, nowhere):

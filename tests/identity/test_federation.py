@@ -450,6 +450,7 @@ class BadCommand:
     body: str
     kind: type[BeamEntraError]
     says: str
+    timeout: str = ""
 
 
 BAD_COMMANDS = {
@@ -458,7 +459,10 @@ BAD_COMMANDS = {
     "prints nothing": BadCommand("", IdentityRejected, "printed nothing"),
     "prints no assertion": BadCommand("print('Sign in, please')", IdentityRejected, "something that is no assertion"),
     "prints without end": BadCommand(
-        "import sys\nwhile True: sys.stdout.write('x' * 4096)", IdentityRejected, "more than 64 KiB"
+        "import sys\nwhile True: sys.stdout.write('x' * 4096)", IdentityRejected, "more than 64 KiB", "5m"
+    ),
+    "closes its output and stays": BadCommand(
+        "import os, time; os.close(1); os.close(2); time.sleep(600)", IdentityUnavailable, "within 1 s", "1s"
     ),
     "is killed": BadCommand("import os; os.kill(os.getpid(), 9)", IdentityUnavailable, "ended with status -9"),
 }
@@ -468,7 +472,8 @@ BAD_COMMANDS = {
 def test_a_command_that_will_not_do(beam_entra_cloud, tmp_path, case):
     """Each has its own message; nothing is sent to Entra."""
     command = script(tmp_path, case.body)
-    error = fails(beam_entra_cloud, case.kind, assertion_from="command", assertion_command=command)
+    more = {"command_timeout": case.timeout} if case.timeout else {}
+    error = fails(beam_entra_cloud, case.kind, assertion_from="command", assertion_command=command, **more)
     assert case.says in error.message
     assert f"run {command}" in error.hint or "see what it gives" in error.hint
     assert beam_entra_cloud.tenant.token_requests == 0

@@ -103,6 +103,7 @@ def test_no_proxy_sees_a_metadata_request(beam_entra_cloud, imds, monkeypatch):
 def test_it_does_not_turn_into_workload_identity(beam_entra_cloud, imds, monkeypatch):
     """In a pod where both are to be had, the manifest's word counts."""
     monkeypatch.setenv("AZURE_FEDERATED_TOKEN_FILE", str(beam_entra_cloud.assertion_file))
+    monkeypatch.setenv("AZURE_AUTHORITY_HOST", beam_entra_cloud.authority)
     monkeypatch.setenv("AZURE_TENANT_ID", beam_entra_cloud.tenant_id)
     monkeypatch.setenv("AZURE_CLIENT_ID", beam_entra_cloud.client_id)
     EntraSource(identity_of(beam_entra_cloud, "managed_identity"), clock=utc_now).acquire(STORAGE_AUDIENCE)
