@@ -37,12 +37,12 @@ _FIXES = {
     70021: "add a federated credential to the application for this assertion's issuer, subject and audience",
     700211: "add a federated credential to the application for this assertion's issuer",
     700212: "the assertion's audience must be the one of the federated credential: api://AzureADTokenExchange",
-    700024: "the assertion is outside its time of validity: see that whatever writes the assertion file renews it, and "
-    "that the worker's clock is right",
+    700024: "the assertion is outside its time of validity: see that whatever gives it, or writes the assertion file, "
+    "renews it, and that the worker's clock is right",
     700023: "the certificate's assertion is for another tenant or authority: check [identity] tenant and authority",
     700027: "the assertion's signature does not verify: see that its issuer publishes the key that signs it; of a "
     "certificate, that this one is registered with the application",
-    50027: "the assertion is no valid JSON Web Token: see what writes the assertion file",
+    50027: "the assertion is no valid JSON Web Token: see what gives it, or writes the assertion file",
     50166: "Entra cannot reach the assertion's issuer: its discovery document and keys must be open to the internet",
     500011: "the resource does not exist in this tenant: check [grants] token",
     53003: "a Conditional Access policy blocks this sign-in: ask the tenant's administrator",
