@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import urlencode, urlsplit
+from urllib.parse import unquote, urlencode, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 import urllib3
@@ -120,7 +120,7 @@ def _pool(proxy: str, options: dict[str, Any]) -> urllib3.PoolManager:
     if not proxy:
         return urllib3.PoolManager(num_pools=1, **options)
     credentials = urlsplit(proxy).netloc.rpartition("@")[0]
-    headers = urllib3.make_headers(proxy_basic_auth=credentials) if credentials else None
+    headers = urllib3.make_headers(proxy_basic_auth=unquote(credentials)) if credentials else None
     return urllib3.ProxyManager(proxy, num_pools=1, proxy_headers=headers, **options)
 
 

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import base64
+import contextlib
 import logging
 import pickle
 import secrets
 import socket
+import socketserver
 import stat
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -415,6 +420,57 @@ def test_a_provider_that_cannot_be_trusted(beam_entra_cloud, provider, tmp_path)
     error = fails(beam_entra_cloud, IdentityUnavailable, **settings | {"assertion_ca_file": str(other.ca_file)})
     assert "does not answer" in error.message
     assert len(host.requests) == 0
+
+
+class Tunnel(socketserver.StreamRequestHandler):
+    """A proxy that opens tunnels: CONNECT host:port."""
+
+    def handle(self) -> None:
+        lines = [self.rfile.readline().decode()]
+        while lines[-1].strip():
+            lines.append(self.rfile.readline().decode())
+        self.server.asked.append("".join(lines))
+        host, _, port = lines[0].split()[1].partition(":")
+        with socket.create_connection((host, int(port))) as far:
+            self.wfile.write(b"HTTP/1.1 200 Connection established\r\n\r\n")
+            back = threading.Thread(target=self._copy, args=(far, self.connection), daemon=True)
+            back.start()
+            self._copy(self.connection, far)
+            back.join(10)
+
+    @staticmethod
+    def _copy(source: socket.socket, target: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                target.sendall(data)
+            target.shutdown(socket.SHUT_WR)
+
+
+def test_the_world_outside_is_reached_through_the_proxy(beam_entra_cloud, provider, known, monkeypatch):
+    """HTTPS_PROXY holds for providers as it does for Entra, its own password included; NO_PROXY takes hosts out."""
+    host, settings = provider
+    known(host.client)
+    for name in ("https_proxy", "no_proxy", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Tunnel) as proxy:
+        proxy.asked = []
+        serving = threading.Thread(target=proxy.serve_forever, kwargs={"poll_interval": 0.02})
+        serving.start()
+        try:
+            monkeypatch.setenv("HTTPS_PROXY", f"http://me:w%40rd@127.0.0.1:{proxy.server_address[1]}")
+            monkeypatch.setenv("NO_PROXY", "")
+            acquire(beam_entra_cloud, **settings)
+            endpoint = urlsplit(settings["oidc_endpoint"]).netloc
+            basic = base64.b64encode(b"me:w@rd").decode()
+            (asked,) = [each for each in proxy.asked if each.startswith(f"CONNECT {endpoint} ")]
+            assert f"basic {basic}" in asked.replace("Basic", "basic")
+            proxy.asked.clear()
+            monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+            acquire(beam_entra_cloud, **settings)
+            assert proxy.asked == []
+        finally:
+            proxy.shutdown()
+            serving.join()
 
 
 # ---------------------------------------------------------------- a command
