@@ -574,19 +574,19 @@ def test_what_a_command_says_is_shown_without_secrets(beam_entra_cloud, tmp_path
     assertion = beam_entra_cloud.issuer.assertion(DEFAULT_SUBJECT).reveal()
     monkeypatch.setenv("BROKER_PASSWORD", "correct-horse")
     monkeypatch.setenv("ASSERTION", assertion)
-    key = secrets.token_urlsafe(24)
+    key = secrets.token_urlsafe(24) + "a1"
     monkeypatch.setenv("SENT", key)
     body = (
         "import os, sys\n"
         "print(os.environ['ASSERTION'])\n"
         "sys.exit('asked with correct-horse and ' + os.environ['ASSERTION'] + ' and password: hunter2 key '\n"
-        "         + os.environ['SENT'] + ' Bearer abc\\n' + 'x ' * 5000)\n"
+        "         + os.environ['SENT'] + ' Bearer xyzzy\\n' + 'x ' * 5000)\n"
     )
     error = fails(
         beam_entra_cloud, IdentityUnavailable, assertion_from="command", assertion_command=script(tmp_path, body)
     )
     assert "said: asked with [redacted] and [redacted]" in error.message
-    for secret in ("correct-horse", "hunter2", key, "abc", assertion):
+    for secret in ("correct-horse", "hunter2", key, "xyzzy", assertion):
         assert secret not in everything_in(error)
     assert len(error.message) < 500
 
