@@ -11,13 +11,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from beam_entra.io import (
+        Avro,
         BadRecord,
+        BatchesToRows,
+        Bytes,
         Csv,
         EntraOptions,
         Format,
         JobReport,
         JsonLines,
         Lines,
+        Parquet,
         ReadAllFromBlob,
         ReadFromBlob,
         Scoped,
@@ -29,13 +33,17 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "Avro",
     "BadRecord",
+    "BatchesToRows",
+    "Bytes",
     "Csv",
     "EntraOptions",
     "Format",
     "JobReport",
     "JsonLines",
     "Lines",
+    "Parquet",
     "ReadAllFromBlob",
     "ReadFromBlob",
     "Scoped",

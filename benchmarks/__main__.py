@@ -18,17 +18,17 @@ from rich.table import Table
 from benchmarks.defects import find_defects
 from benchmarks.machine import facts
 from benchmarks.results import findings
-from benchmarks.rows import GROUPS, groups_of
+from benchmarks.rows import FEWEST_PAIRS, GROUPS, groups_of
 from benchmarks.run import SideFailed, run_group
 from benchmarks.table import HEADINGS, cells
+from benchmarks.timing import TimeLeft
 
-_FEWEST_PAIRS = 5
 _WIDE = 300
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--row", "rows", multiple=True, metavar="NAME", help="Only this row and those that share its data.")
-@click.option("--pairs", default=_FEWEST_PAIRS, show_default=True, help="Rounds; fewer than five are no result.")
+@click.option("--pairs", default=FEWEST_PAIRS, show_default=True, help="Rounds; fewer than five are no result.")
 @click.option("--scale", default=1.0, show_default=True, help="Size of the data; below 1 for a quick look.")
 @click.option("--list", "only_list", is_flag=True, help="Say which rows there are.")
 @click.option(
@@ -52,13 +52,15 @@ def main(rows: tuple[str, ...], pairs: int, scale: float, only_list: bool, resul
     began = time.monotonic()
     console = Console(stderr=True, highlight=False)
     known = _load(results, scale)
+    left = TimeLeft(chosen, share=scale * pairs / FEWEST_PAIRS)
     for group in chosen:
-        console.print(f"[bold]{group.shown}[/bold]")
+        console.print(f"[bold]{group.shown}[/bold] ({left})")
         try:
-            runs = run_group(group, rounds=pairs, scale=scale, say=lambda line: console.print(line, style="dim"))
+            runs = run_group(group, pairs=pairs, scale=scale, say=lambda line: console.print(line, style="dim"))
         except SideFailed as failure:
             console.print(str(failure), style="red", markup=False)
             sys.exit(1)
+        left.done(group)
         known["groups"][group.name] = {"pairs": pairs, "sides": runs}
         _save(results, known)
     if not rows:
@@ -85,7 +87,7 @@ def _save(results: Path, known: dict[str, Any]) -> None:
 
 def _table(known: dict[str, Any], names: set[str]) -> Table:
     table = Table(*HEADINGS, box=box.SIMPLE)
-    style = {"reached": "green", "missed": "red", "not yet": "yellow"}
+    style = {"reached": "green", "missed": "red"}
     sides = {name: group["sides"] for name, group in known["groups"].items() if name in names}
     for finding in findings(sides):
         table.add_row(*cells(finding), style=style.get(finding.verdict, ""))

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable
 from importlib import import_module
 from typing import Any, NoReturn
 
-from benchmarks.task import Done, NotYet, Task
+from benchmarks.task import Done, Task
 from benchmarks.usage import Usage
 
 __all__ = ["run", "serve"]
@@ -29,10 +29,7 @@ Work = Callable[[], Done]
 def run(task: Task) -> dict[str, Any]:
     """Do the task and say how it went."""
     module, _, function = task.side.rpartition(".")
-    try:
-        work: Work = getattr(import_module(f"benchmarks.sides.{module}"), function)(task)
-    except NotYet as missing:
-        return {"not_yet": str(missing)}
+    work: Work = getattr(import_module(f"benchmarks.sides.{module}"), function)(task)
     with Usage() as usage:
         done = work()
     return {

@@ -141,6 +141,16 @@ class BenchCloud:
             folders[folder] = count + len(lines), total + checksum
         return [[folder, *figures] for folder, figures in sorted(folders.items())]
 
+    def sizes_of(self, prefix: str) -> dict[str, int]:
+        """How many bytes a side has written to each folder below the prefix."""
+        container = self.cloud.admin.client(ACCOUNT).get_container_client(CURATED)
+        folders: dict[str, int] = {}
+        for blob in container.list_blobs(prefix):
+            folder, _, leaf = str(blob.name).removeprefix(prefix).rpartition("/")
+            if not leaf.startswith("_"):
+                folders[folder] = folders.get(folder, 0) + int(blob.size)
+        return folders
+
     def clear(self, prefix: str) -> None:
         """Delete what a side has written."""
         container = self.cloud.admin.client(ACCOUNT).get_container_client(CURATED)

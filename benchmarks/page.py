@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import statistics
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks.results import Finding, findings, spread
-from benchmarks.rows import GROUPS, Group, Side
-from benchmarks.table import cells, quantity, range_of
+from benchmarks.rows import FLOOR_ROUNDS, GROUPS, Group, Side
+from benchmarks.table import HEADINGS, cells, limit, quantity, range_of, ratio_of, times
 
 __all__ = ["FIGURES", "PAGE", "render"]
 
@@ -21,30 +20,29 @@ PAGE, FIGURES = _DOCS / "benchmarks.md", _DOCS / "benchmarks.json"
 _HOW = """\
 ## How it was measured
 
-`make bench` runs it again; `make bench ROW=text` runs one row, `make bench SCALE=0.1` takes a quick look.
+`make bench` runs it again, `make bench ROW=text` one row, and `make bench SCALE=0.1 PAIRS=1` takes a quick look.
 
-* Each side of a row runs {pairs} times, A B A B, each time in a process of its own, forked from one that has imported
-  Beam and done nothing else. A trivial pipeline runs in it first, unmeasured, so that nobody pays for Beam's first
-  run.
-* Wall time is from building the pipeline until its end: for us that includes the token, the delegation key, every SAS
-  and record, and sealing and verifying the trail. CPU time is user and system time of that process. Memory is its
-  peak above what it had before. Ratios are taken pair by pair; the median counts, and the range is in brackets.
-* Both sides have the same Azurite, data, runner (FnApiRunner, which DirectRunner falls back to where there is no
-  Prism) and downstream transforms, and their answers must agree: counts, sums, or what was written, line by line.
-* azfs is Beam's own, unchanged, with the account key in a connection string, so that it is never slowed by sign-in.
-  It speaks to Azurite over the same TLS as we do: the connection string names the endpoint, and `REQUESTS_CA_BUNDLE`
-  the run's CA, which the requests library below azure-core reads. One thing is mended for it, since no write would
-  end otherwise: it builds the URL of a copy's source for blob.core.windows.net whatever the connection string says;
-  it is given the endpoint there.
-* Round-trip time is added by a TCP relay in a process of its own (`benchmarks/delay.py`): 20 ms means 10 ms each way,
-  and a round trip for each new connection, as TCP's handshake takes. It does not limit bandwidth, and knows neither
-  slow start nor loss, which is kind to whoever opens many connections. The token endpoint is not delayed.
-* Client, Azurite and relay share the machine's {cores} cores, so a side that gives Azurite less to do is faster for
+* **Pairs.** The sides of a row run in turn, A B A B, at least {pairs} times each, and each time in a process of its
+  own, forked from one that has imported Beam and done nothing else. A trivial pipeline runs in it first, unmeasured, so
+  that nobody pays for Beam's first run. Ratios are taken pair by pair; the median counts, and brackets hold the least
+  and the most. With five pairs the true median lies within the brackets in 15 of 16 cases. Floors vary little, and run
+  in the first {floors} rounds only.
+* **Wall time** is from building the pipeline until its end: for ours that includes the token, the delegation key, every
+  SAS and record, and sealing the trail. **CPU time** is user and system time of that process. **Memory** is the highest
+  resident memory above what the process had before, when it had run one pipeline and was idle.
+* **The same on both sides:** Azurite, data, runner (FnApiRunner, which DirectRunner falls back to where there is no
+  Prism) and downstream transforms. Answers must agree: counts, sums, or what was written, line by line in the first
+  round and by size in the others.
+* **azfs** is Beam's own, unchanged, with the account key in a connection string, so that it is never slowed by sign-in.
+  It speaks to Azurite over the same TLS as ours: the connection string names the endpoint, and `REQUESTS_CA_BUNDLE` the
+  run's CA, which the requests library below azure-core reads. One thing is mended for it, since no write would end
+  otherwise: it builds the URL of a copy's source for blob.core.windows.net whatever the connection string says; it is
+  given the endpoint there.
+* **Round-trip time** is added by a TCP relay in a process of its own (`benchmarks/delay.py`): 20 ms means 10 ms each
+  way, and a round trip for each new connection, as TCP's handshake takes. It does not limit bandwidth, and knows
+  neither slow start nor loss, which is kind to whoever opens many connections. The token endpoint is not delayed.
+* **One machine.** Client, Azurite and relay share {cores} cores, so a side that gives Azurite less to do is faster for
   it, and a floor of plain GETs is what this machine can do, not what Storage can."""
-
-_UNSCOPED = """\
-The price of identity and audit is that of the same job with a session whose SAS are two static ones for whole
-containers, and whose records go nowhere (`benchmarks/unscoped.py`; the package itself has no such switch)."""
 
 
 def render(results: Mapping[str, Any]) -> str:
@@ -52,64 +50,118 @@ def render(results: Mapping[str, Any]) -> str:
     sides = {name: group["sides"] for name, group in results["groups"].items()}
     found = findings(sides)
     machine = results["machine"]
-    pairs = sorted({group["pairs"] for group in results["groups"].values()})
+    pairs = min(group["pairs"] for group in results["groups"].values())
     parts = [
         "# Benchmarks",
-        "<!-- Made by `python -m benchmarks.page` from benchmarks.json. -->",
+        "<!-- Made by `make bench-page` from benchmarks.json. -->",
         _summary(results, found),
-        _table(("", "ours", "azfs", "ratio", "must", "CPU s", "memory", ""), (_row(finding) for finding in found)),
-        *_notes(found),
-        _UNSCOPED,
-        _HOW.format(pairs=" or ".join(map(str, pairs)), cores=machine["cores"]),
+        _table(HEADINGS, map(_cells, found)),
+        "## Row by row",
+        *map(_reading, found),
+        _HOW.format(pairs=pairs, floors=FLOOR_ROUNDS, cores=machine["cores"]),
         "## The machine",
-        _table(("what", "which"), machine.items()),
+        _table(("", ""), machine.items()),
         "## Every side",
-        "Medians, with the range in brackets. Floors are what nobody gets under.",
-        _table(
-            ("data", "side", "wall", "CPU s", "memory above idle"),
-            (
-                _side_row(group, side, sides[group.name][side.name])
-                for group in GROUPS
-                if group.name in sides
-                for side in group.sides
-            ),
-        ),
+        "Medians, with the least and the most in brackets. A floor is what nobody gets under.",
+        *_sides(sides),
+        *_defects(results.get("defects", ())),
     ]
-    if results.get("defects"):
-        parts += [
-            "## What azfs gets wrong",
-            "Each was reproduced in this run, by `benchmarks/defects.py`, with the versions above.",
-            _table(("what", "seen"), ((defect["what"], defect["seen"]) for defect in results["defects"])),
-        ]
     return "\n\n".join(parts) + "\n"
 
 
 def _summary(results: Mapping[str, Any], found: Sequence[Finding]) -> str:
-    verdicts = [finding.verdict for finding in found]
-    counted = ", ".join(
-        f"{verdicts.count(verdict)} {verdict}" for verdict in ("reached", "missed", "not yet") if verdict in verdicts
+    reached, missed = ([finding for finding in found if finding.verdict == word] for word in ("reached", "missed"))
+    text = (
+        f"Ours against `azfs` of Apache Beam {results['machine'].get('apache-beam', '')}, side by side on one machine,"
+        f" taken on {results['taken']}: of {len(reached) + len(missed)} rows that have something to reach,"
+        f" {len(reached)} do."
     )
-    whole = results["scale"] == 1
-    size = "" if whole else f" The data had {results['scale']:g} of its full size: a quick look, no result."
-    taken = f"Ours against Beam's own azfs, side by side, taken on {results['taken']}."
-    return f"{taken} Of what must be reached: {counted}.{size}"
+    if missed:
+        text += f" Missed: {'; '.join(finding.row.shown for finding in missed)}."
+    if results["scale"] != 1:
+        text += f" **The data had {results['scale']:g} of its full size: a quick look, no result.**"
+    return text
 
 
-def _row(finding: Finding) -> tuple[str, ...]:
-    return cells(finding)
+def _cells(finding: Finding) -> tuple[str, ...]:
+    what, ours, theirs, ratio, least, verdict = cells(finding)
+    return what, ours, theirs, f"**{ratio}**" if ratio else "", least, "**missed**" if verdict == "missed" else verdict
 
 
-def _notes(found: Iterable[Finding]) -> list[str]:
-    return [f"* {finding.row.shown}: {finding.row.note}." for finding in found if finding.row.note]
+def _reading(finding: Finding) -> str:
+    row = finding.row
+    return f"**{row.shown[0].upper()}{row.shown[1:]}.** {' '.join([row.reading, *_told(finding)])}"
 
 
-def _side_row(group: Group, side: Side, runs: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
-    if "not_yet" in runs[0]:
-        return group.shown, side.shown, f"not yet: {runs[0]['not_yet']}", "", ""
-    wall = spread([run["wall_s"] for run in runs])
-    cpu = statistics.median(run["cpu_s"] for run in runs)
-    memory = statistics.median(run["peak_bytes"] - run["idle_bytes"] for run in runs)
-    return group.shown, side.shown, range_of(wall, "s"), f"{cpu:.1f}", quantity(max(memory, 0), "B")
+def _told(finding: Finding) -> Iterable[str]:
+    """What the figures say, in words."""
+    row, ours, theirs = finding.row, finding.ours, finding.theirs
+    if theirs is None:
+        yield f"That is {quantity(ours.value.median, row.unit)}; {limit(finding)} is wanted."
+        return
+    if row.most is not None and row.measure == "wall":
+        yield _price(finding)
+        return
+    if row.measure != "peak":
+        cpu = finding.cpu_ratio
+        assert cpu is not None  # noqa: S101 - it has another side
+        yield (
+            f"For the same work ours takes {cpu.median:.0%} of the CPU time of azfs, and"
+            f" {quantity(max(ours.memory.median, 0), 'B')} of memory above the idle worker"
+            f" against {quantity(max(theirs.memory.median, 0), 'B')}."
+        )
+    if finding.ceiling is not None:
+        yield f"The floor would be {times(finding.ceiling)} azfs."
+    if finding.verdict == "missed":
+        yield f"**It misses what it must reach**, {limit(finding)}: it has {ratio_of(finding)}."
+        if finding.ceiling is not None and row.least is not None and finding.ceiling < row.least:
+            yield "Nobody reaches that on this machine, since the floor does not."
+
+
+def _price(finding: Finding) -> str:
+    """What a limited ratio comes to, and how sure that is."""
+    ratio, sure, cpu = finding.ratio, finding.sure, finding.cpu_ratio
+    assert ratio is not None and cpu is not None  # noqa: S101, PT018 - it has another side
+    how_sure = (
+        f"the true median lies between {sure[0] - 1:+.1%} and {sure[1] - 1:+.1%} with at least 93 % (a sign test)"
+        if sure
+        else "too few to say how sure that is"
+    )
+    text = (
+        f"It comes to {ratio.median - 1:+.1%} of wall time, the median of {finding.pairs} pairs; {how_sure}."
+        f" In CPU seconds, which other work on the machine disturbs less, it is {cpu.median - 1:+.1%}"
+        f" ({cpu.low - 1:+.1%} to {cpu.high - 1:+.1%})."
+    )
+    return text + (f" **It misses what it must keep within**, {limit(finding)}." if finding.verdict == "missed" else "")
+
+
+def _sides(runs: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]]) -> Iterable[str]:
+    for group in GROUPS:
+        if group.name in runs:
+            rows = [_side(side, runs[group.name][side.name]) for side in group.sides]
+            yield _table((_title(group), "wall", "CPU", "memory above idle", "runs"), rows)
+
+
+def _title(group: Group) -> str:
+    return f"{group.shown[0].upper()}{group.shown[1:]}"
+
+
+def _side(side: Side, runs: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+    memory = spread([max(run["peak_bytes"] - run["idle_bytes"], 0) for run in runs])
+    return (
+        side.shown,
+        range_of(spread([run["wall_s"] for run in runs]), "s"),
+        range_of(spread([run["cpu_s"] for run in runs]), "s"),
+        range_of(memory, "B"),
+        str(len(runs)),
+    )
+
+
+def _defects(found: Sequence[Mapping[str, Any]]) -> Iterable[str]:
+    if found:
+        yield "## What azfs gets wrong"
+        yield "Each was reproduced in this run, by `benchmarks/defects.py`, with the versions above."
+        yield _table(("what", "seen"), ((defect["what"], defect["seen"]) for defect in found))
 
 
 def _table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

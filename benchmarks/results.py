@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,9 +10,10 @@ from typing import Any
 
 from benchmarks.rows import GROUPS, Group, Row
 
-__all__ = ["Figure", "Finding", "Spread", "findings", "judge", "spread"]
+__all__ = ["Figure", "Finding", "Spread", "findings", "judge", "spread", "sure_of_median"]
 
 Runs = Mapping[str, Sequence[Mapping[str, Any]]]
+_DOUBT = 0.07
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,21 +39,39 @@ class Finding:
     """One row, judged.
 
     Attributes:
-        verdict: `reached`, `missed`, `not yet`, or `shown` where nothing is to be reached.
+        verdict: `reached`, `missed`, or `shown` where nothing is to be reached.
         ratio: How many times better ours is, pair by pair; for a limit as a ratio, ours divided by theirs.
+        sure: Between what the true median of the ratio lies; see `sure_of_median`.
+        cpu_ratio: CPU seconds of ours divided by theirs, for as many units, pair by pair.
+        ceiling: The ratio if ours were the floor: nobody gets above it.
+        pairs: How many there are.
     """
 
     row: Row
     verdict: str
-    ours: Figure | None = None
+    ours: Figure
     theirs: Figure | None = None
     ratio: Spread | None = None
-    missing: str = ""
+    sure: tuple[float, float] | None = None
+    cpu_ratio: Spread | None = None
+    ceiling: float | None = None
+    pairs: int = 0
 
 
 def spread(values: Sequence[float]) -> Spread:
     """Median and range."""
     return Spread(median=statistics.median(values), low=min(values), high=max(values))
+
+
+def sure_of_median(values: Sequence[float]) -> tuple[float, float] | None:
+    """Between which two of the values the true median lies with at least 93 %, whatever their distribution.
+
+    Of five values that is the whole range; of nine the second and the last but one; of fewer than five there are none.
+    """
+    ranked, cut, doubt = sorted(values), -1, 0.0
+    while (doubt := doubt + 2 * math.comb(len(ranked), cut + 1) / 2 ** len(ranked)) <= _DOUBT:
+        cut += 1
+    return (ranked[cut], ranked[-1 - cut]) if cut >= 0 else None
 
 
 def findings(groups: Mapping[str, Runs]) -> list[Finding]:
@@ -62,26 +82,32 @@ def findings(groups: Mapping[str, Runs]) -> list[Finding]:
 def judge(row: Row, runs: Runs) -> Finding:
     """A row, from the runs of its group."""
     sides = [runs[row.ours], *([runs[row.theirs]] if row.theirs else [])]
-    lacking = next((side[0]["not_yet"] for side in sides if "not_yet" in side[0]), "")
-    if lacking:
-        return Finding(row=row, verdict="not yet", missing=lacking)
-    ours = _figure(row, runs[row.ours])
+    pairs = min(map(len, sides))  # a side may run more often for the sake of another row
+    ours = _figure(row, runs[row.ours][:pairs])
     if not row.theirs:
-        return Finding(row=row, verdict=_within(ours.value.median, row.most), ours=ours)
-    theirs = _figure(row, runs[row.theirs])
-    ratio = spread(
-        [
-            _ratio(row, _value(row, mine), _value(row, other))
-            for mine, other in zip(runs[row.ours], runs[row.theirs], strict=True)
-        ]
-    )
+        return Finding(row=row, verdict=_within(ours.value.median, row.most), ours=ours, pairs=pairs)
+    theirs = _figure(row, runs[row.theirs][:pairs])
+    both = list(zip(runs[row.ours][:pairs], runs[row.theirs][:pairs], strict=True))
+    ratios = [_ratio(row, _value(row, mine), _value(row, other)) for mine, other in both]
+    ratio = spread(ratios)
+    cpu_ratio = spread([_cpu_a_unit(mine) / _cpu_a_unit(other) for mine, other in both])
     if row.least is not None:
         verdict = "reached" if ratio.median >= row.least else "missed"
     elif row.measure == "peak":
         verdict = _within(ours.value.median, row.most)
     else:
         verdict = _within(ratio.median, row.most)
-    return Finding(row=row, verdict=verdict, ours=ours, theirs=theirs, ratio=ratio)
+    return Finding(
+        row=row,
+        verdict=verdict,
+        ours=ours,
+        theirs=theirs,
+        ratio=ratio,
+        sure=sure_of_median(ratios),
+        cpu_ratio=cpu_ratio,
+        ceiling=_ceiling(row, runs, theirs.value.median),
+        pairs=pairs,
+    )
 
 
 def group_of(name: str) -> Group:
@@ -113,6 +139,20 @@ def _value(row: Row, run: Mapping[str, Any]) -> float:
             return float(statistics.median(run["samples_s"]))
         case _:
             return float(run["wall_s"])
+
+
+def _cpu_a_unit(run: Mapping[str, Any]) -> float:
+    return float(run["cpu_s"]) / float(run["units"])
+
+
+def _ceiling(row: Row, runs: Runs, theirs: float) -> float | None:
+    if not row.floor or not runs.get(row.floor):
+        return None
+    floor = statistics.median(run["wall_s"] for run in runs[row.floor])
+    if row.measure != "rate":
+        return float(theirs / floor)
+    units = float(runs[row.ours][0]["units"])  # the floor does as many, however it counts them
+    return units / float(floor) / theirs
 
 
 def _memory(run: Mapping[str, Any]) -> float:

@@ -15,7 +15,7 @@ from benchmarks.cloud import BenchCloud, bring_up
 from benchmarks.rows import Group, Side
 from benchmarks.task import Task
 
-__all__ = ["SideFailed", "run_group"]
+__all__ = ["SideFailed", "run_group", "sides_of_round"]
 
 _ROOT = Path(__file__).resolve().parents[1]
 _LAST_LINES = 15
@@ -27,23 +27,30 @@ class SideFailed(RuntimeError):
     """A side ended with an error, or two sides of a row have different answers."""
 
 
-def run_group(group: Group, *, rounds: int, scale: float, say: Callable[[str], object]) -> Runs:
-    """Run every side of a group `rounds` times; a list of outcomes for each.
+def run_group(group: Group, *, pairs: int, scale: float, say: Callable[[str], object]) -> Runs:
+    """Run every side of a group `pairs` times, some more often and floors less; a list of outcomes for each.
 
     Raises:
         SideFailed: A side did not do its work.
     """
     runs: Runs = {side.name: [] for side in group.sides}
     with bring_up(group.rtt_ms, group.blobs(scale)) as cloud, _Children(cloud) as children:
-        for number in range(rounds):
-            for side in group.sides:
-                if number and "not_yet" in runs[side.name][0]:
-                    continue
+        for number in range(max(side.rounds(pairs) for side in group.sides)):
+            for side in sides_of_round(group, number, pairs):
                 outcome = _run_side(cloud, children, group, side, number, scale)
                 runs[side.name].append(outcome)
                 say(f"{group.name:12} round {number + 1}  {side.name:9} {_told(outcome)}")
-            _check_answers(group, [runs[side.name][-1] for side in group.sides])
+            if number == 0:
+                _check_answers(group, [of_side[-1] for of_side in runs.values()])
+            else:
+                _check_repetition(group, runs)
     return runs
+
+
+def sides_of_round(group: Group, number: int, pairs: int) -> list[Side]:
+    """The sides that run in a round, in the order in which they do."""
+    sides = [side for side in group.sides if number < side.rounds(pairs)]
+    return sides[::-1] if group.mirrored and number % 2 else sides
 
 
 class _Children:
@@ -95,21 +102,30 @@ def _run_side(
 ) -> dict[str, Any]:
     output = f"out/{side.name}-{number}/"
     outcome = children.do(Task(side=side.does, given=dict(side.given(scale)), output=output, **cloud.settings()))
-    if group.writes and "not_yet" not in outcome:
-        outcome["answer"] = cloud.digest_of(output)
+    if group.writes and not side.floor:
+        outcome["written"] = cloud.sizes_of(output)
+        if number == 0:  # it takes a while; later rounds are held against the first by sizes
+            outcome["answer"] = cloud.digest_of(output)
         cloud.clear(output)
     return outcome
 
 
 def _check_answers(group: Group, outcomes: list[dict[str, Any]]) -> None:
-    answers = {json.dumps(outcome["answer"]) for outcome in outcomes if outcome.get("answer") is not None}
-    units = {outcome["units"] for outcome in outcomes if "units" in outcome}
-    if len(answers) > 1 and len(units) == 1:
-        raise SideFailed(f"the sides of {group.name} do not agree: {', '.join(sorted(answers))}")
+    answers: dict[float, set[str]] = {}  # by the number of units: who did another number had another task
+    for outcome in outcomes:
+        if outcome["answer"] is not None:
+            answers.setdefault(outcome["units"], set()).add(json.dumps(outcome["answer"]))
+    for different in answers.values():
+        if len(different) > 1:
+            raise SideFailed(f"the sides of {group.name} do not agree: {', '.join(sorted(different))}")
+
+
+def _check_repetition(group: Group, runs: Runs) -> None:
+    for name, (first, *_, last) in ((name, of_side) for name, of_side in runs.items() if len(of_side) > 1):
+        if [first.get("units"), first.get("written")] != [last.get("units"), last.get("written")]:
+            raise SideFailed(f"{name} of {group.name} did something else than in the first round: {first}, {last}")
 
 
 def _told(outcome: dict[str, Any]) -> str:
-    if "not_yet" in outcome:
-        return f"not yet: {outcome['not_yet']}"
     peak_mb = (outcome["peak_bytes"] - outcome["idle_bytes"]) / 1e6
     return f"{outcome['wall_s']:7.2f} s  {outcome['cpu_s']:7.2f} CPU s  {peak_mb:6.0f} MB above idle"

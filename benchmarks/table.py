@@ -4,48 +4,72 @@ from __future__ import annotations
 
 from benchmarks.results import Finding, Spread
 
-__all__ = ["HEADINGS", "cells", "quantity", "range_of"]
+__all__ = ["HEADINGS", "cells", "limit", "quantity", "range_of", "ratio_of", "times"]
 
-HEADINGS = ("row", "ours", "against", "ratio", "must", "CPU s", "memory", "")
-_PREFIXES = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
+HEADINGS = ("", "ours", "against", "ratio", "to reach", "")
+_WORDS = ((1e9, "G", "billion "), (1e6, "M", "million "), (1e3, "k", "thousand "))
 
 
 def quantity(value: float, unit: str) -> str:
     """A number with its unit, three digits."""
-    if unit == "s":
-        return f"{value * 1000:.2f} ms" if value < 0.1 else f"{value:.2f} s"
-    for factor, prefix in _PREFIXES:
-        if value >= factor:
-            return f"{value / factor:.3g} {prefix}{unit}"
-    return f"{value:.3g} {unit}"
+    factor, shown = _scale(value, unit)
+    return f"{_number(value / factor)} {shown}"
 
 
 def range_of(spread: Spread, unit: str) -> str:
-    """Median, and from where to where."""
-    return f"{quantity(spread.median, unit)} ({quantity(spread.low, unit)} to {quantity(spread.high, unit)})"
+    """Median, and from where to where in the same unit."""
+    factor, shown = _scale(spread.median, unit)
+    low, median, high = (_number(value / factor) for value in (spread.low, spread.median, spread.high))
+    return f"{median} {shown} ({low} to {high})"
 
 
-def cells(finding: Finding) -> tuple[str, ...]:
-    """One line of the table, under `HEADINGS`."""
-    row, ours, theirs, ratio = finding.row, finding.ours, finding.theirs, finding.ratio
-    if ours is None:
-        return (row.shown, "", "", "", _must(finding), "", "", f"not yet: {finding.missing}")
-    return (
-        row.shown,
-        range_of(ours.value, row.unit),
-        range_of(theirs.value, row.unit) if theirs else "",
-        f"{ratio.median:.2f} ({ratio.low:.2f} to {ratio.high:.2f})" if ratio else "",
-        _must(finding),
-        f"{ours.cpu_s.median:.1f}" + (f" against {theirs.cpu_s.median:.1f}" if theirs else ""),
-        f"{ours.memory.median / 1e6:.0f} MB" + (f" against {theirs.memory.median / 1e6:.0f} MB" if theirs else ""),
-        finding.verdict,
-    )
+def times(value: float) -> str:
+    """How many times."""
+    return f"{value:.1f} x" if value >= 10 else f"{value:.2f} x"
 
 
-def _must(finding: Finding) -> str:
+def limit(finding: Finding) -> str:
+    """What a row must reach."""
     row = finding.row
     if row.least is not None:
         return f"{row.least:g} x"
     if row.most is None:
         return ""
-    return f"at most {row.most:g} x" if row.measure == "wall" else f"at most {quantity(row.most, row.unit)}"
+    return f"at most {row.most - 1:.0%} more" if row.measure == "wall" else f"at most {quantity(row.most, row.unit)}"
+
+
+def cells(finding: Finding) -> tuple[str, ...]:
+    """One line of the table, under `HEADINGS`."""
+    row, ours, theirs = finding.row, finding.ours, finding.theirs
+    return (
+        row.shown,
+        range_of(ours.value, row.unit),
+        range_of(theirs.value, row.unit) if theirs else "",
+        ratio_of(finding),
+        limit(finding),
+        finding.verdict,
+    )
+
+
+def ratio_of(finding: Finding) -> str:
+    """The ratio and its range; what ours takes more, where that is limited."""
+    ratio, row = finding.ratio, finding.row
+    if ratio is None:
+        return ""
+    if row.measure == "wall" and row.most is not None:
+        return f"{ratio.median - 1:+.1%} ({ratio.low - 1:+.1%} to {ratio.high - 1:+.1%})"
+    return f"{times(ratio.median)} ({times(ratio.low)} to {times(ratio.high)})"
+
+
+def _scale(value: float, unit: str) -> tuple[float, str]:
+    """What to divide by, and the unit then."""
+    if unit == "s":
+        return (1e-3, "ms") if value < 0.1 else (1, "s")
+    for factor, prefix, word in _WORDS:
+        if value >= factor:
+            return factor, (prefix if unit.startswith("B") else word) + unit
+    return 1, unit
+
+
+def _number(value: float) -> str:
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"

@@ -6,11 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["Done", "NotYet", "Task"]
-
-
-class NotYet(Exception):
-    """The package cannot do this yet; says what it lacks."""
+__all__ = ["Done", "Task"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

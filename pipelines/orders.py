@@ -29,7 +29,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
@@ -40,22 +40,15 @@ from beam_entra.errors import ConfigError, Diagnosis
 
 __all__ = ["Order", "OrdersOptions", "main", "newest", "parse_order"]
 
+# What counts of an order: updated_at, ordered_at, customer, product, quantity, unit price in cents. Of several versions
+# the greatest is the newest. Plain tuples go through any runner, from `__main__` too, and are coded faster than dicts.
+Order = tuple[str, str, str, str, int, int]
+
+_TEXTS = ("order_id", "updated_at", "ordered_at", "customer", "product", "unit_price")
+_texts_of = itemgetter(*_TEXTS)
 _INSTANT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", re.ASCII)
 _PRICE = re.compile(r"\d{1,7}\.\d\d", re.ASCII)
 _MOST = 10_000
-_PRECEDENCE = itemgetter("updated_at", "ordered_at", "customer", "product", "quantity", "unit_price_cents")
-
-
-class Order(TypedDict):
-    """What counts of an order. A plain dict, which goes through any runner, and from `__main__` too."""
-
-    updated_at: str
-    ordered_at: str
-    order_id: str
-    customer: str
-    product: str
-    quantity: int
-    unit_price_cents: int
 
 
 class OrdersOptions(EntraOptions, PipelineOptions):
@@ -82,10 +75,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
         sold = (
             orders
-            | "By id" >> beam.Map(lambda order: (order["order_id"], order))
             | "Same id" >> beam.GroupByKey()
-            | "Newest" >> beam.MapTuple(lambda order_id, versions: newest(versions))
-            | "Category" >> beam.Map(with_category, AsDict(products))
+            | "Newest" >> beam.Map(newest, AsDict(products))
         )
         revenue = (
             sold
@@ -115,8 +106,8 @@ def check_flags(options: OrdersOptions) -> None:
         raise ConfigError("--output is no prefix", Diagnosis(hint=f"end it with a slash: {options.output}/"))
 
 
-def parse_order(value: Any) -> Order:
-    """An order, from its JSON.
+def parse_order(value: Any) -> tuple[str, Order]:
+    """An order, by its id, from its JSON.
 
     Raises:
         ValueError: It is none; the message says why.
@@ -126,15 +117,12 @@ def parse_order(value: Any) -> Order:
     quantity = value.get("quantity")
     if type(quantity) is not int or not 1 <= quantity <= _MOST:
         raise ValueError(f"quantity is not a whole number from 1 to {_MOST:,}")
-    return Order(
-        updated_at=_instant(value, "updated_at"),
-        ordered_at=_instant(value, "ordered_at"),
-        order_id=_text(value, "order_id"),
-        customer=_text(value, "customer"),
-        product=_text(value, "product"),
-        quantity=quantity,
-        unit_price_cents=_cents(value, "unit_price"),
-    )
+    order_id, updated_at, ordered_at, customer, product, price = _texts(value)
+    _check_instant("updated_at", updated_at)
+    _check_instant("ordered_at", ordered_at)
+    if not _PRICE.fullmatch(price):
+        raise ValueError("unit_price is not like 12.50")
+    return order_id, (updated_at, ordered_at, customer, product, quantity, int(price.replace(".", "")))
 
 
 def product_category(row: Mapping[str, str]) -> tuple[str, str]:
@@ -142,39 +130,33 @@ def product_category(row: Mapping[str, str]) -> tuple[str, str]:
     return row["product"], row["category"]
 
 
-def newest(versions: Iterable[Order]) -> Order:
-    """The one that counts of those with the same id."""
-    return max(versions, key=_PRECEDENCE)
+def newest(same_id: tuple[str, Iterable[Order]], categories: Mapping[str, str]) -> tuple[str, Order, str]:
+    """Of the versions of an order the one that counts, with its id and its product's category."""
+    order_id, versions = same_id
+    order = max(versions)
+    return order_id, order, categories.get(order[3], "unknown")
 
 
-def amount_cents(order: Order) -> int:
-    """What an order comes to."""
-    return order["quantity"] * order["unit_price_cents"]
-
-
-def with_category(order: Order, categories: Mapping[str, str]) -> tuple[Order, str]:
-    """An order and its product's category."""
-    return order, categories.get(order["product"], "unknown")
-
-
-def order_row(order: Order, category: str) -> dict[str, Any]:
+def order_row(order_id: str, order: Order, category: str) -> dict[str, Any]:
     """A row of `clean/`."""
+    updated_at, ordered_at, customer, product, quantity, cents = order
     return {
-        "order_id": order["order_id"],
-        "ordered_at": order["ordered_at"],
-        "updated_at": order["updated_at"],
-        "customer": order["customer"],
-        "product": order["product"],
+        "order_id": order_id,
+        "ordered_at": ordered_at,
+        "updated_at": updated_at,
+        "customer": customer,
+        "product": product,
         "category": category,
-        "quantity": order["quantity"],
-        "unit_price": _amount(order["unit_price_cents"]),
-        "amount": _amount(amount_cents(order)),
+        "quantity": quantity,
+        "unit_price": _amount(cents),
+        "amount": _amount(quantity * cents),
     }
 
 
-def sale(order: Order, category: str) -> tuple[tuple[str, str], int]:
+def sale(order_id: str, order: Order, category: str) -> tuple[tuple[str, str], int]:
     """Day and category of an order, and what it adds to their revenue."""
-    return (order["ordered_at"][:10], category), amount_cents(order)
+    _, ordered_at, _, _, quantity, cents = order
+    return (ordered_at[:10], category), quantity * cents
 
 
 def revenue_row(day_and_category: tuple[str, str], cents: int) -> dict[str, str]:
@@ -183,31 +165,32 @@ def revenue_row(day_and_category: tuple[str, str], cents: int) -> dict[str, str]
     return {"day": day, "category": category, "revenue": _amount(cents)}
 
 
-def _text(value: Mapping[str, Any], key: str) -> str:
+def _texts(value: Mapping[str, Any]) -> tuple[str, ...]:
+    """All texts of an order, in the order of `_TEXTS`."""
+    try:
+        texts: tuple[str, ...] = _texts_of(value)
+        "".join(texts).encode("utf-8")
+        if all(texts):
+            return texts
+    except (KeyError, TypeError, UnicodeEncodeError):  # missing; no text; half a character, which JSON allows
+        pass
+    raise ValueError(next(filter(None, (_problem(value, key) for key in _TEXTS))))
+
+
+def _problem(value: Mapping[str, Any], key: str) -> str | None:
     text = value.get(key)
     if not isinstance(text, str) or not text:
-        raise ValueError(f"{key} is missing" if key not in value else f"{key} is not a text, or empty")
-    if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
-        raise ValueError(f"{key} holds half a character")  # JSON allows it, UTF-8 does not
-    return text
+        return f"{key} is missing" if key not in value else f"{key} is not a text, or empty"
+    return f"{key} holds half a character" if any("\ud800" <= character <= "\udfff" for character in text) else None
 
 
-def _instant(value: Mapping[str, Any], key: str) -> str:
-    text = _text(value, key)
+def _check_instant(key: str, text: str) -> None:
     if not _INSTANT.fullmatch(text):
         raise ValueError(f"{key} is not like 2026-03-01T09:30:00Z")
     try:
         datetime.fromisoformat(text)
     except ValueError:
         raise ValueError(f"{key} is a date or time that does not exist") from None
-    return text
-
-
-def _cents(value: Mapping[str, Any], key: str) -> int:
-    text = _text(value, key)
-    if not _PRICE.fullmatch(text):
-        raise ValueError(f"{key} is not like 12.50")
-    return int(text.replace(".", ""))
 
 
 def _amount(cents: int) -> str:

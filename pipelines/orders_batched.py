@@ -4,8 +4,8 @@ An element is no order here, but a `pyarrow.RecordBatch` of thousands. Every ste
 
 1. A block of lines becomes a batch. Arrow parses it, and `orders_of` says which rows are sound beyond doubt; the others
    go through `parse_order` of `pipelines.orders` one by one, which alone says what an order is.
-2. Each batch is split by a hash of the order id. All versions of an order are then in one partition, and a partition
-   in the memory of one worker: `--partitions` says how many there are.
+2. Each batch is split by a hash of the order id, so that all versions of an order come into one partition. A worker
+   holds a partition in memory, at some 300 bytes an order: `--partitions` says how many there are.
 3. Of each partition the newest orders are kept, get their category, and become rows of `clean/` and sums of revenue.
 
 It takes the flags of `pipelines.orders` and runs under its manifest, since it reads and writes the same paths:
@@ -23,6 +23,7 @@ from argparse import ArgumentParser
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from decimal import Decimal
 from functools import reduce
+from typing import Any
 from zlib import crc32
 
 import apache_beam as beam
@@ -36,12 +37,12 @@ from beam_entra import BadRecord, Csv, JsonLines, ReadFromBlob, ScopedPipeline, 
 from beam_entra.errors import ConfigError
 from pipelines.orders import OrdersOptions, check_flags, parse_order, product_category, revenue_row
 
-__all__ = ["OrdersBatchedOptions", "main", "newest_of", "orders_of", "partitioned"]
+__all__ = ["LINE", "ORDERS", "OrdersBatchedOptions", "main", "newest_of", "order_as_row", "orders_of", "partitioned"]
 
 _TEXT, _WHOLE = pa.string(), pa.int64()
 
-# What Arrow reads of a line.
-_LINE = pa.schema(
+# What Arrow reads of a line; other fields it leaves out.
+LINE = pa.schema(
     {
         "order_id": _TEXT,
         "ordered_at": _TEXT,
@@ -53,8 +54,8 @@ _LINE = pa.schema(
     }
 )
 
-# `pipelines.orders.Order` as columns. What comes behind the id decides which of several versions counts, in this order.
-_ORDER = pa.schema(
+# Id and `pipelines.orders.Order` as columns. What comes behind the id decides which of several versions counts.
+ORDERS = pa.schema(
     {
         "order_id": _TEXT,
         "updated_at": _TEXT,
@@ -65,7 +66,7 @@ _ORDER = pa.schema(
         "unit_price_cents": _WHOLE,
     }
 )
-_BY_ID_AND_PRECEDENCE = [(name, "ascending") for name in _ORDER.names]  # texts by their bytes: in UTF-8, by code point
+_BY_ID_AND_PRECEDENCE = [(name, "ascending") for name in ORDERS.names]  # texts by their bytes: in UTF-8, by code point
 
 # Instants that exist. Those of the years before 1000, and February 29 of 2000, are left to `parse_order`.
 _YEAR = r"[1-9]\d{3}"
@@ -78,6 +79,7 @@ _INSTANT = (
 )
 _PRICE = r"^\d{1,7}\.\d\d$"
 _CENT = pa.scalar(Decimal("0.01"))
+_Part = tuple[int, pa.RecordBatch]  # said to Beam, so that it uses the coder of batches; a pickled slice is a whole one
 _ROWS_AT_ONCE = 16_384  # leave a partition in one batch, so that no more are text at a time
 
 
@@ -90,8 +92,9 @@ class OrdersBatchedOptions(OrdersOptions, PipelineOptions):
             "--partitions",
             metavar="N",
             type=int,
-            default=64,
-            help="orders are grouped in so many parts; a worker holds one part in memory (default: 64)",
+            default=32,
+            help="orders are grouped in so many parts; a worker holds one in memory, at some 300 bytes an order "
+            "(default: 32, for some 100 million orders)",
         )
 
 
@@ -101,14 +104,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     check_flags(options)
     if options.partitions < 1:
         raise ConfigError(f"--partitions={options.partitions} is not at least 1")
-    lines = JsonLines(parse_order, schema=_LINE, parse_batch=orders_of)
+    lines = JsonLines(order_as_row, schema=LINE, parse_batch=orders_of)
     with ScopedPipeline(options=options) as p:
         orders, bad = p | "Orders" >> ReadFromBlob(options.input, lines, batched=True).with_exception_handling()
         products = p | "Products" >> ReadFromBlob(options.products, Csv(parse=product_category))
 
         sold = (
             orders
-            | "By hash of id" >> beam.FlatMap(partitioned, options.partitions)
+            | "By hash of id" >> beam.FlatMap(partitioned, options.partitions).with_output_types(_Part)
             | "Same hash" >> beam.GroupByKey()
             | "Newest" >> beam.FlatMapTuple(lambda partition, batches: newest_of(batches))
             | "Category" >> beam.Map(with_category, AsDict(products))
@@ -127,6 +130,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(p.report)
 
 
+def order_as_row(value: Any) -> dict[str, Any]:
+    """What `parse_order` makes of a line, as a row of `ORDERS`.
+
+    Raises:
+        ValueError: It is no order; the message says why.
+    """
+    order_id, order = parse_order(value)
+    return dict(zip(ORDERS.names, (order_id, *order), strict=True))
+
+
 def orders_of(lines: pa.RecordBatch) -> tuple[pa.RecordBatch, pa.BooleanArray]:
     """The orders of a block of lines, and which of them are sound beyond doubt.
 
@@ -143,7 +156,7 @@ def orders_of(lines: pa.RecordBatch) -> tuple[pa.RecordBatch, pa.BooleanArray]:
     ]
     sound = reduce(pc.and_, checks).fill_null(False)
     cents = pc.replace_substring(pc.if_else(sound, price, "0.00"), ".", "").cast(_WHOLE)
-    orders = lines.drop_columns("unit_price").append_column("unit_price_cents", cents).select(_ORDER.names)
+    orders = lines.drop_columns("unit_price").append_column("unit_price_cents", cents).select(ORDERS.names)
     return orders, sound
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import apache_beam as beam
 import jwt
 import pytest
+from apache_beam.testing.util import assert_that, equal_to
 
 from beam_entra import EntraOptions, Scoped, ScopedPipeline
 from beam_entra.access import AccessManifest, Endpoints
@@ -114,8 +115,12 @@ def graph(beam_entra_cloud: LocalCloud) -> Iterator[HttpsServer]:
         yield server
 
 
-def manifest(cloud: LocalCloud, audit: LocalContainer, *, token: str) -> AccessManifest:
-    """A manifest for a job that reads nothing and may have tokens for `token`."""
+def manifest(
+    cloud: LocalCloud, audit: LocalContainer, *, token: str = "", read: str = "", write: str = ""
+) -> AccessManifest:
+    """A manifest for a job that may have tokens for `token`, read below `read` and write below `write`."""
+    grants = {"token": token, "read": read, "write": write}
+    given = "\n".join(f'{kind} = ["{path}"]' for kind, path in grants.items() if path)
     text = f"""
         pipeline = "names"
         environment = "test"
@@ -127,7 +132,7 @@ def manifest(cloud: LocalCloud, audit: LocalContainer, *, token: str) -> AccessM
         [lifetime]
         job = "5m"
         [grants]
-        token = ["{token}"]
+        {given}
         [audit]
         path = "abfss://{audit.name}@{audit.account}.dfs.core.windows.net/names/"
     """
@@ -172,9 +177,40 @@ def test_the_docs_format_reads_what_it_writes_and_refuses_the_rest() -> None:
     assert [(record.offset, record.record) for record in bad] == [(13, b"nothing")]
 
 
+def test_the_docs_batches_of_a_format_of_ones_own_are_its_records() -> None:
+    """The second format of docs/extending.md reads and writes record batches."""
+    namespace: dict[str, Any] = {}
+    exec("".join(blocks("docs/extending.md", "python")[:2]), namespace)  # noqa: S102 - the docs' own blocks
+    key_value = namespace["KeyValueBatches"]()
+    data, bad = b"colour=green\nsize=7\nnothing\n", list[Any]()
+    (batch,) = key_value.decode_batches(Block(path="p", offset=0, data=data), bad)
+    assert batch.to_pydict() == {"key": ["colour", "size"], "value": ["green", "7"]}
+    assert [record.offset for record in bad] == [20]
+    assert key_value.encode_batch(batch) == b"colour=green\nsize=7\n"
+
+
+def test_the_docs_batches_are_summed_by_key(
+    beam_entra_cloud: LocalCloud, beam_entra_containers: Callable[..., LocalContainer]
+) -> None:
+    """The pipeline of docs/formats.md reads, filters, groups and writes what it says."""
+    namespace: dict[str, Any] = {}
+    exec(blocks("docs/formats.md", "python")[0], namespace)  # noqa: S102 - the docs' own block
+    raw, curated, audit = (beam_entra_containers(purpose) for purpose in ("raw", "curated", "audit"))
+    lines = [b'{"id":"%d","key":"k%d","amount":%d}' % (number, number % 2, number) for number in range(20)]
+    raw.upload("orders/a.jsonl", b"\n".join([*lines, b"oops"]))
+    access = manifest(beam_entra_cloud, audit, read=raw.url("orders/"), write=curated.url("out/"))
+    with ScopedPipeline("FnApiRunner", EntraOptions([]), access_manifest=access) as p:
+        bad = namespace["totals"](p, raw.url("orders/*"), curated.url("out/"))
+        assert_that(bad | beam.Map(lambda record: record.record), equal_to([b"oops"]))
+    (totals,) = [name for name in curated.list("out/totals/") if name.endswith(".csv")]
+    assert sorted(curated.download(totals).splitlines()) == [b"k0,60", b"k1,75", b"key,total"]
+    written = b"".join(curated.download(name) for name in curated.list("out/large/") if name.endswith(".jsonl"))
+    assert written.splitlines() == lines[11:]
+
+
 def test_the_docs_credential_source_is_known_by_its_name() -> None:
     """The source of docs/extending.md is one that a manifest can name."""
-    block = blocks("docs/extending.md", "python")[1]
+    block = blocks("docs/extending.md", "python")[2]
     code = f"{block}\nfrom beam_entra.identity import credential_names\nprint(credential_names())"
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=60)

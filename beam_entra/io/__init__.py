@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from beam_entra.io.batches import BatchesToRows
 from beam_entra.io.dofn import METRICS_NAMESPACE, Scoped, ScopedDoFn, scope_of
 from beam_entra.io.filesystem import BlobFileSystem
-from beam_entra.io.formats import Csv, Format, JsonLines, Lines
+from beam_entra.io.formats import Avro, Bytes, Csv, Format, JsonLines, Lines, Parquet
 from beam_entra.io.launch import command_line
 from beam_entra.io.options import EntraOptions
 from beam_entra.io.pipeline import JobReport, ScopedPipeline
@@ -13,14 +14,18 @@ from beam_entra.io.write import WriteToBlob
 
 __all__ = [
     "METRICS_NAMESPACE",
+    "Avro",
     "BadRecord",
+    "BatchesToRows",
     "BlobFileSystem",
+    "Bytes",
     "Csv",
     "EntraOptions",
     "Format",
     "JobReport",
     "JsonLines",
     "Lines",
+    "Parquet",
     "ReadAllFromBlob",
     "ReadFromBlob",
     "Scoped",

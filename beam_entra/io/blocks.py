@@ -11,7 +11,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, wait
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from beam_entra.errors import Diagnosis, FormatError
 
@@ -119,28 +119,49 @@ class Claims(Protocol):
         ...  # pragma: no cover
 
 
-Fetch = Callable[[int, int], "bytes | bytearray"]
+Chunk = TypeVar("Chunk")
 
 
 def fetch_ahead(
-    fetch: Fetch, wanted: Iterable[tuple[int, int]], *, executor: Executor, depth: int
-) -> Iterator[bytes | bytearray]:
-    """These ranges of bytes, in order, with at most `depth` requests under way ahead of the consumer."""
+    fetch: Callable[[int, int], Chunk],
+    wanted: Iterable[tuple[int, int]],
+    *,
+    executor: Executor,
+    depth: int,
+    ahead_bytes: int | None = None,
+) -> Generator[Chunk, None, None]:
+    """These ranges of bytes, in order, fetched ahead of the consumer.
+
+    Args:
+        depth: Requests that are under way or answered ahead of the consumer, at most.
+        ahead_bytes: Bytes that are, at most, unless a single range is longer. None: as many as the depth makes.
+    """
     ranges = iter(wanted)
-    waiting: deque[Future[bytes | bytearray]] = deque()
+    following = next(ranges, None)
+    waiting: deque[tuple[Future[Chunk], int]] = deque()
+    under_way_bytes = 0
 
     def refill() -> None:
-        while len(waiting) < depth and (wanted_next := next(ranges, None)) is not None:
-            waiting.append(executor.submit(fetch, *wanted_next))
+        nonlocal following, under_way_bytes
+        while following is not None and len(waiting) < depth:
+            start, stop = following
+            if waiting and ahead_bytes is not None and under_way_bytes + stop - start > ahead_bytes:
+                return
+            waiting.append((executor.submit(fetch, start, stop), stop - start))
+            under_way_bytes += stop - start
+            following = next(ranges, None)
 
     try:
         refill()
         while waiting:
-            chunk = waiting.popleft().result()
+            future, length = waiting.popleft()
+            chunk = future.result()
+            under_way_bytes -= length
             refill()
             yield chunk
+            del chunk  # not held while the next one is waited for
     finally:
-        wait([future for future in waiting if not future.cancel()])
+        wait([future for future, _ in waiting if not future.cancel()])
 
 
 def split_blocks(
@@ -162,33 +183,32 @@ def split_blocks(
     Args:
         chunks: Fetches bytes [begin, end) of the blob, in order.
     """
-    buffer = bytearray()
-    at = max(start - 1, 0)  # offset of buffer[0]
+    begun = bytearray()  # of a record whose end is still to come: no line end is in it
+    at = max(start - 1, 0)  # offset of begun[0], or of the next piece
     aligned = start == 0
-    with closing(_with_tail(chunks, at, stop, size, lambda: bool(buffer))) as pieces:
+    with closing(_with_tail(chunks, at, stop, size, lambda: bool(begun))) as pieces:
         for piece, last in pieces:
-            buffer += piece
             if not aligned:
-                newline = buffer.find(b"\n")
+                newline = piece.find(b"\n")
+                at += newline + 1 or len(piece)
                 if newline < 0:
-                    at += len(buffer)
-                    buffer.clear()
                     continue
-                del buffer[: newline + 1]
-                at, aligned = at + newline + 1, True
-            end = len(buffer) if last else buffer.rfind(b"\n") + 1
+                piece, aligned = piece[newline + 1 :], True
+            end = len(piece) if last else piece.rfind(b"\n") + 1
             if end == 0:
-                _check_record(path, at, len(buffer), max_record_bytes)
+                begun += piece
+                _check_record(path, at, len(begun), max_record_bytes)
                 continue
-            final = at + buffer.rfind(b"\n", 0, end - 1) + 1
-            if not claims.try_claim(final):
-                end = _end_before(buffer, at, claims.stop(), end)
+            data = _joined(begun, piece, end)
+            begun = bytearray(piece[end:])
+            del piece  # as long as the consumer has the block, nothing else of it is held
+            if not claims.try_claim(at + data.rfind(b"\n", 0, len(data) - 1) + 1):
+                end = _end_before(data, at, claims.stop(), len(data))
                 if end:
-                    yield _block(path, at, _head(buffer, end))
+                    yield _block(path, at, data[:end])
                 return
-            yield _block(path, at, _head(buffer, end))
-            del buffer[:end]
-            at += end
+            yield _block(path, at, data)
+            at += len(data)
 
 
 def _with_tail(
@@ -211,7 +231,7 @@ def _with_tail(
         tail *= 2
 
 
-def _end_before(buffer: bytearray, at: int, stop: int, end: int) -> int:
+def _end_before(buffer: bytes, at: int, stop: int, end: int) -> int:
     """Where in the buffer the records end that begin before `stop`."""
     if stop <= at:
         return 0
@@ -260,6 +280,12 @@ def _head(buffer: bytearray, end: int) -> bytes:
     """The first `end` bytes, copied once: a slice of a bytearray would be a copy of its own."""
     with memoryview(buffer) as whole, whole[:end] as head:
         return bytes(head)
+
+
+def _joined(begun: bytearray, piece: bytes | bytearray, end: int) -> bytes:
+    """What has begun and the first `end` bytes of the piece, copied once."""
+    with memoryview(piece) as whole, whole[:end] as head:
+        return b"".join((begun, head))
 
 
 def _block(path: str, at: int, data: bytes) -> Block:

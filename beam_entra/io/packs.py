@@ -10,18 +10,49 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Executor, Future, wait
 from contextlib import suppress
 from queue import Empty, SimpleQueue
-from typing import TypeVar
+from typing import Any, TypeVar
 
+from beam_entra.paths import BlobPath
 from beam_entra.storage import BlobProperties
 
 __all__ = ["Pack", "fetch_unordered", "packed"]
-
-Pack = tuple[BlobProperties, ...]
 
 _COMPANY_S = 0.004  # so long is waited for the next one that could go along
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+
+class Pack(tuple[BlobProperties, ...]):
+    """Blobs that are read together, in a form that is cheap to pickle: Beam does so a dozen times on their way."""
+
+    __slots__ = ()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _unpacked, (
+            [
+                (
+                    (blob.path.account, blob.path.container, blob.path.name),
+                    blob.size_bytes,
+                    blob.etag,
+                    blob.last_modified,
+                    blob.content_type,
+                )
+                for blob in self
+            ],
+        )
+
+
+def _unpacked(blobs: list[tuple[tuple[str, str, str], Any, Any, Any, Any]]) -> Pack:
+    """The same blobs; their paths were checked when they were made, as with any path that was pickled."""
+    return Pack([_made(BlobProperties, (_made(BlobPath, path), *more)) for path, *more in blobs])
+
+
+def _made(kind: type[Item], values: Iterable[Any]) -> Item:
+    made = object.__new__(kind)
+    for name, value in zip(kind.__slots__, values, strict=True):  # type: ignore[attr-defined]  # both have them
+        object.__setattr__(made, name, value)
+    return made
 
 
 def packed(
@@ -37,15 +68,15 @@ def packed(
     size = 0
     for blob in blobs:
         if blob.size_bytes > small_bytes:
-            yield (blob,)
+            yield Pack((blob,))
             continue
         if pack and (len(pack) >= pack_blobs or size + blob.size_bytes > pack_bytes):
-            yield tuple(pack)
+            yield Pack(pack)
             pack, size = [], 0
         pack.append(blob)
         size += blob.size_bytes
     if pack:
-        yield tuple(pack)
+        yield Pack(pack)
 
 
 def fetch_unordered(

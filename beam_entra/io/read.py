@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Any, Literal
+from functools import partial
+from typing import Any
 
 import apache_beam as beam
+import pyarrow as pa
 from apache_beam.io.restriction_trackers import OffsetRange, OffsetRestrictionTracker, UnsplittableRestrictionTracker
 from apache_beam.metrics import Metrics
 from apache_beam.metrics.metric import Lineage
@@ -16,8 +18,9 @@ from apache_beam.transforms.core import RestrictionProvider
 from beam_entra.access import Permission, downscope
 from beam_entra.access.downscope import require_grant
 from beam_entra.errors import BeamEntraError, BlobNotFound, ConfigError, Diagnosis, FormatError, NotGranted
+from beam_entra.io import batches as _batches  # noqa: F401 - registers the coder of record batches
 from beam_entra.io.blocks import BadRecord, Block, fetch_ahead
-from beam_entra.io.compression import gunzip
+from beam_entra.io.compression import Codec, Compression, check_readable, codec_for
 from beam_entra.io.dofn import METRICS_NAMESPACE, Scoped, ScopedDoFn, scope_of
 from beam_entra.io.formats import BlobFormat, Lines
 from beam_entra.io.packs import Pack, fetch_unordered, packed
@@ -28,12 +31,13 @@ from beam_entra.storage import BlobProperties
 
 __all__ = ["BadRecord", "Compression", "ReadAllFromBlob", "ReadFromBlob"]
 
-Compression = Literal["auto", "gzip", "none"]
-
-_BLOCK_BYTES = 4 << 20
-_BLOCKS_A_SPLIT = 16
-_AHEAD = 4
-_SMALL = 8  # blobs up to so many to a block are small
+_BLOCK_BYTES = 1 << 20  # what is made of one stays in the processor's cache, and in memory that is used again
+_PREFETCH_BYTES = 32 << 20
+_REQUESTS_AHEAD = 32
+_REQUESTS_AT_ONCE = 4  # of long ones, at least
+_BLOCKS_A_REQUEST = 8
+_BLOCKS_A_SPLIT = 64
+_SMALL = 2  # blobs up to so many to a block are small
 _PACK_BLOBS = 256
 _PACK_BYTES = 32 << 20
 _PACK_TOGETHER = 16  # blobs whose records go to the trail in one append, at least where there are so many
@@ -48,14 +52,15 @@ class ReadSettings:
     format: BlobFormat
     compression: Compression
     block_bytes: int
+    prefetch_bytes: int
     max_record_bytes: int
     allow_empty: bool
 
-    def compressed(self, path: BlobPath) -> bool:
-        return self.compression == "gzip" or (self.compression == "auto" and path.name.endswith(".gz"))
+    def codec(self, path: BlobPath) -> Codec | None:
+        return codec_for(self.compression, path.name)
 
     def splittable(self, path: BlobPath) -> bool:
-        return self.format.splittable and not self.compressed(path)
+        return self.format.splittable and self.codec(path) is None
 
     @property
     def small_bytes(self) -> int:
@@ -70,10 +75,13 @@ class ReadAllFromBlob(beam.PTransform):  # type: ignore[misc]  # Beam's PTransfo
 
     Args:
         format: How records lie in the blobs.
-        compression: `auto` decompresses names that end in `.gz`.
-        block_bytes: How much is fetched in one request and handed on at once; four blocks are fetched ahead. A blob
-            that can be read in pieces is read in pieces of 16 blocks, by as many workers as there are. Blobs of up to
-            an eighth of a block are read in packs, up to 32 at a time, in no order.
+        compression: `gzip`, `bzip2`, `zstd`, `deflate` or `none`; `auto` goes by what a name ends in: `.gz`, `.bz2`,
+            `.zst`, `.zstd`, `.deflate`, `.zz`. What is compressed is read by one worker, in bounded memory.
+        block_bytes: How much is handed on at once; it is fetched in requests of up to eight blocks. A blob that can be
+            read in pieces is read in pieces of 64 blocks, by as many workers as there are. Blobs of up to half a block
+            are read in packs, up to 32 at a time, in no order.
+        prefetch_bytes: How much is fetched ahead of what is handed on, in requests that are under way together: what a
+            reader holds in memory, and the most that comes in one round trip.
         max_record_bytes: When this much of a record has been fetched and its end is not in sight, the read fails rather
             than fill the memory. By default what the format says, 64 MiB for most.
         allow_empty: A pattern that matches nothing is no error. A container that is not there still is one.
@@ -86,22 +94,21 @@ class ReadAllFromBlob(beam.PTransform):  # type: ignore[misc]  # Beam's PTransfo
         *,
         compression: Compression = "auto",
         block_bytes: int = _BLOCK_BYTES,
+        prefetch_bytes: int = _PREFETCH_BYTES,
         max_record_bytes: int | None = None,
         allow_empty: bool = False,
         batched: bool = False,
     ) -> None:
         super().__init__()
-        if compression not in ("auto", "gzip", "none"):
-            raise ConfigError(
-                f"there is no compression {compression!r}", Diagnosis(hint="use 'auto', 'gzip' or 'none'")
-            )
-        if block_bytes < 1 or (max_record_bytes is not None and max_record_bytes < 1):
-            raise ConfigError("block_bytes and max_record_bytes are at least 1")
+        check_readable(compression)
+        if min(block_bytes, prefetch_bytes) < 1 or (max_record_bytes is not None and max_record_bytes < 1):
+            raise ConfigError("block_bytes, prefetch_bytes and max_record_bytes are at least 1")
         chosen = format or Lines()
         self._settings = ReadSettings(
             format=chosen,
             compression=compression,
             block_bytes=block_bytes,
+            prefetch_bytes=prefetch_bytes,
             max_record_bytes=max_record_bytes or chosen.max_record_bytes,
             allow_empty=allow_empty,
         )
@@ -122,10 +129,15 @@ class ReadAllFromBlob(beam.PTransform):  # type: ignore[misc]  # Beam's PTransfo
         )
         decoder = _DecodeBatches if self._batched else _Decode
         decode = beam.ParDo(decoder(self._settings.format, keep_bad=self._keep_bad))
+        if self._batched:
+            decode = decode.with_output_types(pa.RecordBatch)
         if not self._keep_bad:
             return blocks | "Decode" >> decode
         outputs = blocks | "Decode" >> decode.with_outputs(BAD, main=GOOD)
         return outputs[GOOD], outputs[BAD]
+
+    def display_data(self) -> dict[str, Any]:
+        return {"format": type(self._settings.format).__name__, "batched": self._batched}
 
 
 class ReadFromBlob(ReadAllFromBlob):
@@ -153,7 +165,7 @@ class ReadFromBlob(ReadAllFromBlob):
         return super().expand(pbegin | "Pattern" >> beam.Create([str(self._pattern)]))
 
     def display_data(self) -> dict[str, Any]:
-        return {"pattern": str(self._pattern), "format": type(self._settings.format).__name__}
+        return {**super().display_data(), "pattern": str(self._pattern)}
 
 
 def check_at_launch(pipeline: beam.Pipeline, path: BlobPath, permission: Permission) -> None:
@@ -283,7 +295,7 @@ class _Blob:
 
     def __init__(self, bundle: BundleSession, blob: BlobProperties, settings: ReadSettings) -> None:
         self._bundle, self._blob = bundle, blob
-        self._block_bytes = settings.block_bytes
+        self._block_bytes, self._prefetch_bytes = settings.block_bytes, settings.prefetch_bytes
         self._threads = fetch_threads(bundle.session)
         self.path = str(blob.path)
         self.size_bytes = blob.size_bytes
@@ -292,12 +304,33 @@ class _Blob:
     def stream(self, start: int, stop: int) -> Iterator[bytes | bytearray]:
         """Bytes [start, stop) in pieces, in order, fetched ahead."""
         step = self._block_bytes
-        return self.ranges((begin, min(begin + step, stop)) for begin in range(start, stop, step))
+        for piece in self.ranges(self._requests(start, stop)):
+            if len(piece) <= step:
+                yield piece
+            else:
+                yield from (piece[at : at + step] for at in range(0, len(piece), step))
+
+    def _requests(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
+        """First a block, which is soon here, then longer ones: a request costs the service what many bytes do."""
+        longest = max(min(_BLOCKS_A_REQUEST * self._block_bytes, self._prefetch_bytes // _REQUESTS_AT_ONCE), 1)
+        length = min(self._block_bytes, longest)
+        while start < stop:
+            end = min(start + length, stop)
+            yield start, end
+            start, length = end, min(2 * length, longest)
 
     def ranges(self, wanted: Iterable[tuple[int, int]]) -> Iterator[bytes | bytearray]:
         """Each of these ranges whole, in order, fetched ahead."""
-        read, blob = self._bundle.read, self._blob
-        return fetch_ahead(lambda begin, end: read(blob, begin, end), wanted, executor=self._threads, depth=_AHEAD)
+        arriving = fetch_ahead(
+            partial(self._bundle.fetch, self._blob),
+            wanted,
+            executor=self._threads,
+            depth=_REQUESTS_AHEAD,
+            ahead_bytes=self._prefetch_bytes,
+        )
+        with closing(arriving):
+            for fetched in arriving:
+                yield fetched.take()  # waits for the record here, where it keeps no thread from fetching
 
 
 class _ReadBlocks(ScopedDoFn, RestrictionProvider):  # type: ignore[misc]  # Beam's class is untyped
@@ -345,6 +378,9 @@ class _ReadBlocks(ScopedDoFn, RestrictionProvider):  # type: ignore[misc]  # Bea
 
     def _each(self, pack: Pack) -> Iterator[Block]:
         """The blobs of a pack, in whatever order they come."""
+        for blob in pack:
+            if not blob.size_bytes:  # there is nothing to fetch; whether it is something, its format says
+                yield from self._blocks(blob, iter(()))
         bundle = self.bundle()
         with closing(
             fetch_unordered(
@@ -364,8 +400,8 @@ class _ReadBlocks(ScopedDoFn, RestrictionProvider):  # type: ignore[misc]  # Bea
 
     def _blocks(self, blob: BlobProperties, pieces: Iterator[bytes | bytearray]) -> Iterator[Block]:
         path, settings = str(blob.path), self._settings
-        if settings.compressed(blob.path):
-            pieces = gunzip(path, pieces, piece_bytes=settings.block_bytes)
+        if codec := settings.codec(blob.path):
+            pieces = codec.decompress(path, pieces, piece_bytes=settings.block_bytes)
         return settings.format.stream(path, pieces, max_record_bytes=settings.max_record_bytes)
 
 

@@ -15,91 +15,44 @@ the first of them by one whose `state` is "in progress", and at the end by one w
 is written, the ones without rows empty (or with a header alone), so that no blob of the earlier run stays.
 
 Any number of bundles may stage to one blob, so automatic sharding gives one blob a worker process, not one a bundle.
+Where a format's blobs are written by one hand, it is one a bundle; fixed shards are brought together by a GroupByKey.
 """
 
 from __future__ import annotations
 
-import gzip
-import itertools
-import json
-import threading
+import io
+import random
 import uuid
-from base64 import b64encode
-from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
-from hashlib import sha256
 from typing import Any
 
 import apache_beam as beam
+import pyarrow as pa
 from apache_beam.metrics import Metrics
 from apache_beam.metrics.metric import Lineage
 from apache_beam.transforms.window import GlobalWindows
 
 from beam_entra.access import Permission
-from beam_entra.errors import BlobExists, BlobNotFound, ConfigError, Diagnosis, StorageError
+from beam_entra.errors import ConfigError, Diagnosis
+from beam_entra.io.batches import RecordBatchCoder
+from beam_entra.io.commit import commit
+from beam_entra.io.compression import Compression, codec_to_write
 from beam_entra.io.dofn import METRICS_NAMESPACE, Scoped, ScopedDoFn, scope_of
-from beam_entra.io.formats import BlockFormat, Lines
-from beam_entra.io.read import Compression, check_at_launch
-from beam_entra.io.threads import stage_threads
+from beam_entra.io.formats import BlobFormat, BlockFormat, FileFormat, Lines
+from beam_entra.io.read import check_at_launch
+from beam_entra.io.sink import Staged, WriteSettings
+from beam_entra.io.staging import FileStager, Stager, stager_for
 from beam_entra.paths import BlobPath
-from beam_entra.session import BundleSession, CommittedBlob, open_session
-from beam_entra.storage import new_block_id
+from beam_entra.session import CommittedBlob, open_session
 
-__all__ = ["COMMITTING", "SUCCESS", "WriteToBlob"]
-
-COMMITTING, SUCCESS = "_COMMITTING", "_SUCCESS"
+__all__ = ["WriteToBlob"]
 
 _BLOCK_BYTES = 4 << 20
-_BUFFERED_BYTES = 32 << 20
-_BLOB_BYTES = 512 << 20
-_BLOCKS_A_BLOB = 10_000
-_MOST_BLOCKS = 50_000
-_IN_FLIGHT = 4
-_THREADS = 16
 _MOST_SHARDS = 10_000
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Staged:
-    """What one bundle has staged of one blob.
-
-    Attributes:
-        path: The blob, canonical.
-        blocks: Ids, in the order of their content.
-        size_bytes: Of all of them.
-        rows: Records in them.
-    """
-
-    path: str
-    blocks: tuple[str, ...]
-    size_bytes: int
-    rows: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WriteSettings:
-    """How to write; see `WriteToBlob`. `sink` tells two sinks of one job apart."""
-
-    prefix: BlobPath
-    format: BlockFormat
-    shards: int | None
-    compressed: bool
-    overwrite: bool
-    block_bytes: int
-    sink: str
-
-    @property
-    def suffix(self) -> str:
-        return self.format.suffix + (".gz" if self.compressed else "")
-
-    def shard(self, number: int) -> BlobPath:
-        return self.prefix.child(f"part-{number:05d}-of-{self.shards:05d}{self.suffix}")
-
-    def encoded(self, block: bytes) -> bytes:
-        """A block as it is staged; each is a gzip member of its own, and members may stand in any order."""
-        return gzip.compress(block, compresslevel=6, mtime=0) if self.compressed else block
+_CHUNK = 64  # elements that are grouped together
+_HELD = 1024  # elements that a bundle holds in chunks
+_CHUNK_BYTES = 4 << 20  # of a record batch
+_BATCHES = RecordBatchCoder()
 
 
 class WriteToBlob(beam.PTransform):  # type: ignore[misc]  # Beam's PTransform is untyped
@@ -112,7 +65,7 @@ class WriteToBlob(beam.PTransform):  # type: ignore[misc]  # Beam's PTransform i
         format: How elements become records.
         shards: Write exactly this many blobs, filled alike (without `overwrite` fewer if there are fewer elements).
             None: about one a worker process, more where they grow long.
-        compression: `gzip` or `none`.
+        compression: `gzip`, `bzip2`, `zstd` or `none`.
         overwrite: Replace an earlier run's blobs, all of them: shards without elements become empty blobs. Needs
             `shards`, the same format and compression in each run: blobs of other names stay beside the new ones, and
             `_SUCCESS` does not list them. While it goes on, the `state` in an earlier run's `_SUCCESS` is
@@ -127,7 +80,7 @@ class WriteToBlob(beam.PTransform):  # type: ignore[misc]  # Beam's PTransform i
     def __init__(
         self,
         prefix: str,
-        format: BlockFormat | None = None,
+        format: BlobFormat | None = None,
         *,
         shards: int | None = None,
         compression: Compression = "none",
@@ -138,6 +91,12 @@ class WriteToBlob(beam.PTransform):  # type: ignore[misc]  # Beam's PTransform i
         path = BlobPath.parse(prefix)
         if not path.is_prefix:
             raise ConfigError(f"{path} is one blob, not a prefix", Diagnosis(hint=f"end it with a slash: {path}/"))
+        chosen = format or Lines()
+        if isinstance(chosen, FileFormat) and chosen.one_element and (shards is not None or overwrite):
+            raise ConfigError(
+                f"with {type(chosen).__name__} each element is a blob of its own: there are no shards, nor their names",
+                Diagnosis(hint="leave shards and overwrite out; write to a new prefix"),
+            )
         if shards is not None and not 1 <= shards <= _MOST_SHARDS:
             raise ConfigError(f"shards={shards} is not between 1 and {_MOST_SHARDS}")
         if overwrite and shards is None:
@@ -145,17 +104,15 @@ class WriteToBlob(beam.PTransform):  # type: ignore[misc]  # Beam's PTransform i
                 "overwrite without a fixed number of shards would leave an earlier run's blobs beside the new ones",
                 Diagnosis(hint="say how many: WriteToBlob(..., shards=8, overwrite=True), or write to a new prefix"),
             )
-        if compression not in ("gzip", "none"):
-            raise ConfigError(f"cannot write compression {compression!r}", Diagnosis(hint="use 'gzip' or 'none'"))
+        codec_to_write(compression)
         if block_bytes < 1:
             raise ConfigError("block_bytes is at least 1")
-        chosen = format or Lines()
-        chosen.header()  # a format that cannot write says so here
+        _check_writable(chosen)
         self._settings = WriteSettings(
             prefix=path,
             format=chosen,
             shards=shards,
-            compressed=compression == "gzip",
+            compression=compression,
             overwrite=overwrite,
             block_bytes=block_bytes,
             sink=uuid.uuid4().hex,
@@ -172,11 +129,7 @@ class WriteToBlob(beam.PTransform):  # type: ignore[misc]  # Beam's PTransform i
         _claim_prefix(pipeline, self._settings.prefix)
         if not elements.windowing.is_default():  # where it is, the step would do nothing, and cost as much as encoding
             elements |= "One window" >> beam.WindowInto(GlobalWindows())
-        staged = (
-            elements
-            | "Stage" >> Scoped(_Stage(self._settings))
-            | "To one key" >> beam.Map(_keyed)
-        )
+        staged = self._staged(elements) | "To one key" >> beam.Map(_keyed)
         begin = pipeline | "Begin" >> beam.Create([_keyed(None)])
         return (
             (staged, begin)
@@ -186,6 +139,16 @@ class WriteToBlob(beam.PTransform):  # type: ignore[misc]  # Beam's PTransform i
             | "Commit" >> Scoped(_Commit(self._settings))
         )
 
+    def _staged(self, elements: beam.PCollection[Any]) -> beam.PCollection[Staged]:
+        settings = self._settings
+        if isinstance(settings.format, BlockFormat) or settings.shards is None:
+            return elements | "Stage" >> Scoped(_Stage(settings))
+        chunks = elements | "Deal" >> beam.ParDo(_Deal(settings.shards)).with_output_types(tuple[int, Any])
+        if settings.overwrite:  # every shard is written
+            empty = elements.pipeline | "Shards" >> beam.Create([(number, []) for number in range(settings.shards)])
+            chunks = (chunks, empty) | "With shards" >> beam.Flatten()
+        return chunks | "Shard" >> beam.GroupByKey() | "Stage" >> Scoped(_StageShard(settings))
+
     def display_data(self) -> dict[str, Any]:
         settings = self._settings
         return {
@@ -194,6 +157,19 @@ class WriteToBlob(beam.PTransform):  # type: ignore[misc]  # Beam's PTransform i
             "shards": settings.shards or "automatic",
             "overwrite": settings.overwrite,
         }
+
+
+def _check_writable(format: BlobFormat) -> None:
+    """A format that was made for reading alone says so when it begins a blob."""
+    if isinstance(format, BlockFormat):
+        format.header()
+    elif isinstance(format, FileFormat):
+        format.open(io.BytesIO())
+    else:
+        raise ConfigError(
+            f"{type(format).__name__} reads and does not write",
+            Diagnosis(hint="derive it from BlockFormat or FileFormat"),
+        )
 
 
 def _claim_prefix(pipeline: beam.Pipeline, prefix: BlobPath) -> None:
@@ -217,111 +193,6 @@ def _only_staged(group: tuple[str, Iterable[Staged | None]]) -> list[Staged]:
 # Staging
 
 
-class _AutoShards:
-    """Names the blobs of one sink in one worker process: the same one until it has grown long, then the next."""
-
-    def __init__(self, settings: WriteSettings) -> None:
-        self._settings = settings
-        self._lock = threading.Lock()
-        self._process = uuid.uuid4().hex[:12]
-        self._numbers = itertools.count()
-        self._next()
-
-    def path_for(self, size_bytes: int) -> BlobPath:
-        """Where a block of this size goes."""
-        with self._lock:
-            if self._blocks >= _BLOCKS_A_BLOB or self._bytes >= _BLOB_BYTES:
-                self._next()
-            self._blocks += 1
-            self._bytes += size_bytes
-            return self._path
-
-    def _next(self) -> None:
-        name = f"part-{self._process}-{next(self._numbers):05d}{self._settings.suffix}"
-        self._path, self._blocks, self._bytes = self._settings.prefix.child(name), 0, 0
-
-
-@dataclass(slots=True)
-class _Buffer:
-    """Encoded records on their way to a block."""
-
-    data: bytearray = field(default_factory=bytearray)
-    rows: int = 0
-
-
-class Stager:
-    """Stages the elements of one bundle.
-
-    Args:
-        shard: With fixed shards, where the round begins: bundles begin at different ones, so that shards fill alike.
-    """
-
-    def __init__(self, bundle: BundleSession, settings: WriteSettings, auto: _AutoShards, shard: int) -> None:
-        self._bundle, self._settings, self._auto = bundle, settings, auto
-        self._buffers = [_Buffer() for _ in range(settings.shards or 1)]
-        self._flush_at = min(settings.block_bytes, max(_BUFFERED_BYTES // len(self._buffers), 1))
-        self._turn = itertools.cycle(itertools.chain(range(shard, len(self._buffers)), range(shard)))
-        self._threads = stage_threads(bundle.session)
-        self._under_way: list[Future[None]] = []
-        self._staged: dict[BlobPath, list[tuple[str, int, int]]] = defaultdict(list)
-        self.rows = 0
-
-    def add(self, element: Any) -> None:
-        """Encode one element; stages a block when there is enough for one."""
-        number = next(self._turn)
-        buffer = self._buffers[number]
-        buffer.data += self._settings.format.encode(element)
-        buffer.rows += 1
-        self.rows += 1
-        if len(buffer.data) >= self._flush_at:
-            self._flush(number)
-
-    def finish(self) -> list[Staged]:
-        """Stage the rest. When this returns, all is staged and recorded.
-
-        Raises:
-            AuditUnavailable: Some record is not durable.
-        """
-        for number in range(len(self._buffers)):
-            self._flush(number)
-        self._wait(leave=0)
-        self._bundle.settle()
-        return [
-            Staged(
-                path=str(path),
-                blocks=tuple(block for block, _, _ in blocks),
-                size_bytes=sum(size for _, size, _ in blocks),
-                rows=sum(rows for _, _, rows in blocks),
-            )
-            for path, blocks in self._staged.items()
-        ]
-
-    def abandon(self) -> None:
-        """Wait for what is under way and forget it; its blocks stay invisible, and Storage drops them after a week."""
-        for future in self._under_way:
-            future.cancel()
-            if not future.cancelled():
-                future.exception()
-
-    def _flush(self, number: int) -> None:
-        buffer = self._buffers[number]
-        if not buffer.rows:
-            return
-        self._buffers[number] = _Buffer()
-        data = self._settings.encoded(bytes(buffer.data))
-        if not data:
-            return
-        path = self._settings.shard(number) if self._settings.shards else self._auto.path_for(len(data))
-        block = new_block_id()
-        self._staged[path].append((block, len(data), buffer.rows))
-        self._wait(leave=_IN_FLIGHT - 1)
-        self._under_way.append(self._threads.submit(self._bundle.stage, path, block, data))
-
-    def _wait(self, *, leave: int) -> None:
-        while len(self._under_way) > leave:
-            self._under_way.pop(0).result()
-
-
 class _Stage(ScopedDoFn):
     """Elements to staged blocks, a bundle at a time."""
 
@@ -335,11 +206,13 @@ class _Stage(ScopedDoFn):
         super().start_bundle()
 
     def process(self, element: Any) -> None:
-        if self._stager is None:
-            settings = self._settings
-            auto = self.session().resource(f"shards of {settings.sink}", lambda: _AutoShards(settings))
-            self._stager = Stager(self.bundle(), settings, auto, uuid.uuid4().int % (settings.shards or 1))
-        self._stager.add(element)
+        stager = self._stager
+        if stager is None:
+            stager = self._stager = stager_for(self.bundle(), self._settings)
+        if isinstance(element, pa.RecordBatch):
+            stager.add_batch(element)
+        else:
+            stager.add(element)
 
     def finish_bundle(self) -> Iterator[Any]:
         stager = self._stager
@@ -363,6 +236,71 @@ class _Stage(ScopedDoFn):
         return {**super().__getstate__(), "_stager": None}
 
 
+class _Deal(beam.DoFn):  # type: ignore[misc]  # Beam's DoFn is untyped
+    """Elements to chunks of shards that are written by one hand each, in turn: lists, or encoded record batches.
+
+    Few elements are held, since nobody knows how long they are.
+    """
+
+    def __init__(self, shards: int) -> None:
+        self._shards = shards
+        self._chunk = max(min(_CHUNK, _HELD // shards), 1)
+
+    def start_bundle(self) -> None:
+        self._held: dict[int, list[Any]] = {}
+        self._at = random.randrange(self._shards)  # noqa: S311 - no secret
+
+    def process(self, element: Any) -> Iterator[tuple[int, Any]]:
+        if isinstance(element, pa.RecordBatch):
+            yield from self._cut(element)
+            return
+        shard = self._next()
+        chunk = self._held.setdefault(shard, [])
+        chunk.append(element)
+        if len(chunk) >= self._chunk:
+            yield shard, self._held.pop(shard)
+
+    def finish_bundle(self) -> Iterator[Any]:
+        for chunk in self._held.items():
+            yield GlobalWindows.windowed_value(chunk)
+
+    def _cut(self, batch: pa.RecordBatch) -> Iterator[tuple[int, bytes]]:
+        rows = batch.num_rows
+        pieces = min(max(self._shards, -(-batch.nbytes // _CHUNK_BYTES)), rows)
+        for number in range(pieces):
+            start, stop = rows * number // pieces, rows * (number + 1) // pieces
+            yield self._next(), _BATCHES.encode(batch.slice(start, stop - start))
+
+    def _next(self) -> int:
+        self._at = (self._at + 1) % self._shards
+        return self._at
+
+
+class _StageShard(ScopedDoFn):
+    """All chunks of a shard to its blob."""
+
+    def __init__(self, settings: WriteSettings) -> None:
+        self._settings = settings
+        self._rows = Metrics.counter(METRICS_NAMESPACE, "records_written")
+
+    def process(self, shard: tuple[int, Iterable[Any]]) -> Iterator[Staged]:
+        number, chunks = shard
+        stager = FileStager(self.bundle(), self._settings, self._settings.shard(number))
+        try:
+            for chunk in chunks:
+                if isinstance(chunk, bytes):
+                    stager.add_batch(_BATCHES.decode(chunk))
+                else:
+                    for element in chunk:
+                        stager.add(element)
+            staged = stager.finish()
+        except BaseException:
+            stager.abandon()
+            raise
+        self._rows.inc(stager.rows)
+        yield from staged
+
+
 # Committing
 
 
@@ -382,151 +320,3 @@ class _Commit(ScopedDoFn):
 
 def _lineage(path: BlobPath) -> tuple[str, str, str]:
     return path.account, path.container, path.name
-
-
-def commit(
-    bundle: BundleSession, settings: WriteSettings, staged: list[Staged], commit_id: str
-) -> list[CommittedBlob]:
-    """Commit all blobs of a sink; see this module's docstring for the steps. Doing it again changes nothing.
-
-    Args:
-        staged: What the bundles that succeeded have staged, in any order.
-        commit_id: The same in every attempt.
-
-    Raises:
-        BlobExists: Another commit has begun under the prefix, or a blob of the same name is there.
-    """
-    parts: dict[str, list[Staged]] = defaultdict(list)
-    for part in sorted(staged, key=lambda part: (part.path, part.blocks)):
-        parts[part.path].append(part)
-    header = settings.format.header()
-    if settings.overwrite:
-        parts = {str(path): parts[str(path)] for path in map(settings.shard, range(settings.shards or 0))}
-    elif header and not parts:
-        parts[str(settings.shard(0) if settings.shards else settings.prefix.child(f"part-00000{settings.suffix}"))] = []
-    for path, of_blob in parts.items():
-        _check_blocks(path, sum(len(part.blocks) for part in of_blob))
-    job = bundle.session.scope
-    facts = {"job": job.job, "pipeline": job.manifest.pipeline, "environment": job.manifest.environment}
-    facts["commit"] = commit_id
-    blocks = _digest(parts)
-    plan = {**facts, "blobs": list(parts), "blocks_sha256": blocks}
-    try:
-        _put_json(bundle, settings, COMMITTING, plan, commit_id, settings.overwrite, what=blocks)
-    except BlobExists as error:
-        raise BlobExists(
-            f"a commit under {settings.prefix} has begun before: this one made nothing visible there",
-            Diagnosis(
-                tried=error.diagnosis.tried,
-                request_id=error.diagnosis.request_id,
-                hint=f"see {settings.prefix}{COMMITTING} for job and blobs; write to a new prefix, or remove them",
-            ),
-        ) from None
-    if settings.overwrite:
-        _unmark(bundle, settings, facts, commit_id)
-    done = _commit_blobs(bundle, settings, header, commit_id, parts)
-    if _put_json(bundle, settings, SUCCESS, _summary(facts, done), commit_id, settings.overwrite).confirmed:
-        # Another attempt was here before, perhaps at the same time: each has changed ETags that the other had seen.
-        # That one is through, since it wrote this blob last; so what this one finds now stays as it is.
-        done = _commit_blobs(bundle, settings, header, commit_id, parts)
-        _put_json(bundle, settings, SUCCESS, _summary(facts, done), commit_id, overwrite=True)
-    return done
-
-
-def _unmark(bundle: BundleSession, settings: WriteSettings, facts: dict[str, str], commit_id: str) -> None:
-    """Have an earlier run's `_SUCCESS` vouch for nothing. Where there is none, none is made: readers look for it."""
-    state = "in progress"
-    try:
-        _put_json(bundle, settings, SUCCESS, {"state": state, **facts}, commit_id, True, what=state, only_replace=True)
-    except BlobNotFound as error:
-        if error.diagnosis.code == "ContainerNotFound":
-            raise
-
-
-def _commit_blobs(
-    bundle: BundleSession, settings: WriteSettings, header: bytes, commit_id: str, parts: dict[str, list[Staged]]
-) -> list[CommittedBlob]:
-    with ThreadPoolExecutor(_THREADS, thread_name_prefix="beam-entra-commit") as pool:
-        return list(pool.map(lambda item: _commit_blob(bundle, settings, header, commit_id, *item), parts.items()))
-
-
-def _summary(facts: dict[str, str], done: list[CommittedBlob]) -> dict[str, Any]:
-    """What `_SUCCESS` says."""
-    return {
-        "state": "complete",
-        **facts,
-        "rows": sum(blob.rows for blob in done),
-        "size_bytes": sum(blob.size_bytes for blob in done),
-        "blobs": [
-            {"path": blob.path, "etag": blob.etag, "size_bytes": blob.size_bytes, "rows": blob.rows} for blob in done
-        ],
-    }
-
-
-def _commit_blob(
-    bundle: BundleSession, settings: WriteSettings, header: bytes, commit_id: str, path: str, parts: list[Staged]
-) -> CommittedBlob:
-    blob = BlobPath.parse(path)
-    blocks = [block for part in parts for block in part.blocks]
-    size_bytes = sum(part.size_bytes for part in parts)
-    if header:
-        first = settings.encoded(header)
-        blocks.insert(0, _block_id(commit_id, path))
-        bundle.stage(blob, blocks[0], first)
-        size_bytes += len(first)
-    return bundle.commit(
-        blob,
-        blocks,
-        commit_id=commit_id,
-        size_bytes=size_bytes,
-        rows=sum(part.rows for part in parts),
-        content_type="application/gzip" if settings.compressed else settings.format.content_type,
-        overwrite=settings.overwrite,
-    )
-
-
-def _digest(parts: dict[str, list[Staged]]) -> str:
-    """Names exactly these blocks in these blobs."""
-    blocks = {path: [part.blocks for part in of_blob] for path, of_blob in sorted(parts.items())}
-    return sha256(json.dumps(blocks).encode("ascii")).hexdigest()
-
-
-def _put_json(
-    bundle: BundleSession,
-    settings: WriteSettings,
-    name: str,
-    value: object,
-    commit_id: str,
-    overwrite: bool,
-    *,
-    what: str = "",
-    only_replace: bool = False,
-) -> CommittedBlob:
-    """Write a marker, once: an attempt with the same `commit_id` and `what` finds it done."""
-    path = settings.prefix.child(name)
-    data = json.dumps(value, indent=2).encode("ascii") + b"\n"
-    block = _block_id(commit_id, name + what)
-    bundle.stage(path, block, data)
-    return bundle.commit(
-        path,
-        [block],
-        commit_id=commit_id,
-        size_bytes=len(data),
-        rows=0,
-        content_type="application/json",
-        overwrite=overwrite,
-        only_replace=only_replace,
-    )
-
-
-def _block_id(commit_id: str, name: str) -> str:
-    """The id of a block that the commit step itself stages: the same in every attempt, and nobody else's."""
-    return b64encode(uuid.uuid5(uuid.UUID(commit_id), name).bytes).decode("ascii")
-
-
-def _check_blocks(path: str, blocks: int) -> None:
-    if blocks >= _MOST_BLOCKS:
-        raise StorageError(
-            f"{path} would have {blocks} blocks; a blob holds {_MOST_BLOCKS}",
-            Diagnosis(hint="write more shards, or larger blocks: WriteToBlob(..., shards=..., block_bytes=...)"),
-        )

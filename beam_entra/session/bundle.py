@@ -16,6 +16,7 @@ import itertools
 import threading
 import uuid
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -52,6 +53,7 @@ from beam_entra.identity import STORAGE_AUDIENCE, AccessToken
 from beam_entra.paths import BlobPath
 from beam_entra.storage import Authorization, BlobProperties, Sas
 from beam_entra.storage.answers import Answer
+from beam_entra.storage.blobs import ListPage
 
 if TYPE_CHECKING:
     from beam_entra.session.session import Session
@@ -205,25 +207,29 @@ class BundleSession:
                 page_size=page_size,
                 wanted=lambda name: wanted(name) or not name.startswith(prefix.name),  # the latter are refused below
             )
-        while True:
+
+        def next_page() -> tuple[ListPage, Receipt] | None:
             with self._noting_refusals(str(prefix), "list"):
                 page, answer = next(pages, (None, None))
                 if page is None or answer is None:
-                    return
+                    return None
                 for blob in page.blobs:
                     if not prefix.covers(blob.path):
                         raise AccessDenied(
                             f"Storage listed {blob.path}, which is not below {prefix}",
                             Diagnosis(request_id=answer.request_id, hint="check the account's endpoint"),
                         )
-            self._record(
-                Listed,
-                sas=access.sas_id,
-                path=str(prefix),
-                blobs=page.listed,
-                **answer.ids(),
-            ).wait()
-            yield from page.blobs
+            told: dict[str, Any] = {"sas": access.sas_id, "path": str(prefix), "blobs": page.listed}
+            return page, self._record(Listed, **told, **answer.ids())
+
+        page_and_receipt = next_page()
+        with ThreadPoolExecutor(1, thread_name_prefix="beam-entra-list") as threads:  # its end waits for the record
+            while page_and_receipt is not None:
+                page, receipt = page_and_receipt
+                following = threads.submit(next_page) if page.next_marker else None
+                receipt.wait()
+                yield from page.blobs
+                page_and_receipt = following.result() if following is not None else None
 
     def read_beginning(self, path: BlobPath, length: int) -> tuple[BlobProperties, bytearray]:
         """Size and ETag of one blob that the job may read, and its first bytes, at most `length`; in one request."""

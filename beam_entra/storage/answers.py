@@ -25,6 +25,7 @@ __all__ = ["RETRIED_STATUSES", "Answer", "refusal", "retry_after_s"]
 
 RETRIED_STATUSES = frozenset({408, 429, 500, 502, 503, 504})
 _UNAUTHORISED, _FORBIDDEN, _NOT_FOUND, _PRECONDITION, _TOO_MANY, _BUSY = 401, 403, 404, 412, 429, 503
+_NUMBER = re.compile(r"[0-9]{1,18}")
 _CODE_IN_BODY = re.compile(rb"<Code>([A-Za-z0-9]{1,80})</Code>")
 
 _DENIED_HINTS = {
@@ -110,7 +111,7 @@ def refusal(answer: Answer, *, tried: str, attempts: int) -> BeamEntraError:
 def retry_after_s(headers: Mapping[str, str]) -> float | None:
     """How long the service asks us to wait, in seconds."""
     milliseconds = headers.get("x-ms-retry-after-ms") or headers.get("retry-after-ms")
-    if milliseconds and milliseconds.isdigit():
+    if milliseconds and _NUMBER.fullmatch(milliseconds):
         return int(milliseconds) / 1000
     seconds = headers.get("retry-after")
-    return float(seconds) if seconds and seconds.isdigit() else None
+    return float(seconds) if seconds and _NUMBER.fullmatch(seconds) else None

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import functools
+import re
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from email.utils import parsedate_to_datetime
@@ -15,7 +17,9 @@ from xml.sax.saxutils import escape
 from beam_entra.errors import ConfigError, Diagnosis, StorageError
 from beam_entra.paths import BlobPath
 
-__all__ = ["BlobProperties", "ListPage", "block_list_xml", "new_block_id", "parse_list_page"]
+__all__ = ["BlobProperties", "ListPage", "block_list_xml", "new_block_id", "parse_list_page", "parse_size"]
+
+_SIZE = re.compile(r"[0-9]{1,18}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,16 +70,27 @@ def parse_list_page(
     try:
         root = ElementTree.fromstring(document)  # noqa: S314 - from Storage over TLS; expat refuses entity bombs
         entries = [
-            (name, entry)
+            (name, facts)
             for entry in root.iterfind("Blobs/Blob")
-            if entry.findtext("Properties/ResourceType") != "directory" and not (name := _name(entry)).endswith("/")
+            if (facts := _facts(entry)).get("ResourceType") != "directory" and not (name := _name(entry)).endswith("/")
         ]
-        blobs = [_properties(name, entry, container) for name, entry in entries if wanted(name)]
+        blobs = [_properties(name, facts, container) for name, facts in entries if wanted(name)]
     except ConfigError:
         raise
     except (ElementTree.ParseError, KeyError, TypeError, ValueError) as error:
         raise StorageError(f"Storage's list of {container} cannot be read: {error}") from None
     return ListPage(blobs=tuple(blobs), next_marker=root.findtext("NextMarker") or "", listed=len(entries))
+
+
+def parse_size(text: str) -> int:
+    """The length of a blob as Storage says it.
+
+    Raises:
+        ValueError: It is none.
+    """
+    if not _SIZE.fullmatch(text):
+        raise ValueError("a length that is none")
+    return int(text)
 
 
 def _name(entry: ElementTree.Element) -> str:
@@ -85,16 +100,16 @@ def _name(entry: ElementTree.Element) -> str:
     return unquote(name.text) if name.get("Encoded") == "true" else name.text
 
 
-def _properties(name: str, entry: ElementTree.Element, container: BlobPath) -> BlobProperties:
-    def text(field: str) -> str:
-        value = entry.findtext(f"Properties/{field}")
-        if value is None:
-            raise KeyError(f"a blob without {field}")
-        return value
+def _facts(entry: ElementTree.Element) -> dict[str, str]:
+    return {field.tag: field.text or "" for field in entry.find("Properties") or ()}
 
-    etag = text("Etag")
+
+def _properties(name: str, facts: Mapping[str, str], container: BlobPath) -> BlobProperties:
+    etag = facts["Etag"]
+    if not etag.isascii() or not etag.isprintable():  # it is sent back, in a header
+        raise ValueError("an ETag that is none")
     try:
-        path = container.child(name)
+        path = BlobPath(account=container.account, container=container.container, name=name)
     except ConfigError as error:
         raise ConfigError(
             f"{container} holds a blob whose name cannot be addressed safely: {error.message}",
@@ -102,10 +117,15 @@ def _properties(name: str, entry: ElementTree.Element, container: BlobPath) -> B
         ) from None
     return BlobProperties(
         path=path,
-        size_bytes=int(text("Content-Length")),
+        size_bytes=parse_size(facts["Content-Length"]),
         etag=etag if etag.startswith('"') else f'"{etag}"',
-        last_modified=parsedate_to_datetime(text("Last-Modified")),
+        last_modified=_instant(facts["Last-Modified"]),
     )
+
+
+@functools.lru_cache(maxsize=1024)  # blobs that were written together share their second
+def _instant(text: str) -> datetime:
+    return parsedate_to_datetime(text)
 
 
 def new_block_id() -> str:

@@ -9,18 +9,18 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-import urllib3
 from urllib3.exceptions import HTTPError, SSLError
 
 from beam_entra.errors import BeamEntraError, Diagnosis, StorageError
 from beam_entra.secret import Secret
 from beam_entra.storage.answers import RETRIED_STATUSES, Answer, refusal, retry_after_s
+from beam_entra.storage.transport import ConnectionPool
+from beam_entra.storage.wire import Response
 
 __all__ = ["Authorise", "Authorization", "Call", "Exchange", "RetryPolicy"]
 
 SERVICE_VERSION = "2025-07-05"
 _GOOD = range(200, 300)  # a redirect is none: Storage sends none, and whoever sent it has not done what was asked
-_TIMEOUT = urllib3.Timeout(connect=5, read=60)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,7 +81,7 @@ class Exchange:
 
     def __init__(
         self,
-        pool: Callable[[str], urllib3.PoolManager],
+        pool: Callable[[str], ConnectionPool],
         *,
         pause: Callable[[float], object] = time.sleep,
         policy: RetryPolicy = RetryPolicy(),
@@ -90,7 +90,7 @@ class Exchange:
         self._pause = pause
         self.policy = policy
 
-    def send(self, call: Call, *, ca_file: str, made: int = 0) -> tuple[Answer, urllib3.BaseHTTPResponse, int]:
+    def send(self, call: Call, *, ca_file: str, made: int = 0) -> tuple[Answer, Response, int]:
         """Send until there is an answer that is no error. Its body is still to be read.
 
         Args:
@@ -150,7 +150,7 @@ class Exchange:
         backoff_s = min(policy.first_delay_s * 2 ** (attempt - 1), policy.longest_delay_s)
         self._pause((asked_s or 0) + random.uniform(0, backoff_s))  # noqa: S311 - jitter, not a secret
 
-    def _once(self, call: Call, ca_file: str) -> urllib3.BaseHTTPResponse:
+    def _once(self, call: Call, ca_file: str) -> Response:
         pool, authorization = self._pool(ca_file), call.authorise()
         headers = {
             "x-ms-version": SERVICE_VERSION,
@@ -165,20 +165,10 @@ class Exchange:
             headers["Authorization"] = f"Bearer {authorization.bearer.reveal()}"
         if authorization.copy_source is not None:
             headers["x-ms-copy-source"] = authorization.copy_source.reveal()
-        return pool.urlopen(
-            call.method,
-            url,
-            body=call.body,
-            headers=headers,
-            preload_content=False,
-            decode_content=False,
-            redirect=False,
-            retries=False,
-            timeout=_TIMEOUT,
-        )
+        return pool.open(call.method, url, headers=headers, body=call.body)
 
 
-def _head(call: Call, response: urllib3.BaseHTTPResponse) -> Answer:
+def _head(call: Call, response: Response) -> Answer:
     return Answer(status=response.status, headers=response.headers, client_request_id=call.client_request_id)
 
 

@@ -21,20 +21,29 @@ from urllib3.exceptions import HTTPError
 
 from beam_entra.access.manifest import AccountSettings
 from beam_entra.clock import Clock, utc_now
-from beam_entra.errors import BeamEntraError, BlobChanged, BlobExists, BlobNotFound, Diagnosis, StorageError
+from beam_entra.errors import (
+    AccessDenied,
+    BeamEntraError,
+    BlobChanged,
+    BlobExists,
+    BlobNotFound,
+    Diagnosis,
+    StorageError,
+)
 from beam_entra.identity.token import AccessToken
 from beam_entra.paths import BlobPath
 from beam_entra.secret import Secret
 from beam_entra.storage.answers import Answer
-from beam_entra.storage.blobs import BlobProperties, ListPage, block_list_xml, parse_list_page
+from beam_entra.storage.blobs import BlobProperties, ListPage, block_list_xml, parse_list_page, parse_size
 from beam_entra.storage.exchange import Authorise, Authorization, Call, Exchange, unreachable
 from beam_entra.storage.sas import DelegationKey
 from beam_entra.storage.transport import connection_pool
+from beam_entra.storage.wire import Response
 
 __all__ = ["BlobService", "Commit"]
 
 _KEY_START_TOLERANCE = timedelta(minutes=5)
-_READ_BYTES = 1 << 20
+_READ_BYTES = 256 << 10  # what is lost, at most, when a connection breaks
 _NO_SUCH_RANGE = 416
 _RESUMES_WITHOUT_PROGRESS = 5
 _COMMIT_METADATA = "x-ms-meta-beam_entra_commit"
@@ -131,10 +140,10 @@ class BlobService:
         Raises:
             BlobChanged: The blob is no longer this version.
         """
-        content = bytearray()
-        fruitless = 0
-        while len(content) < stop - start:
-            begin, before = start + len(content), len(content)
+        content = bytearray(stop - start)
+        filled = fruitless = 0
+        while filled < len(content):
+            begin, before = start + filled, filled
             call = self._call(
                 "GET",
                 blob.path,
@@ -149,18 +158,15 @@ class BlobService:
                 with closing(response):
                     _check_range(answer, blob, begin, stop, call)
                     answered(answer, begin, stop)
-                    while len(content) < stop - start and (chunk := response.read(_READ_BYTES)):
-                        content += chunk
-                    response.drain_conn()
+                    for count in _received(response, content, filled, call):
+                        filled += count
             except HTTPError as error:
                 failure = unreachable(call, error, attempts)
-            fruitless = 0 if len(content) > before else fruitless + 1
+            fruitless = 0 if filled > before else fruitless + 1
             if fruitless > _RESUMES_WITHOUT_PROGRESS:
                 raise failure or StorageError("Storage sends no bytes of this range", Diagnosis(tried=call.tried))
             if failure is not None:
                 self._exchange.rest(1 + fruitless, None)
-        if len(content) != stop - start:
-            raise StorageError(f"Storage sent {len(content)} bytes for a range of {stop - start}")
         return content
 
     def read_beginning(
@@ -186,19 +192,18 @@ class BlobService:
             blob, answer = self.properties(path, authorise, next_request_id())  # it is empty
             answered(blob, answer, 0, 0)
             return blob, bytearray()
-        content = bytearray()
         with closing(response):
             blob = _described(path, answer, answer.headers.get("content-range", "").rpartition("/")[2], call)
             stop = min(length, blob.size_bytes)
             _check_range(answer, blob, 0, stop, call)
             answered(blob, answer, 0, stop)
+            content, filled = bytearray(stop), 0
             with suppress(HTTPError):  # what is missing is fetched below
-                while len(content) < stop and (chunk := response.read(_READ_BYTES)):
-                    content += chunk
-                response.drain_conn()
-        if len(content) < stop:
+                for count in _received(response, content, 0, call):
+                    filled += count
+        if filled < stop:
             tell = partial(answered, blob)
-            content += self.read_range(blob, len(content), stop, authorise, next_request_id, tell)
+            content[filled:] = self.read_range(blob, filled, stop, authorise, next_request_id, tell)
         return blob, content
 
     # Writing
@@ -306,8 +311,8 @@ class BlobService:
            been lost. Put Block List of the same ids as *committed* blocks succeeds only if the blob is made of them;
            ids are unique, so then it is ours, and nothing changes but its ETag. It needs no permission to read.
 
-        No blocks make an empty blob, with `overwrite` alone: such a commit cannot be confirmed, since an empty list
-        would match any blob, and need not be, since it may be sent again.
+        No blocks make an empty blob. Such a commit cannot be confirmed, since an empty list would match any blob. With
+        `overwrite` it need not be, since it may be sent again; without, a retry may take its own blob for another's.
 
         Args:
             only_replace: With `overwrite`: if no blob is there, make none.
@@ -316,8 +321,6 @@ class BlobService:
             BlobExists: The blob is somebody else's. It was not touched.
             BlobNotFound: There is no blob, and it was only to be replaced.
         """
-        if not (block_ids or overwrite):
-            raise ValueError("a commit names at least one block: an empty list would match any blob")
         if only_replace and not overwrite:
             raise ValueError("what is only to be replaced is to be overwritten")
         headers = {_COMMIT_METADATA: commit_id, "x-ms-blob-content-type": content_type}
@@ -341,14 +344,20 @@ class BlobService:
         except StorageError as error:
             if only_replace and isinstance(error, BlobChanged):
                 raise BlobNotFound("there is no blob to replace", error.diagnosis) from None
-            if not block_ids or not _may_be_done(error):
+            if not _may_be_done(error) or (overwrite and not block_ids):
                 raise
             refused = error
         try:
-            return Commit(answer=put("Committed", {"If-Match": "*"}, "confirm the commit of"), confirmed=True)
+            if block_ids:
+                return Commit(answer=put("Committed", {"If-Match": "*"}, "confirm the commit of"), confirmed=True)
         except StorageError as error:
             if error.diagnosis.code != "InvalidBlockList" and not isinstance(error, (BlobChanged, BlobNotFound)):
                 raise
+        except AccessDenied:
+            if not self._account(path.account).create_only:
+                raise
+            hint = f"with create_only nobody can confirm that it is this job's: see whether its commit is {commit_id}"
+            raise BlobExists("the blob exists already", replace(refused.diagnosis, hint=hint)) from None
         known = refused.diagnosis
         if isinstance(refused, (BlobChanged, BlobExists)):
             hint = "somebody else wrote it, and it was left as it is: write to another prefix, or remove it first"
@@ -447,7 +456,7 @@ def _described(path: BlobPath, answer: Answer, size: str, call: Call) -> BlobPro
     try:
         return BlobProperties(
             path=path,
-            size_bytes=int(size),
+            size_bytes=parse_size(size),
             etag=answer.headers["etag"],
             last_modified=parsedate_to_datetime(answer.headers["last-modified"]),
             content_type=answer.headers.get("content-type", ""),
@@ -457,6 +466,20 @@ def _described(path: BlobPath, answer: Answer, size: str, call: Call) -> BlobPro
             f"Storage's description of {path} cannot be read: {error}",
             Diagnosis(tried=call.tried, request_id=answer.request_id, hint="check the account's endpoint"),
         ) from None
+
+
+def _received(response: Response, content: bytearray, filled: int, call: Call) -> Iterator[int]:
+    """Fill the content from there on with the body; says how many bytes came each time.
+
+    Raises:
+        StorageError: There is more of it than was asked for.
+    """
+    with memoryview(content) as view:
+        while filled < len(content) and (count := response.readinto(view[filled : filled + _READ_BYTES])):
+            filled += count
+            yield count
+    if response.goes_on:
+        raise StorageError("Storage sent more than was asked for", Diagnosis(tried=call.tried))
 
 
 def _may_be_done(error: StorageError) -> bool:

@@ -1,7 +1,6 @@
 """HTTPS to Storage: one connection pool a process and CA, shared by every job, account and thread in it.
 
-A pool carries no identity: what authorises a request is in the request. urllib3 is used below the Azure SDK because a
-data-plane GET costs it a third of the CPU time.
+A pool carries no identity: what authorises a request is in the request.
 """
 
 from __future__ import annotations
@@ -11,18 +10,23 @@ import os
 import re
 import ssl
 import threading
-from typing import Any
+import weakref
+from collections.abc import Mapping
+from functools import partial
 
 import urllib3
 
 from beam_entra.errors import ConfigError, Diagnosis
+from beam_entra.storage.wire import Connection, Response
 
-__all__ = ["connection_pool", "redact"]
+__all__ = ["ConnectionPool", "connection_pool", "redact"]
 
-_POOLS: dict[str, urllib3.PoolManager] = {}
+_LOG = logging.getLogger(__name__)
+_POOLS: dict[str, ConnectionPool] = {}
 _LOCK = threading.Lock()
 _CONNECTIONS_PER_HOST = 64
 _HOSTS = 32
+_CONNECT_S, _READ_S = 5.0, 60.0
 
 _SIGNATURE = re.compile(r"((?:^|[?&])sig=)[^&\s\"']+")
 
@@ -46,34 +50,70 @@ for _name in ("connection", "connectionpool", "poolmanager", "response", "util.r
     logging.getLogger(f"urllib3.{_name}").addFilter(_FILTER)
 
 
-class _Pool(urllib3.PoolManager):
-    """A PoolManager that goes to the host's connections at once.
+class ConnectionPool(urllib3.PoolManager):
+    """Kept connections by host. `open` is the way of the data plane; all else is urllib3's."""
 
-    urllib3's own takes each URL apart and looks at every character of it; a URL with a SAS has hundreds. That is a
-    quarter of the CPU time of a small GET. Ours are well-formed, and never redirected.
-    """
+    def __init__(self, context: ssl.SSLContext) -> None:
+        super().__init__(num_pools=_HOSTS, maxsize=_CONNECTIONS_PER_HOST, ssl_context=context, retries=False)
+        self._context = context
+        self._idle: dict[str, list[Connection]] = {}
+        weakref.finalize(self, _close, self._idle)
 
-    def __init__(self, **settings: Any) -> None:
-        super().__init__(**settings)
-        self._hosts: dict[str, urllib3.HTTPConnectionPool] = {}
+    def open(self, method: str, url: str, *, headers: Mapping[str, str], body: bytes) -> Response:
+        """Send a request; nothing is followed and nothing is tried again.
 
-    def urlopen(  # type: ignore[override]  # as PoolManager does, whose own parent has other arguments
-        self, method: str, url: str, redirect: bool = True, **request: Any
-    ) -> urllib3.BaseHTTPResponse:
+        Args:
+            url: Well-formed and percent-encoded.
+
+        Returns:
+            The answer, whatever its status; its body is still to be read.
+
+        Raises:
+            HTTPError: There was no answer.
+        """
         scheme, _, rest = url.partition("://")
         host, slash, target = rest.partition("/")
-        origin = f"{scheme}://{host}"
-        connections = self._hosts.get(origin)
-        if connections is None or connections.pool is None:  # new, or pushed out by many others and closed
-            connections = self._hosts[origin] = self.connection_from_url(origin)
-        return connections.urlopen(method, slash + target, redirect=False, **request)
+        if scheme != "https":
+            raise ValueError("without TLS nothing is sent")
+        idle = self._idle.setdefault(host, [])
+        response = self._connection(host, idle).request(
+            method, slash + target, headers, body, done=partial(self._keep, idle)
+        )
+        if _LOG.isEnabledFor(logging.DEBUG):
+            _LOG.debug("%s %s: %s", method, redact(url), response.status)
+        return response
+
+    def _connection(self, host: str, idle: list[Connection]) -> Connection:
+        while idle:
+            try:
+                connection = idle.pop()  # the latest: it is the likeliest to be still there
+            except IndexError:
+                break  # another thread was faster
+            if not connection.dropped:
+                return connection
+            connection.close()
+        name, _, port = host.rpartition(":") if host.rpartition(":")[2].isdigit() else (host, "", "443")
+        return Connection(name.strip("[]"), int(port), self._context, connect_s=_CONNECT_S, read_s=_READ_S)
+
+    def _keep(self, idle: list[Connection], connection: Connection) -> None:
+        if len(idle) < _CONNECTIONS_PER_HOST:
+            idle.append(connection)
+        else:
+            connection.close()
 
     def clear(self) -> None:
-        self._hosts.clear()
+        """Close what is idle."""
         super().clear()
+        _close(self._idle)
 
 
-def connection_pool(ca_file: str = "") -> urllib3.PoolManager:
+def _close(connections: dict[str, list[Connection]]) -> None:
+    for idle in connections.values():
+        while idle:
+            idle.pop().close()
+
+
+def connection_pool(ca_file: str = "") -> ConnectionPool:
     """The process's pool for servers that this CA vouches for.
 
     Args:
@@ -85,9 +125,7 @@ def connection_pool(ca_file: str = "") -> urllib3.PoolManager:
     with _LOCK:
         pool = _POOLS.get(ca_file)
         if pool is None:
-            pool = _POOLS[ca_file] = _Pool(
-                num_pools=_HOSTS, maxsize=_CONNECTIONS_PER_HOST, ssl_context=_trusting(ca_file), retries=False
-            )
+            pool = _POOLS[ca_file] = ConnectionPool(_trusting(ca_file))
         return pool
 
 

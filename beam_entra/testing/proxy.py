@@ -119,6 +119,17 @@ class StorageProxy:
         action = _Action(name=code, answer=lambda request: _error(request, status, code, message, extra))
         return self._fault(action, where, times, skip)
 
+    def stand_in(
+        self,
+        answer: Callable[[StorageRequest], Answer],
+        *,
+        where: Where = _anything,
+        times: int | None = None,
+        skip: int = 0,
+    ) -> StorageFault:
+        """Answer in Azurite's stead with what it cannot do, or could not hold. Who is let in is then not checked."""
+        return self._fault(_Action(name="stand_in", answer=answer), where, times, skip)
+
     def without_role(
         self, *, where: Where = lambda request: request.operation == "GetUserDelegationKey", times: int | None = None
     ) -> StorageFault:
@@ -256,7 +267,7 @@ class _ProxyHandler(RequestHandler):
     def _stand_in(self, running: _Running, answer: Answer) -> None:
         running.sent_bytes = sum(len(piece) for piece in self._body())
         running.status, running.received_bytes = answer.status, len(answer.body)
-        running.request_id = answer.headers["x-ms-request-id"]
+        running.request_id = answer.headers.get("x-ms-request-id", "")
         self._record(running)
         self.send_answer(answer)
 

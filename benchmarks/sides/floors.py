@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -9,11 +10,12 @@ from concurrent.futures import ThreadPoolExecutor
 import apache_beam as beam
 
 from benchmarks.cloud import RAW, RawBlobs
-from benchmarks.data import json_lines
+from benchmarks.data import json_lines, orders
 from benchmarks.sides.jobs import azfs_pipeline, counted, timed
+from benchmarks.sides.orders import transforms
 from benchmarks.task import Done, Task
 
-__all__ = ["gets", "lines_in_memory"]
+__all__ = ["gets", "lines_in_memory", "orders_in_memory"]
 
 Work = Callable[[], Done]
 
@@ -27,7 +29,7 @@ def lines_in_memory(task: Task) -> Work:
 
     def build(p: beam.Pipeline) -> None:
         pieces = p | beam.Create(range(len(_BLOBS)), reshuffle=True) | "Pieces" >> beam.FlatMap(_pieces)
-        counted(pieces | "Lines" >> beam.FlatMap(bytes.splitlines) | "Text" >> beam.Map(bytes.decode))
+        counted(pieces | "Lines" >> beam.FlatMap(lambda piece: piece.decode("utf-8").splitlines()))
 
     work = timed(task, azfs_pipeline, build)
 
@@ -38,10 +40,33 @@ def lines_in_memory(task: Task) -> Work:
     return done
 
 
+def orders_in_memory(task: Task) -> Work:
+    """The orders job's transforms, from lines in memory to nowhere: what the job costs without any I/O."""
+    for name, data in orders(task.given["lines"]):
+        if name.endswith(".csv"):
+            products = data.decode("utf-8").splitlines()[1:]
+        else:
+            _BLOBS.append(gzip.decompress(data) if name.endswith(".gz") else data)
+
+    def build(p: beam.Pipeline) -> None:
+        pieces = p | beam.Create(range(len(_BLOBS)), reshuffle=True) | "Pieces" >> beam.FlatMap(_pieces)
+        lines = pieces | "Lines" >> beam.FlatMap(lambda piece: piece.split(b"\n"))
+        for number, rows in enumerate(transforms(lines, p | "Products" >> beam.Create(products))):
+            rows | f"Nowhere {number}" >> beam.Map(lambda row: None)
+
+    work = timed(task, azfs_pipeline, build)
+
+    def done() -> Done:
+        work()
+        return Done(units=1)
+
+    return done
+
+
 def _pieces(number: int) -> Iterator[bytes]:
     data, begin = _BLOBS[number], 0
     while begin < len(data):
-        end = data.rfind(b"\n", begin, begin + _PIECE_BYTES) + 1
+        end = data.rfind(b"\n", begin, begin + _PIECE_BYTES) + 1 or len(data)
         yield data[begin:end]
         begin = end
 

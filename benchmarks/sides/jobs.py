@@ -11,13 +11,12 @@ from apache_beam.options.pipeline_options import PipelineOptions
 
 from beam_entra import EntraOptions, ScopedPipeline
 from benchmarks.cloud import ACCOUNT, CURATED, RAW
-from benchmarks.task import Done, NotYet, Task
+from benchmarks.task import Done, Task
 
 __all__ = [
     "azfs_pipeline",
     "collected",
     "counted",
-    "missing",
     "ours_in",
     "ours_out",
     "scoped_pipeline",
@@ -124,34 +123,6 @@ def key_and_amount(line: str) -> tuple[str, int]:
     """What a user's Map does with a line of JSON."""
     value = json.loads(line)
     return value["key"], value["amount"]
-
-
-def missing(name: str) -> Any:
-    """Something that the package exports, or will.
-
-    Raises:
-        NotYet: It does not yet.
-    """
-    import beam_entra  # noqa: PLC0415 - to look at what it has
-
-    try:
-        return getattr(beam_entra, name)
-    except AttributeError:
-        raise NotYet(f"beam_entra has no {name} yet") from None
-
-
-def batched_read(pattern: str, format: Any) -> Any:
-    """`ReadFromBlob(..., batched=True)`.
-
-    Raises:
-        NotYet: It has no batches yet.
-    """
-    from beam_entra import ReadFromBlob  # noqa: PLC0415 - as above
-
-    try:
-        return ReadFromBlob(pattern, format, batched=True)
-    except TypeError:
-        raise NotYet("ReadFromBlob has no batched=True yet") from None
 
 
 def done(results: list[Any], units: float | None = None) -> Done:

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from importlib import import_module
 from typing import Any
 
 import apache_beam as beam
 from apache_beam.pvalue import AsDict, TaggedOutput
 
 import pipelines.orders as job
+import pipelines.orders_batched as batched_job
 from benchmarks.sides.azfs import copy_within
 from benchmarks.sides.jobs import RUNNER, azfs_pipeline, ours_in, ours_out, theirs_in, theirs_out, timed, warm_up
-from benchmarks.task import Done, NotYet, Task
+from benchmarks.task import Done, Task
 
-__all__ = ["azfs_orders", "our_batched_orders", "our_orders", "unscoped_orders"]
+__all__ = ["azfs_orders", "our_batched_orders", "our_orders", "transforms", "unscoped_orders"]
 
 Work = Callable[[], Done]
 _DEAD = "dead"
@@ -28,11 +28,7 @@ def our_orders(task: Task) -> Work:
 
 def our_batched_orders(task: Task) -> Work:
     """`pipelines.orders_batched`, scoped and audited."""
-    try:
-        batched = import_module("pipelines.orders_batched")
-    except ImportError:
-        raise NotYet("there is no pipelines/orders_batched.py yet") from None
-    return _of_main(task, batched.main)
+    return _of_main(task, batched_job.main)
 
 
 def unscoped_orders(task: Task) -> Work:
@@ -68,35 +64,13 @@ def azfs_orders(task: Task) -> Work:
 
     def build(p: beam.Pipeline) -> None:
         lines = p | "Orders" >> beam.io.ReadFromText(theirs_in("orders/*"), coder=beam.coders.BytesCoder())
-        parsed = lines | "Parse" >> beam.FlatMap(_parse).with_outputs(_DEAD, main="orders")
-        products = (
-            p
-            | "Products" >> beam.io.ReadFromText(theirs_in("products.csv"), skip_header_lines=1)
-            | "Product" >> beam.Map(_product)
+        products = p | "Products" >> beam.io.ReadFromText(theirs_in("products.csv"), skip_header_lines=1)
+        rows, revenue, dead = transforms(lines, products)
+        _write_json(rows, "Clean", out + "clean/part")
+        revenue | "Csv" >> beam.Map(lambda row: ",".join(row.values())) | "Revenue" >> beam.io.WriteToText(
+            out + "revenue/part", file_name_suffix=".csv", num_shards=1, header="day,category,revenue"
         )
-        sold = (
-            parsed["orders"]
-            | "By id" >> beam.Map(lambda order: (order["order_id"], order))
-            | "Same id" >> beam.GroupByKey()
-            | "Newest" >> beam.MapTuple(lambda order_id, versions: job.newest(versions))
-            | "Category" >> beam.Map(job.with_category, AsDict(products))
-        )
-        revenue = (
-            sold
-            | "Amount" >> beam.MapTuple(job.sale)
-            | "Sum" >> beam.CombinePerKey(sum)
-        )
-        _write_json(sold | "Row" >> beam.MapTuple(job.order_row), "Clean", out + "clean/part")
-        (
-            revenue
-            | "Line" >> beam.MapTuple(job.revenue_row)
-            | "Csv" >> beam.Map(lambda row: ",".join(row.values()))
-            | "Revenue"
-            >> beam.io.WriteToText(
-                out + "revenue/part", file_name_suffix=".csv", num_shards=1, header="day,category,revenue"
-            )
-        )
-        _write_json(parsed[_DEAD], "Dead", out + "dead/part")
+        _write_json(dead, "Dead", out + "dead/part")
 
     work = timed(task, azfs_pipeline, build)
 
@@ -105,6 +79,24 @@ def azfs_orders(task: Task) -> Work:
         return Done(units=1)
 
     return run
+
+
+def transforms(lines: Any, products: Any) -> tuple[Any, Any, Any]:
+    """What lies between reading and writing: from lines to rows of `clean/`, `revenue/` and `dead/`."""
+    parsed = lines | "Parse" >> beam.FlatMap(_parse).with_outputs(_DEAD, main="orders")
+    categories = AsDict(products | "Product" >> beam.Map(_product))
+    sold = (
+        parsed["orders"]
+        | "Same id" >> beam.GroupByKey()
+        | "Newest" >> beam.Map(job.newest, categories)
+    )
+    revenue = (
+        sold
+        | "Amount" >> beam.MapTuple(job.sale)
+        | "Sum" >> beam.CombinePerKey(sum)
+        | "Line" >> beam.MapTuple(job.revenue_row)
+    )
+    return sold | "Row" >> beam.MapTuple(job.order_row), revenue, parsed[_DEAD]
 
 
 def _write_json(rows: Any, label: str, prefix: str) -> None:

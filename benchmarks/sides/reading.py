@@ -6,17 +6,16 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import apache_beam as beam
+import pyarrow as pa
 from apache_beam.io import fileio
 
-from beam_entra import JsonLines, Lines, ReadFromBlob
+from beam_entra import Bytes, JsonLines, Lines, Parquet, ReadFromBlob
 from benchmarks.sides.jobs import (
     azfs_pipeline,
-    batched_read,
     collected,
     counted,
     done,
     key_and_amount,
-    missing,
     ours_in,
     scoped_pipeline,
     summed,
@@ -32,12 +31,10 @@ __all__ = [
     "azfs_sums",
     "azfs_text",
     "our_batches",
-    "our_blocks",
     "our_bytes",
     "our_list",
     "our_parquet",
     "our_sums",
-    "our_sums_of_batches",
     "our_text",
 ]
 
@@ -67,11 +64,9 @@ def our_text(task: Task) -> Work:
 
 def our_batches(task: Task) -> Work:
     """`ReadFromBlob(Lines(), batched=True)`, rows counted."""
-    pattern = ours_in(task.given["pattern"])
-    batched_read(pattern, Lines())
 
     def build(p: beam.Pipeline) -> None:
-        _rows_counted(p | batched_read(pattern, Lines()))
+        _rows_counted(p | ReadFromBlob(ours_in(task.given["pattern"]), Lines(), batched=True))
 
     return _of_count(timed(task, scoped_pipeline, build), task)
 
@@ -89,33 +84,17 @@ def azfs_sums(task: Task) -> Work:
 
 
 def our_sums(task: Task) -> Work:
-    """`ReadFromBlob(JsonLines())`, element by element."""
-
-    def build(p: beam.Pipeline) -> None:
-        rows = p | ReadFromBlob(ours_in(task.given["pattern"]), JsonLines())
-        summed(rows | "Pair" >> beam.Map(_pair))
-
-    return _of_sums(timed(task, scoped_pipeline, build))
-
-
-def our_sums_of_batches(task: Task) -> Work:
     """`ReadFromBlob(JsonLines(), batched=True)`: each batch is summed by Arrow, and the sums by Beam."""
-    pattern = ours_in(task.given["pattern"])
-    batched_read(pattern, JsonLines())
 
     def build(p: beam.Pipeline) -> None:
-        summed(p | batched_read(pattern, JsonLines()) | "Sum batch" >> beam.FlatMap(_batch_sums))
+        format_ = JsonLines(schema=pa.schema({"key": pa.string(), "amount": pa.int64()}))
+        batches = p | ReadFromBlob(ours_in(task.given["pattern"]), format_, batched=True)
+        summed(batches | "Sum batch" >> beam.FlatMap(_batch_sums))
 
     return _of_sums(timed(task, scoped_pipeline, build))
 
 
-def _pair(row: dict[str, Any]) -> tuple[str, int]:
-    return row["key"], row["amount"]
-
-
-def _batch_sums(batch: Any) -> Iterator[tuple[str, int]]:
-    import pyarrow as pa  # noqa: PLC0415 - in the worker, where it is needed
-
+def _batch_sums(batch: pa.RecordBatch) -> Iterator[tuple[str, int]]:
     sums = pa.Table.from_batches([batch]).group_by("key").aggregate([("amount", "sum")])
     yield from zip(sums["key"].to_pylist(), sums["amount_sum"].to_pylist(), strict=True)
 
@@ -135,26 +114,9 @@ def azfs_bytes(task: Task) -> Work:
 
 def our_bytes(task: Task) -> Work:
     """`ReadFromBlob(Bytes())`."""
-    bytes_format = missing("Bytes")
 
     def build(p: beam.Pipeline) -> None:
-        _bytes_summed(p | ReadFromBlob(ours_in(task.given["pattern"]), bytes_format()) | "Length" >> beam.Map(len))
-
-    return _of_count(timed(task, scoped_pipeline, build), task)
-
-
-def our_blocks(task: Task) -> Work:
-    """The blocks that `ReadFromBlob` decodes, not decoded: what reading alone costs."""
-    from beam_entra.io.dofn import Scoped  # noqa: PLC0415 - not public, and only here
-    from beam_entra.io.read import _Match, _ReadBlocks  # noqa: PLC0415 - likewise
-
-    read = ReadFromBlob(ours_in(task.given["pattern"]), Lines())
-    settings = read._settings
-
-    def build(p: beam.Pipeline) -> None:
-        blobs = p | beam.Create([ours_in(task.given["pattern"])]) | "Match" >> Scoped(_Match(settings))
-        blocks = blobs | beam.Reshuffle() | "Read" >> Scoped(_ReadBlocks(settings))
-        _bytes_summed(blocks | "Length" >> beam.Map(lambda block: len(block.data)))
+        _bytes_summed(p | ReadFromBlob(ours_in(task.given["pattern"]), Bytes()) | "Length" >> beam.Map(len))
 
     return _of_count(timed(task, scoped_pipeline, build), task)
 
@@ -174,12 +136,10 @@ def azfs_parquet(task: Task) -> Work:
 
 def our_parquet(task: Task) -> Work:
     """`ReadFromBlob(Parquet(columns=...), batched=True)`."""
-    pattern = ours_in(task.given["pattern"])
-    parquet = missing("Parquet")
-    batched_read(pattern, parquet(columns=["key", "amount"]))
 
     def build(p: beam.Pipeline) -> None:
-        _rows_counted(p | batched_read(pattern, parquet(columns=["key", "amount"])))
+        format_ = Parquet(columns=["key", "amount"])
+        _rows_counted(p | ReadFromBlob(ours_in(task.given["pattern"]), format_, batched=True))
 
     return _of_count(timed(task, scoped_pipeline, build), task)
 
@@ -197,15 +157,10 @@ def azfs_list(task: Task) -> Work:
 
 
 def our_list(task: Task) -> Work:
-    """The match step of `ReadFromBlob`."""
-    from beam_entra.io.dofn import Scoped  # noqa: PLC0415 - not public, and only here
-    from beam_entra.io.read import _Match  # noqa: PLC0415 - likewise
-
-    pattern = ours_in(task.given["pattern"])
-    settings = ReadFromBlob(pattern)._settings
+    """The same `fileio.MatchFiles` over `abfss://`."""
 
     def build(p: beam.Pipeline) -> None:
-        counted(p | beam.Create([pattern]) | Scoped(_Match(settings)))
+        counted(p | fileio.MatchFiles(ours_in(task.given["pattern"])))
 
     return _of_count(timed(task, scoped_pipeline, build), task)
 

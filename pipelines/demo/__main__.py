@@ -21,7 +21,7 @@ _INTERRUPTED = 130
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--orders", default=200_000, show_default=True, help="Lines of sample data.")
+@click.option("--orders", default=50_000, show_default=True, help="Lines of sample data.")
 @click.option("--runner", default="DirectRunner", show_default=True, help="Beam runner of the job.")
 @click.option("--keep", is_flag=True, help="Leave the tenant and Azurite up, to look around.")
 @click.option(

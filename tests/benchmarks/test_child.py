@@ -11,8 +11,6 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-import beam_entra
-from benchmarks.child import run
 from benchmarks.data import json_lines, many, orders, parquet, record, small
 from benchmarks.task import Task
 from benchmarks.usage import Usage
@@ -39,12 +37,6 @@ def test_a_server_does_each_task_in_a_child_and_outlives_those_that_fail() -> No
         assert (done["units"], done["answer"]) == (lines, lines)
         assert done["wall_s"] > 0
         assert done["peak_bytes"] >= done["idle_bytes"] > 0
-
-
-def test_what_the_package_lacks_is_said_and_no_failure() -> None:
-    """Until it has it."""
-    assert not hasattr(beam_entra, "Parquet"), "then take another thing that is missing, or this test away"
-    assert run(Task(side="reading.our_parquet", given={"pattern": "x"})) == {"not_yet": "beam_entra has no Parquet yet"}
 
 
 def test_usage_sees_time_and_memory() -> None:

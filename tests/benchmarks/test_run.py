@@ -11,10 +11,13 @@ from pathlib import Path
 import pytest
 
 from benchmarks.defects import find_defects
+from benchmarks.page import render
 from benchmarks.rows import groups_of
-from benchmarks.run import SideFailed, _check_answers
+from benchmarks.run import SideFailed, _check_answers, _check_repetition, sides_of_round
+from benchmarks.timing import TimeLeft
 
 ROOT = Path(__file__).parents[2]
+ROWS = ("orders", "large", "bundle")  # writing and reading, lines and bytes, floors of both kinds, a delay, timings
 
 
 def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -33,17 +36,20 @@ def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
 def test_every_kind_of_row_runs(tmp_path: Path) -> None:
     """Reading, writing, the job scoped and unscoped, a delay, a floor, bundles."""
     results = tmp_path / "results.json"
-    rows = [f"--row={row}" for row in ("small-20ms", "orders", "bundle")]
+    rows = [f"--row={row}" for row in ROWS]
     ran = bench("--scale=0.001", "--pairs=1", f"--results={results}", *rows)
     assert ran.returncode == 0, ran.stdout + ran.stderr
-    assert "per bundle: open, SAS, audit, close" in ran.stdout
+    assert "per bundle: open, issue a SAS, audit, close" in ran.stdout
     kept = json.loads(results.read_text(encoding="utf-8"))
-    assert set(kept["groups"]) == {"small-20ms", "orders", "bundle"}
+    assert set(kept["groups"]) == set(ROWS)
+    assert "a quick look, no result" in render(kept)
     sides = kept["groups"]["orders"]["sides"]
     clean, dead, revenue = sides["ours"][0]["answer"]
     assert (clean[0], dead[0], revenue[0]) == ("clean", "dead", "revenue")
-    assert clean[1] + dead[1] > 1900
-    assert sides["azfs"][0]["answer"] == sides["unscoped"][0]["answer"] == sides["ours"][0]["answer"]
+    assert clean[1] + dead[1] > 480
+    assert [len(sides[name]) for name in ("azfs", "ours", "unscoped", "batched", "memory")] == [1] * 5
+    for name in ("azfs", "unscoped", "batched"):
+        assert sides[name][0]["answer"] == sides["ours"][0]["answer"]
     assert str(tmp_path) not in results.read_text(encoding="utf-8")
     assert "AccountKey" not in results.read_text(encoding="utf-8")
 
@@ -67,4 +73,40 @@ def test_sides_that_did_different_things_are_no_result() -> None:
     (group,) = groups_of(("text",))
     with pytest.raises(SideFailed, match="do not agree: 1, 2"):
         _check_answers(group, [{"units": 1, "answer": 1}, {"units": 1, "answer": 2}])
-    _check_answers(group, [{"units": 1, "answer": 1}, {"units": 1, "answer": 1}, {"not_yet": "x"}])
+    _check_answers(group, [{"units": 1, "answer": 1}, {"units": 1, "answer": 1}, {"units": 1, "answer": None}])
+    _check_answers(group, [{"units": 1, "answer": 1}, {"units": 2, "answer": 2}])
+
+
+def test_a_round_that_did_something_else_is_no_result() -> None:
+    """It must have done as many units as in the first, and written as many bytes."""
+    (group,) = groups_of(("text",))
+    same = {"units": 1, "written": {"clean": 10}}
+    _check_repetition(group, {"ours": [same, same], "floor": [same]})
+    for other in ({"units": 2, "written": {"clean": 10}}, {"units": 1, "written": {"clean": 9}}):
+        with pytest.raises(SideFailed, match="ours of text did something else"):
+            _check_repetition(group, {"ours": [same, same, other]})
+
+
+def test_rounds_go_back_and_forth_where_little_is_to_be_seen() -> None:
+    """A B B A; floors run in three rounds, and the sides of a small difference in more."""
+    (orders,) = groups_of(("orders",))
+    rounds = [[side.name for side in sides_of_round(orders, number, 5)] for number in range(9)]
+    assert rounds[0] == ["azfs", "ours", "unscoped", "batched", "memory"]
+    assert rounds[1] == rounds[0][::-1]
+    assert rounds[3] == ["batched", "unscoped", "ours", "azfs"]
+    assert rounds[7:] == [["unscoped", "ours"], ["ours", "unscoped"]]
+    assert [len(sides_of_round(orders, number, 1)) for number in range(2)] == [5, 0]
+    (text,) = groups_of(("text",))
+    assert sides_of_round(text, 1, 5) == sides_of_round(text, 0, 5)
+
+
+def test_the_time_left_follows_the_pace_of_what_is_done() -> None:
+    """At first from the groups' own figures, then as much slower as the first ones were."""
+    now = [0.0]
+    left = TimeLeft(groups_of(("text", "bundle")), share=1, now=lambda: now[0])
+    first, second = groups_of(("text", "bundle"))
+    assert left.seconds() == pytest.approx(first.takes_s + second.takes_s + 10)
+    now[0] = 2 * (first.takes_s + 5)
+    left.done(first)
+    assert left.seconds() == pytest.approx(2 * (second.takes_s + 5))
+    assert str(left) == "about 0:30 left, 1 of 2 to go"

@@ -26,7 +26,8 @@ from typing import Any
 from apache_beam.runners.direct import direct_runner  # noqa: F401  # imported once, here
 from apache_beam.runners.portability import fn_api_runner  # noqa: F401  # likewise
 
-from beam_entra.io.write import WriteSettings, _Commit, _Stage
+from beam_entra.io.sink import WriteSettings
+from beam_entra.io.write import _Commit, _Stage
 from beam_entra.session import JobScope
 
 

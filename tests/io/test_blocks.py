@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import gzip
 import itertools
 import threading
-import tracemalloc
-import zlib
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,34 +14,33 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from beam_entra.errors import FormatError
-from beam_entra.io.blocks import Block, fetch_ahead, split_blocks, stream_blocks, strip_line_end
-from beam_entra.io.compression import gunzip
+from beam_entra.io.blocks import BYTE_ORDER_MARK, Block, fetch_ahead, split_blocks, stream_blocks, strip_line_end
 from beam_entra.io.formats import Csv, Format, Lines
 from beam_entra.io.read import _Claims
 
 PATH = "abfss://raw@lake.dfs.core.windows.net/a.txt"
 NO_LIMIT = 1 << 30
 
-# Records without line ends, as short and as long as the block sizes below, empty ones and ones with "\r" in them.
-_records = st.lists(
-    st.binary(max_size=12).map(lambda raw: raw.replace(b"\n", b"")).map(lambda raw: raw.rstrip(b"\r")), max_size=25
-)
+# Records without line ends, as short and as long as the block sizes below, empty ones, ones with "\r" in them, and
+# ones of characters that a cut may take apart.
+_bytes = st.binary(max_size=12).map(lambda raw: raw.replace(b"\n", b"").rstrip(b"\r"))
+_records = st.lists(_bytes | st.text("aé€😀", max_size=4).map(str.encode), max_size=25)
 _line_ends = st.sampled_from([b"\n", b"\r\n"])
 
 
 @st.composite
 def blobs(draw: st.DrawFn) -> bytes:
-    """The bytes of a blob: records with one kind of line end, the last one perhaps without."""
-    end = draw(_line_ends)
-    whole = b"".join(record + end for record in draw(_records))
-    # Bytes that happen to begin with the mark would be taken for one: see the tests of the mark.
-    whole = whole.removeprefix(b"\xef\xbb\xbf")
-    return whole if draw(st.booleans()) else whole.removesuffix(end)
+    """The bytes of a blob: records with line ends of both kinds, the last one perhaps without, perhaps a mark first."""
+    mark = draw(st.sampled_from([b"", BYTE_ORDER_MARK]))
+    records = [record + draw(_line_ends) for record in draw(_records)]
+    if records and draw(st.booleans()):
+        records[-1] = strip_line_end(records[-1])
+    return mark + b"".join(records)
 
 
 def plain(data: bytes) -> list[tuple[int, bytes]]:
     """The reading to compare with: offset and bytes of each record, one after another."""
-    found, at = [], 0
+    found, at = [], len(BYTE_ORDER_MARK) if data.startswith(BYTE_ORDER_MARK) else 0
     while at < len(data):
         newline = data.find(b"\n", at)
         end = len(data) if newline < 0 else newline + 1
@@ -276,97 +272,6 @@ def test_quoted_line_ends_never_split_a_row(piece: int, rows: int, end: bytes) -
     assert (elements, bad) == ([{"id": "7", "text": text}] * rows, [])
 
 
-# gzip
-
-
-def gunzipped(data: bytes, *, piece: int = 1000, out: int = 1000) -> list[bytes]:
-    """The pieces that a compressed blob gives."""
-    return list(gunzip(PATH, chunks_of(data, piece)(0, len(data)), piece_bytes=out))
-
-
-@given(
-    members=st.lists(st.binary(max_size=300), max_size=5),
-    piece=st.integers(1, 100),
-    out=st.integers(1, 100),
-    padding=st.integers(0, 20),
-)
-def test_members_follow_one_another_and_padding_is_no_member(
-    members: list[bytes], piece: int, out: int, padding: int
-) -> None:
-    """Any number of members, cut anywhere, decompress to their content, no piece longer than asked for."""
-    data = b"".join(gzip.compress(member) for member in members) + (b"\0" * padding if members else b"")
-    pieces = gunzipped(data, piece=piece, out=out)
-    assert b"".join(pieces) == b"".join(members)
-    assert all(0 < len(part) <= out for part in pieces)
-
-
-GZIP_PROBLEMS = {
-    "no gzip at all": b'{"id":1}\n{"id":2}\n',
-    "zlib without the gzip header": zlib.compress(b"abc"),
-    "garbage behind the last member": gzip.compress(b"abc") + b"garbage",
-    "a broken checksum": gzip.compress(b"abc")[:-8] + b"\1" * 8,
-    "zeros alone": b"\0" * 30,
-}
-
-
-@pytest.mark.parametrize("data", GZIP_PROBLEMS.values(), ids=GZIP_PROBLEMS)
-def test_what_is_no_sound_gzip_is_an_error_that_says_so(data: bytes) -> None:
-    """The error names the blob and both ways out."""
-    with pytest.raises(FormatError, match="no sound gzip stream") as caught:
-        gunzipped(data)
-    assert PATH in caught.value.message
-    assert "compression='none'" in caught.value.hint
-
-
-@given(cut=st.integers(1, 59), piece=st.integers(1, 70))
-def test_a_stream_that_breaks_off_is_an_error_wherever_it_does(cut: int, piece: int) -> None:
-    """A truncated upload is never taken for a short blob."""
-    data = gzip.compress(bytes(range(60)), mtime=0)
-    with pytest.raises(FormatError, match="breaks off"):
-        gunzipped(data[:cut], piece=piece)
-
-
-def test_an_empty_blob_is_an_empty_gzip_stream() -> None:
-    """As gzip itself has it."""
-    assert gunzipped(b"") == []
-
-
-def test_a_bomb_stays_within_memory_bounds() -> None:
-    """200 MB out of 200 KB come in pieces; what is held is a few pieces."""
-    packer = zlib.compressobj(wbits=31)
-    line = b"a" * 99 + b"\n"
-    data = b"".join(packer.compress(line * 10_000) for _ in range(200)) + packer.flush()
-    piece_bytes = 1 << 20
-    tracemalloc.start()
-    try:
-        pieces = gunzip(PATH, iter([data]), piece_bytes=piece_bytes)
-        blocks = stream_blocks(PATH, pieces, Lines(), max_record_bytes=1000)
-        total = sum(len(block.data) for block in blocks)
-        peak = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
-    assert total == 200_000_000
-    assert peak < 8 * piece_bytes
-
-
-def test_many_small_members_take_linear_time() -> None:
-    """Work grows with the bytes, not with members times bytes: zlib is fed little at a time."""
-    member = gzip.compress(b"abc\n", mtime=0)
-    fed: list[int] = []
-
-    class Counted(bytes):
-        """Bytes that tell how many of them were taken at once."""
-
-        def __getitem__(self, key: object) -> bytes:  # type: ignore[override]  # slices only
-            part = super().__getitem__(key)  # type: ignore[call-overload]  # likewise
-            fed.append(len(part))
-            return bytes(part)
-
-    data = Counted(member * 40_000)
-    assert b"".join(gunzip(PATH, iter([data]), piece_bytes=1 << 20)) == b"abc\n" * 40_000
-    assert max(fed) <= 64 * 1024
-
-
 # Fetching ahead
 
 
@@ -423,6 +328,19 @@ def test_chunks_come_in_order_and_no_deeper_than_asked(executor: ThreadPoolExecu
         assert source.started <= number + depth
     assert found == bytes(range(3, 201))
     assert source.most <= depth
+
+
+@pytest.mark.parametrize(("ahead_bytes", "most"), [(1, 1), (13, 1), (14, 2), (30, 4), (1000, 6)])
+def test_bytes_ahead_are_bounded(executor: ThreadPoolExecutor, ahead_bytes: int, most: int) -> None:
+    """However few may be ahead, one range is; more are as long as both bounds allow."""
+    source = Source()
+    arriving = fetch_ahead(source.fetch, pieces_of(3, 199, 7), executor=executor, depth=6, ahead_bytes=ahead_bytes)
+    found = b""
+    for number, chunk in enumerate(arriving, start=1):
+        found += chunk
+        assert source.started <= number + most
+    assert found == bytes(range(3, 199))
+    assert source.most <= most
 
 
 def test_an_early_end_cancels_what_waits_and_waits_for_what_runs() -> None:

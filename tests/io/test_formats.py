@@ -365,6 +365,51 @@ def test_white_space_around_a_json_value_is_none_of_it() -> None:
     assert read_back(b' \t{"a": 1} \r\n', JsonLines()) == ([{"a": 1}], [])
 
 
+ODD_LINES = ["", " ", "1 2", "{", "NaN", '"\\ud800"', ' {"a":1}', '{"a":1} ', "\ufeff1", "[" * 100_000, "-0"]
+
+
+def json_lines() -> st.SearchStrategy[str]:
+    """Lines of JSON, and what is none."""
+    values = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(), st.lists)
+    others = st.text(st.characters(exclude_characters="\n", codec="utf-8"))
+    return values.map(json.dumps) | st.sampled_from(ODD_LINES) | others
+
+
+@given(st.lists(st.tuples(json_lines(), st.sampled_from(["\n", "\r\n", "\xff\n"]))))
+def test_json_lines_come_one_by_one_to_what_they_come_to_in_a_loop(lines: list[tuple[str, str]]) -> None:
+    """The same elements, and the same bad records at the same bytes, as a format has them that overrides `decode`."""
+    data = b"".join(line.encode() + end.encode("latin-1") for line, end in lines)
+    for parse in (None, _no_lists):
+        block = Block(path="x", offset=7, data=data)
+        outcomes = []
+        for format_ in (JsonLines(parse), _OwnJsonLines(parse)):
+            bad: list[BadRecord] = []
+            elements = list(format_.decode_each(block, bad))
+            outcomes.append((repr(elements), [(record.offset, record.record, record.reason) for record in bad]))
+        assert outcomes[0] == outcomes[1]
+
+
+class _OwnJsonLines(JsonLines):
+    def decode(self, record: bytes, header: bytes) -> Any:
+        return super().decode(record, header)
+
+
+class _Doubled(JsonLines):
+    def decode(self, record: bytes, header: bytes) -> Any:
+        return 2 * super().decode(record, header)
+
+
+def test_a_format_made_of_json_lines_decodes_in_its_own_way() -> None:
+    """No shortcut goes past a `decode` that somebody has overridden."""
+    assert read_back(b"1\n2\n", _Doubled()) == ([2, 4], [])
+
+
+def _no_lists(value: Any) -> Any:
+    if isinstance(value, list):
+        raise TypeError("a list")
+    return value
+
+
 def test_a_lone_carriage_return_ends_no_record() -> None:
     """Only a newline does; the classic trap of `splitlines`."""
     assert read_back(b"a\rb\nc\x0bd\n", Lines()) == (["a\rb", "c\x0bd"], [])

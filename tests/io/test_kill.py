@@ -8,6 +8,7 @@ proxy, before Storage sees it or when Storage has done it, for every n in turn.
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import pickle
@@ -17,17 +18,20 @@ import subprocess
 import sys
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
+from pyarrow import parquet
 
-from beam_entra import JsonLines
+from beam_entra import JsonLines, Parquet
 from beam_entra.clock import utc_now
-from beam_entra.io.write import WriteSettings
+from beam_entra.io.formats import BlobFormat
+from beam_entra.io.sink import WriteSettings
 from beam_entra.paths import BlobPath
 from beam_entra.session import JobScope, Session, seal_job
 
@@ -88,18 +92,44 @@ def attempts(tmp_path_factory: pytest.TempPathFactory, environment: dict[str, st
     made.close()
 
 
+@dataclass(frozen=True, kw_only=True)
+class Kind:
+    """What is written, and how it is read back."""
+
+    name: str
+    format: BlobFormat
+    shards: int | None
+    read: Callable[[bytes], list[Any]]
+
+
+KINDS = {
+    "records of all bundles": Kind(
+        name="records of all bundles",
+        format=JsonLines(),
+        shards=2,
+        read=lambda content: [json.loads(line) for line in content.splitlines()],
+    ),
+    "a file a bundle": Kind(
+        name="a file a bundle",
+        format=Parquet(schema=pa.schema([("id", pa.int64())])),
+        shards=None,
+        read=lambda content: parquet.read_table(io.BytesIO(content)).to_pylist(),
+    ),
+}
+
+
 class Runner:
     """The stand-in for a runner, with one kill: at the request that the proxy holds."""
 
-    def __init__(self, lake: Any, attempts: Attempts, number: int) -> None:
-        self.lake, self.attempts = lake, attempts
+    def __init__(self, lake: Any, attempts: Attempts, number: int, kind: Kind) -> None:
+        self.lake, self.attempts, self.kind = lake, attempts, kind
         self.prefix = f"out/{number}/"
         self.scope = JobScope.launch(lake.manifest(), now=utc_now())
         self.settings = WriteSettings(
             prefix=BlobPath.parse(lake.curated.url(self.prefix)),
-            format=JsonLines(),
-            shards=2,
-            compressed=False,
+            format=kind.format,
+            shards=kind.shards,
+            compression="none",
             overwrite=False,
             block_bytes=80,
             sink=uuid.uuid4().hex,
@@ -145,9 +175,13 @@ class Runner:
     def check(self) -> None:
         """Each record once, `_SUCCESS` true, nothing else below the prefix."""
         success = self.lake.success(self.prefix)
-        parts = [f"part-{at:05d}-of-00002.jsonl" for at in range(2)]
-        assert self.visible() == ["_COMMITTING", "_SUCCESS", *parts]
-        assert sorted(value["id"] for value in self.lake.written(self.prefix)) == list(range(33))
+        marks, parts = self.visible()[:2], self.visible()[2:]
+        assert marks == ["_COMMITTING", "_SUCCESS"]
+        assert len(parts) == 2
+        if self.kind.shards:
+            assert parts == [f"part-{at:05d}-of-00002.jsonl" for at in range(2)]
+        contents = [self.lake.curated.download(self.prefix + name) for name in parts]
+        assert sorted(value["id"] for content in contents for value in self.kind.read(content)) == list(range(33))
         assert success["rows"] == 33
         etags = {BlobPath.parse(blob["path"]).name: blob["etag"] for blob in success["blobs"]}
         assert etags == {self.prefix + name: self.lake.etag(self.lake.curated, self.prefix + name) for name in parts}
@@ -199,6 +233,7 @@ class Moment:
     """When a process dies."""
 
     name: str
+    kind: str = "records of all bundles"
     done: bool
     everywhere: bool
     at_least: int
@@ -207,6 +242,13 @@ class Moment:
 MOMENTS = [
     Moment(name="when Storage has done it, at every request", done=True, everywhere=True, at_least=25),
     Moment(name="before Storage sees it, at every write, which lands later", done=False, everywhere=False, at_least=10),
+    Moment(
+        name="a file a bundle, when Storage has done it, at every write",
+        kind="a file a bundle",
+        done=True,
+        everywhere=False,
+        at_least=10,
+    ),
 ]
 
 
@@ -216,7 +258,7 @@ def test_a_write_survives_a_kill_at_any_of_its_requests(lake: Any, attempts: Att
     killed: list[str] = []
     containers = {lake.curated.name, lake.audit.name, ""} if moment.everywhere else {lake.curated.name}
     for nth in range(200):
-        runner = Runner(lake, attempts, nth)
+        runner = Runner(lake, attempts, nth, KINDS[moment.kind])
         runner.held = lake.cloud.proxy.hold(
             answer=moment.done,
             times=1,

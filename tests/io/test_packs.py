@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import pickle
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import UTC, datetime
 
+import apache_beam as beam
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from beam_entra.io.packs import fetch_unordered, packed
+from beam_entra.io.packs import Pack, fetch_unordered, packed
 from beam_entra.paths import BlobPath
 from beam_entra.storage import BlobProperties
 
@@ -142,3 +145,14 @@ def test_who_stops_early_leaves_nothing_under_way(threads: ThreadPoolExecutor) -
     count = len(ended)
     assert count <= 20
     assert threads.submit(lambda: len(ended)).result() == count
+
+
+@given(st.lists(st.integers(0, 1 << 40), max_size=5), st.text(alphabet="abcé/ %", max_size=8))
+def test_a_pack_is_the_same_once_it_has_travelled(of: list[int], name: str) -> None:
+    """Pickled, and through the coder that Beam takes for it."""
+    blobs = [replace(blob(size, number), content_type=name, etag=f'"{name}"') for number, size in enumerate(of)]
+    pack = Pack(blobs)
+    coder = beam.coders.registry.get_coder(Pack)
+    for travelled in (pickle.loads(pickle.dumps(pack)), coder.decode(coder.encode(pack))):  # noqa: S301 - our own
+        assert (type(travelled), travelled) == (Pack, pack)
+        assert [(each.content_type, hash(each.path)) for each in travelled] == [(name, hash(b.path)) for b in blobs]

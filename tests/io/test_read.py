@@ -320,7 +320,25 @@ WRONG = {
     "an unknown compression": {"compression": "zip"},
     "blocks of nothing": {"block_bytes": 0},
     "records of nothing": {"max_record_bytes": 0},
+    "nothing ahead": {"prefetch_bytes": 0},
 }
+
+
+@pytest.mark.parametrize(
+    ("prefetch_bytes", "lengths"), [(10_000, [10, 20, 40, 80, 50]), (80, [10, *[20] * 9, 10]), (3, [1] * 200)]
+)
+def test_a_read_begins_with_a_block_and_goes_on_with_more(
+    lake: Any, prefetch_bytes: int, lengths: list[int]
+) -> None:
+    """Requests grow to eight blocks, but to no more than a quarter of what may be fetched ahead."""
+    lake.raw.upload("in/a.txt", b"123456789\n" * 20)
+    with lake.pipeline() as p:
+        lines = p | ReadFromBlob(lake.raw.url("in/a.txt"), block_bytes=10, prefetch_bytes=prefetch_bytes)
+        assert_that(lines, equal_to(["123456789"] * 20))
+    gets = matching("GetBlob", container=lake.raw.name)
+    asked = [e.request.headers["x-ms-range"] for e in lake.cloud.proxy.requests if gets(e.request)]
+    spans = sorted(tuple(map(int, each.removeprefix("bytes=").split("-"))) for each in asked)
+    assert [last + 1 - first for first, last in spans] == lengths
 
 
 @pytest.mark.parametrize("settings", WRONG.values(), ids=WRONG)

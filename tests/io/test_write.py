@@ -2,27 +2,40 @@
 
 from __future__ import annotations
 
+import bz2
 import csv
 import gzip
 import io
 import json
 import threading
+import tracemalloc
 import uuid
+from collections import defaultdict
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any
 
 import apache_beam as beam
+import pyarrow as pa
 import pytest
+import zstandard
 from apache_beam.metrics.metric import Lineage
 from apache_beam.testing import test_stream
 from apache_beam.testing.util import assert_that, equal_to
 from apache_beam.transforms.window import FixedWindows, TimestampedValue
+from hypothesis import given
+from hypothesis import strategies as st
 
-from beam_entra import Csv, Format, JsonLines, ReadFromBlob, WriteToBlob
+from beam_entra import Bytes, Csv, Format, JsonLines, Lines, ReadFromBlob, WriteToBlob
 from beam_entra.clock import utc_now
 from beam_entra.errors import AccessDenied, BlobExists, ConfigError, FormatError, NotGranted, StorageError
-from beam_entra.io.write import Staged, Stager, WriteSettings, _AutoShards, _check_blocks, _Stage, commit
+from beam_entra.io.batches import RecordBatchCoder
+from beam_entra.io.commit import _check_blocks, commit
+from beam_entra.io.compression import Compression
+from beam_entra.io.formats import BlobFormat, BlockFormat, FileFormat
+from beam_entra.io.sink import AutoShards, Staged, WriteSettings, shards_of
+from beam_entra.io.staging import BlockStager, FileStager, stager_for
+from beam_entra.io.write import _Deal, _Stage
 from beam_entra.paths import BlobPath
 from beam_entra.session import JobScope, Session, close_session, open_session
 from beam_entra.testing.storage_requests import StorageRequest
@@ -50,7 +63,7 @@ def settings_for(lake: Any, format: Format | None = None, *, prefix: str = "out/
         "prefix": BlobPath.parse(lake.curated.url(prefix)),
         "format": format or JsonLines(),
         "shards": None,
-        "compressed": False,
+        "compression": "none",
         "overwrite": False,
         "block_bytes": 1000,
         "sink": uuid.uuid4().hex,
@@ -58,9 +71,9 @@ def settings_for(lake: Any, format: Format | None = None, *, prefix: str = "out/
     return WriteSettings(**(values | changes))
 
 
-def stage(bundle: Any, settings: WriteSettings, elements: list[Any], auto: _AutoShards | None = None) -> list[Staged]:
-    """What one bundle does."""
-    stager = Stager(bundle, settings, auto or _AutoShards(settings), 0)
+def stage(bundle: Any, settings: WriteSettings, elements: list[Any]) -> list[Staged]:
+    """What the first bundle of a process does."""
+    stager = BlockStager(bundle, settings, shards_of(settings))
     for element in elements:
         stager.add(element)
     return stager.finish()
@@ -135,27 +148,48 @@ def test_automatic_shards_are_one_blob_a_process(lake: Any) -> None:
 
 def test_a_long_blob_is_followed_by_another(lake: Any) -> None:
     """No blob of automatic shards comes near Storage's limits."""
-    names = _AutoShards(settings_for(lake))
+    names = AutoShards(settings_for(lake))
     sizes = [200 << 20, 200 << 20, 200 << 20, 1]
-    assert [names.path_for(size).name[-11:-6] for size in sizes] == ["00000", "00000", "00000", "00001"]
-    small = [names.path_for(0) for _ in range(10_001)]
+    assert [names.path_for(0, size).name[-11:-6] for size in sizes] == ["00000", "00000", "00000", "00001"]
+    small = [names.path_for(0, 0) for _ in range(10_001)]
     assert len(set(small)) == 2
 
 
-def test_gzip_blobs_are_members_in_any_order(lake: Any) -> None:
+@pytest.mark.parametrize(
+    ("compression", "suffix", "content_type"),
+    [
+        ("gzip", ".gz", "application/gzip"),
+        ("bzip2", ".bz2", "application/x-bzip2"),
+        ("zstd", ".zst", "application/zstd"),
+    ],
+)
+def test_compressed_blobs_are_members_in_any_order(
+    lake: Any, compression: Compression, suffix: str, content_type: str
+) -> None:
     """What several bundles stage to one compressed blob decompresses as one."""
-    write(lake, [{"id": number} for number in range(300)], JsonLines(), compression="gzip", shards=2, block_bytes=200)
-    assert all(name.endswith("-of-00002.jsonl.gz") for name in lake.parts())
-    lines = [line for name in lake.parts() for line in gzip.decompress(lake.curated.download(name)).splitlines()]
-    assert sorted(json.loads(line)["id"] for line in lines) == list(range(300))
+    values = [{"id": number} for number in range(300)]
+    write(lake, values, JsonLines(), compression=compression, shards=2, block_bytes=200)
+    assert all(name.endswith(f"-of-00002.jsonl{suffix}") for name in lake.parts())
+    contents = [UNPACKED[compression](lake.curated.download(name)) for name in lake.parts()]
+    assert sorted(json.loads(line)["id"] for content in contents for line in content.splitlines()) == list(range(300))
     client = lake.cloud.admin.client(lake.curated.account).get_blob_client(lake.curated.name, lake.parts()[0])
-    assert client.get_blob_properties().content_settings.content_type == "application/gzip"
+    assert client.get_blob_properties().content_settings.content_type == content_type
 
 
-@pytest.mark.parametrize("compressed", [False, True])
-def test_a_csv_header_stands_once_in_each_blob_whatever_the_bundles(lake: Any, bundle: Any, compressed: bool) -> None:
+UNPACKED: dict[Compression, Callable[[bytes], bytes]] = {
+    "none": bytes,
+    "gzip": gzip.decompress,
+    "bzip2": bz2.decompress,
+    "zstd": lambda data: zstandard.ZstdDecompressor().stream_reader(data, read_across_frames=True).read(),
+}
+
+
+@pytest.mark.parametrize("compression", UNPACKED)
+def test_a_csv_header_stands_once_in_each_blob_whatever_the_bundles(
+    lake: Any, bundle: Any, compression: Compression
+) -> None:
     """Several bundles stage to the same blobs; each blob has one header, first."""
-    settings = settings_for(lake, Csv(["id", "text"]), shards=2, compressed=compressed, block_bytes=50)
+    settings = settings_for(lake, Csv(["id", "text"]), shards=2, compression=compression, block_bytes=50)
     staged = [
         part
         for first in (0, 20, 40)
@@ -165,7 +199,7 @@ def test_a_csv_header_stands_once_in_each_blob_whatever_the_bundles(lake: Any, b
     ids = []
     for name in lake.parts():
         content = lake.curated.download(name)
-        text = (gzip.decompress(content) if compressed else content).decode()
+        text = UNPACKED[compression](content).decode()
         header, *rows = csv.reader(io.StringIO(text, newline=""))
         assert header == ["id", "text"]
         assert {row[1] for row in rows} == {"a\nb"}
@@ -232,6 +266,404 @@ def test_metrics_and_lineage_are_reported(lake: Any) -> None:
     assert metrics["blobs_committed"] == 3
     (sink,) = Lineage.query(pipeline.result.metrics(), Lineage.SINK)
     assert sink.replace("`", "") == f"abs:{lake.curated.account}.{lake.curated.name}.{lake.parts()[0]}"
+
+
+# Record batches among the elements
+
+
+def lines_of(batches: list[pa.RecordBatch]) -> list[Any]:
+    """The rows."""
+    return [row for batch in batches for row in batch.to_pylist()]
+
+
+@pytest.mark.parametrize("shards", [None, 3])
+def test_rows_of_record_batches_are_written_as_elements_are(lake: Any, shards: int | None) -> None:
+    """Beside elements, each row a record, counted; an empty batch is nothing."""
+    batches = [
+        pa.record_batch({"id": list(range(start, start + length)), "text": [f"row {start}"] * length})
+        for start, length in ((0, 1000), (1000, 0), (1000, 1), (1001, 400))
+    ]
+    single = [{"id": number, "text": "single"} for number in range(1401, 1411)]
+    pipeline = write(lake, [*batches, *single], JsonLines(), shards=shards, block_bytes=2000)
+    assert sorted(lake.written(), key=lambda row: row["id"]) == [*lines_of(batches), *single]
+    assert lake.success()["rows"] == 1411
+    assert pipeline.report.metrics["records_written"] == 1411
+    assert len(lake.parts()) == (shards or 1)
+
+
+def test_a_long_batch_is_cut_so_that_blocks_stay_near_their_length(lake: Any, bundle: Any) -> None:
+    """Although nobody knows before how long rows are in the format: here a hundred times what they are in memory."""
+    settings = settings_for(lake, shards=4, block_bytes=20_000)
+    values = pa.array([number % 100 for number in range(8000)], pa.int8())
+    batch = pa.record_batch({"a_long_name_" * 10: values, "id": pa.array(range(8000), pa.int16())})
+    stager = BlockStager(bundle, settings, shards_of(settings))
+    stager.add_batch(batch.slice(0, 4000))
+    stager.add_batch(batch.slice(4000))
+    staged = stager.finish()
+    assert sum(part.rows for part in staged) == stager.rows == 8000
+    sizes = [part.size_bytes for part in staged]
+    assert max(sizes) - min(sizes) <= 2 * settings.block_bytes, "shards fill alike"
+    blocks = [record["size"] for record in staged_blocks(lake)]
+    assert max(blocks) <= 2.5 * settings.block_bytes
+    assert len(blocks) <= sum(sizes) / settings.block_bytes + 8
+    commit(bundle, settings, staged, COMMIT_ID)
+    assert sorted(lake.written(), key=lambda row: row["id"]) == batch.to_pylist()
+
+
+def test_a_short_batch_goes_to_all_shards(lake: Any, bundle: Any) -> None:
+    """Where there are many rows to a shard; a few hundred are not taken apart."""
+    settings = settings_for(lake, shards=4, block_bytes=1 << 20)
+    for rows, shares in ((1000, [250] * 4), (400, [128, 128, 128, 16]), (100, [100])):
+        stager = BlockStager(bundle, settings, shards_of(settings))
+        stager.add_batch(pa.record_batch({"id": list(range(rows))}))
+        assert sorted((part.rows for part in stager.finish()), reverse=True) == shares
+
+
+def test_parts_of_a_long_batch_are_as_long_as_they_may_be(lake: Any, bundle: Any) -> None:
+    """Once it is known how long rows are: each part has a price."""
+    encoded: list[int] = []
+
+    class Counting(Framed):
+        def encode_batch(self, batch: pa.RecordBatch) -> bytes:
+            encoded.append(batch.num_rows)
+            return super().encode_batch(batch)
+
+    settings = settings_for(lake, Counting(), shards=1, block_bytes=20_000)
+    stager = BlockStager(bundle, settings, shards_of(settings))
+    for _ in range(2):
+        stager.add_batch(pa.record_batch({"value": [1000] * 20_000}))
+    assert encoded == [128, *[4000] * 4, 3872, *[4000] * 5]
+    assert sum(part.rows for part in stager.finish()) == 40_000
+
+
+def staged_blocks(lake: Any) -> list[dict[str, Any]]:
+    """What the only trail says of staged blocks."""
+    found: list[dict[str, Any]] = lake.only_trail().records("staged")
+    return found
+
+
+class Framed(BlockFormat):
+    """A format whose blocks say how many records they hold."""
+
+    suffix = ".framed"
+    content_type = "text/x-framed"
+
+    def split(self, *_: Any, **__: Any) -> Any:
+        """Not read here."""
+
+    stream = decode_each = split
+
+    def encode(self, element: Any) -> bytes:
+        """One line."""
+        return b"%d\n" % element
+
+    def encode_batch(self, batch: pa.RecordBatch) -> bytes:
+        """All at once."""
+        return b"".join(b"%d\n" % value for value in batch.column(0).to_pylist())
+
+    def frame(self, records: bytes, rows: int) -> bytes:
+        """A count before them."""
+        return b"[%d]\n" % rows + records
+
+    def header(self) -> bytes:
+        """Not a block."""
+        return b"FRAMED\n"
+
+
+def test_each_block_is_framed_and_says_how_many_records_it_holds(lake: Any, bundle: Any) -> None:
+    """Elements and batches, small bundles put together, and the header alone without a frame."""
+    settings = settings_for(lake, Framed(), shards=2, block_bytes=40)
+    shards = shards_of(settings)
+    staged = []
+    for number in range(20):
+        stager = BlockStager(bundle, settings, shards)
+        stager.add(number)
+        stager.add_batch(pa.record_batch({"value": [100, 101, 102]}))
+        stager.add(number)
+        staged += stager.finish()
+    commit(bundle, settings, staged, COMMIT_ID)
+    found: list[int] = []
+    for name in lake.parts():
+        mark, *lines = lake.curated.download(name).decode().splitlines()
+        assert mark == "FRAMED"
+        while lines:
+            rows = int(lines.pop(0).strip("[]"))
+            found += map(int, lines[:rows])
+            del lines[:rows]
+    assert sorted(found) == sorted([*range(20), *range(20), *[100, 101, 102] * 20])
+
+
+# Small bundles
+
+
+def test_small_bundles_stage_one_block_when_there_are_many_of_them(lake: Any, bundle: Any) -> None:
+    """The first of a process spread what they have over all shards; later ones take turns. Shards fill alike."""
+    settings = settings_for(lake, shards=4, block_bytes=1000)
+    shards = shards_of(settings)
+    blocks = []
+    staged = []
+    for number in range(40):
+        stager = BlockStager(bundle, settings, shards)
+        for at in range(8):
+            stager.add({"id": number * 8 + at})
+        done = stager.finish()
+        blocks.append([len(part.blocks) for part in done])
+        staged += done
+    assert blocks == [[1, 1, 1, 1]] * 16 + [[1]] * 24
+    rows = [sum(part.rows for part in staged if part.path == path) for path in {part.path for part in staged}]
+    assert rows == [80] * 4
+    commit(bundle, settings, staged, COMMIT_ID)
+    assert outcome(lake, "out/")[0] == list(range(320))
+
+
+def test_a_bundle_that_is_not_small_stages_to_every_shard_whenever_it_comes(lake: Any, bundle: Any) -> None:
+    """What does not fit into one block is spread."""
+    settings = settings_for(lake, shards=4, block_bytes=100)
+    shards = shards_of(settings)
+    for _ in range(16):
+        shards.begin()
+    stager = BlockStager(bundle, settings, shards)
+    for at in range(40):
+        stager.add({"id": at})
+    staged = stager.finish()
+    assert [part.rows for part in staged] == [10] * 4
+
+
+# Blobs that are written by one hand
+
+
+class Ledger(FileFormat):
+    """Lines, and at the end how many."""
+
+    suffix = ".ledger"
+    content_type = "text/x-ledger"
+
+    def split(self, *_: Any, **__: Any) -> Any:
+        """Not read here."""
+
+    stream = decode_each = split
+
+    def open(self, file: Any) -> Any:
+        """Nothing stands at the beginning."""
+        return LedgerWriter(file)
+
+
+class LedgerWriter:
+    """Writes lines as they come."""
+
+    def __init__(self, file: Any) -> None:
+        self.file, self.lines, self.at = file, 0, 0
+
+    def write(self, element: int) -> None:
+        """One line."""
+        if not isinstance(element, int):
+            raise FormatError(f"{element!r} is no number")
+        self.lines += 1
+        self.at += self.file.write(b"%d\n" % element)
+        assert self.file.tell() == self.at
+
+    def write_batch(self, batch: pa.RecordBatch) -> None:
+        """A line each."""
+        for value in batch.column(0).to_pylist():
+            self.write(value)
+
+    def close(self) -> None:
+        """The sum."""
+        self.file.write(memoryview(b"total %d\n" % self.lines))
+
+
+def ledgers(lake: Any, unpack: Callable[[bytes], bytes] = bytes, prefix: str = "out/") -> dict[str, list[int]]:
+    """The numbers in each ledger; each is whole, and `_SUCCESS` tells the truth of it."""
+    found = {}
+    told = {BlobPath.parse(blob["path"]).name: blob for blob in lake.success(prefix)["blobs"]}
+    for name in lake.parts(prefix):
+        content = lake.curated.download(name)
+        *lines, total = unpack(content).decode().splitlines()
+        assert total == f"total {len(lines)}"
+        assert (told[name]["rows"], told[name]["size_bytes"]) == (len(lines), len(content))
+        assert told[name]["etag"] == lake.etag(lake.curated, name)
+        found[name.removeprefix(prefix)] = list(map(int, lines))
+    assert len(told) == len(found)
+    return found
+
+
+def numbers_in(files: dict[str, list[int]]) -> list[int]:
+    """All of them, in order."""
+    return sorted(number for lines in files.values() for number in lines)
+
+
+@pytest.mark.parametrize("compression", UNPACKED)
+def test_a_file_is_staged_in_blocks_and_is_whole(lake: Any, compression: Compression) -> None:
+    """One a bundle, of a name of its own; elements and rows of batches, in order, many blocks long."""
+    elements = [*range(300), pa.record_batch({"n": list(range(300, 600))}), *range(600, 700)]
+    pipeline = lake.pipeline()
+    with pipeline as p:
+        p | beam.Create([elements]) | beam.FlatMap(lambda all_of_them: all_of_them) | WriteToBlob(
+            lake.curated.url("out/"), Ledger(), block_bytes=100, compression=compression
+        )
+    ((name, lines),) = ledgers(lake, UNPACKED[compression]).items()
+    assert lines == list(range(700))
+    assert ".ledger" in name
+    assert pipeline.report.metrics["records_written"] == 700
+    blocks = [record for record in staged_blocks(lake) if name in record["path"]]
+    assert len(blocks) == -(-len(b"".join(b"%d\n" % number for number in range(700)) + b"total 700\n") // 100)
+
+
+def test_files_of_several_bundles_stand_beside_one_another(lake: Any) -> None:
+    """Nothing of one is in another's."""
+    write(lake, list(range(100)), Ledger())
+    assert numbers_in(ledgers(lake)) == list(range(100))
+
+
+def test_a_long_file_is_followed_by_another(lake: Any, bundle: Any) -> None:
+    """It is closed when it has grown long, and each is whole."""
+    settings = settings_for(lake, Ledger(), block_bytes=64)
+    stager = FileStager(bundle, settings, blob_bytes=200)
+    for number in range(1000, 1100):
+        stager.add(number)
+    commit(bundle, settings, stager.finish(), COMMIT_ID)
+    files = ledgers(lake)
+    assert [len(lines) for lines in files.values()] == [40, 40, 20]
+    assert [number for lines in files.values() for number in lines] == list(range(1000, 1100))
+
+
+def test_fixed_shards_of_files_are_as_many_as_asked_for_and_filled_alike(lake: Any) -> None:
+    """Each is brought together from all bundles and written by one hand; batches are cut for it."""
+    elements = [*range(1000), pa.record_batch({"n": list(range(1000, 1400))}), pa.record_batch({"n": [1400]})]
+    write(lake, elements, Ledger(), shards=4, block_bytes=100)
+    files = ledgers(lake)
+    assert list(files) == [f"part-{number:05d}-of-00004.ledger" for number in range(4)]
+    assert numbers_in(files) == list(range(1401))
+    rows = [len(lines) for lines in files.values()]
+    assert max(rows) - min(rows) <= 30, "as many bundles as there may be begin at the same shard"
+
+
+def test_fewer_elements_than_shards_make_fewer_files(lake: Any) -> None:
+    """As it is with other formats; what is written is whole."""
+    write(lake, [7], Ledger(), shards=8)
+    assert numbers_in(ledgers(lake)) == [7]
+    assert len(lake.parts()) == 1
+
+
+def test_overwriting_files_writes_all_of_them_the_empty_ones_too(lake: Any) -> None:
+    """A file without records is still one of its format."""
+    for rows in (20, 1, 0):
+        write(lake, list(range(rows)), Ledger(), shards=3, overwrite=True, block_bytes=16)
+        files = ledgers(lake)
+        assert len(files) == 3
+        assert numbers_in(files) == list(range(rows))
+
+
+def test_no_files_are_made_of_nothing(lake: Any) -> None:
+    """Only the marks, with shards and without."""
+    pipeline = lake.pipeline()
+    with pipeline as p:
+        nothing = p | beam.Create([])
+        nothing | "auto" >> WriteToBlob(lake.curated.url("out/auto/"), Ledger())
+        nothing | "fixed" >> WriteToBlob(lake.curated.url("out/fixed/"), Ledger(), shards=2)
+    assert (lake.parts("out/auto/"), lake.parts("out/fixed/")) == ([], [])
+    assert lake.success("out/fixed/")["blobs"] == []
+
+
+def test_windows_of_the_input_do_not_matter_for_files(lake: Any) -> None:
+    """All of a shard is brought together, from whatever windows it comes."""
+    with lake.pipeline() as p:
+        values = p | beam.Create(range(50)) | beam.Map(lambda at: TimestampedValue(at, at))
+        values | beam.WindowInto(FixedWindows(10)) | WriteToBlob(lake.curated.url("out/"), Ledger(), shards=2)
+    files = ledgers(lake)
+    assert (len(files), numbers_in(files)) == (2, list(range(50)))
+
+
+@pytest.mark.parametrize("shards", [None, 2])
+def test_a_failed_job_leaves_no_file(lake: Any, shards: int | None) -> None:
+    """An element that cannot be written; what has been staged before stays unseen."""
+    with pytest.raises(FormatError, match="no number"):
+        write(lake, [*range(200), "two hundred"], Ledger(), shards=shards, block_bytes=16)
+    assert lake.curated.list() == []
+
+
+def test_a_bundle_of_files_that_is_tried_again_leaves_nothing_of_the_first_try(lake: Any) -> None:
+    """The second try stages to other names; only what the bundle gave in the end is committed."""
+    settings = settings_for(lake, Ledger(), block_bytes=16)
+    scope = JobScope.launch(lake.manifest(), now=utc_now())
+    fn = _Stage(settings).scoped(scope, "Write/Stage")
+    fn.setup()
+    for first in (0, 100):
+        fn.start_bundle()
+        for at in range(first, first + 20):
+            fn.process(at)
+    staged = [windowed.value for windowed in fn.finish_bundle()]
+    fn.teardown()
+    with open_session(scope).bundle("commit") as bundle:
+        commit(bundle, settings, staged, COMMIT_ID)
+        commit(bundle, settings, staged, COMMIT_ID)
+    assert numbers_in(ledgers(lake)) == list(range(100, 120))
+    assert len(lake.parts()) == 1
+    close_session(scope.job)
+
+
+def test_a_shard_that_is_written_again_holds_nothing_of_the_first_attempt(lake: Any, bundle: Any) -> None:
+    """Both stage to the same blob; the commit names the blocks of the one whose outputs the runner kept."""
+    settings = settings_for(lake, Ledger(), shards=1, block_bytes=16)
+    path = settings.shard(0)
+    attempts = []
+    for first in (0, 100):
+        stager = FileStager(bundle, settings, path)
+        for at in range(first, first + 20):
+            stager.add(at)
+        attempts.append(stager.finish())
+    with pytest.raises(FormatError, match="nothing was made visible"):
+        commit(bundle, settings, attempts[0] + attempts[1], COMMIT_ID)
+    assert lake.curated.list() == []
+    commit(bundle, settings, attempts[1], COMMIT_ID)
+    assert numbers_in(ledgers(lake)) == list(range(100, 120))
+
+
+def test_files_survive_what_a_network_does(lake: Any) -> None:
+    """Resets, throttling and lost answers neither lose, double nor reorder a block, nor undo a commit."""
+    faults = [
+        lake.cloud.proxy.reset(where=in_output(lake, "PutBlock"), times=1),
+        lake.cloud.proxy.lose_answer(where=in_output(lake, "PutBlock"), times=2),
+        lake.cloud.proxy.respond(503, "ServerBusy", where=in_output(lake), times=2, skip=3),
+        lake.cloud.proxy.lose_answer(where=in_output(lake, "PutBlockList"), times=3),
+    ]
+    write(lake, list(range(300)), Ledger(), shards=2, block_bytes=100)
+    assert [fault.hits for fault in faults] == [1, 2, 2, 3]
+    files = ledgers(lake)
+    assert (len(files), numbers_in(files)) == (2, list(range(300)))
+
+
+@given(
+    counts=st.lists(st.one_of(st.just(None), st.integers(0, 400)), max_size=20),
+    shards=st.integers(1, 40),
+)
+def test_dealing_gives_every_element_to_one_shard_and_each_alike(counts: list[int | None], shards: int) -> None:
+    """Elements and rows of batches, in one bundle; what is grouped together stays short."""
+    fn, number = _Deal(shards), 0
+    elements: list[Any] = []
+    for count in counts:  # None is a single element
+        rows = list(range(number, number + (1 if count is None else count)))
+        elements.append(rows[0] if count is None else pa.record_batch({"n": pa.array(rows, pa.int64())}))
+        number += len(rows)
+    fn.start_bundle()
+    chunks = [chunk for element in elements for chunk in fn.process(element)]
+    chunks += [windowed.value for windowed in fn.finish_bundle()]
+    found: dict[int, list[int]] = defaultdict(list)
+    for shard, chunk in chunks:
+        assert 0 <= shard < shards
+        found[shard] += RecordBatchCoder().decode(chunk)["n"].to_pylist() if isinstance(chunk, bytes) else chunk
+    assert sorted(at for rows in found.values() for at in rows) == list(range(number))
+    spread = [len(found[shard]) for shard in range(shards)]
+    assert max(spread) - min(spread) <= sum(1 for count in counts if count) + 1
+
+
+def test_many_bytes_in_one_batch_are_dealt_in_pieces() -> None:
+    """A long batch is cut by bytes, also where there is one shard."""
+    fn = _Deal(1)
+    fn.start_bundle()
+    chunks = list(fn.process(pa.record_batch({"n": pa.array([bytes(1000)] * 20_000)})))
+    assert len(chunks) == 5
+    assert max(len(chunk) for _, chunk in chunks) < 5 << 20
 
 
 # Who sees what, and when
@@ -344,12 +776,12 @@ def test_overwrite_leaves_nothing_of_a_run_that_wrote_more(lake: Any, format: Fo
 
 def test_an_empty_shard_is_read_back(lake: Any) -> None:
     """An empty blob holds no records, compressed or not."""
-    for compression in ("none", "gzip"):
+    for compression in UNPACKED:
         write(lake, [{"id": 1}], JsonLines(), shards=3, overwrite=True, compression=compression)
     grants = [lake.curated.url("out/")]
     pipeline = lake.pipeline(manifest=lake.manifest(read=grants, write=[lake.curated.url("other/")]))
     with pipeline as p:
-        for suffix in ("jsonl", "jsonl.gz"):
+        for suffix in ("jsonl", "jsonl.gz", "jsonl.bz2", "jsonl.zst"):
             found = p | suffix >> ReadFromBlob(lake.curated.url(f"out/*.{suffix}"), JsonLines())
             assert_that(found, equal_to([{"id": 1}]), label=f"check {suffix}")
 
@@ -435,23 +867,37 @@ def test_input_without_end_is_refused(lake: Any) -> None:
     assert caught.value.hint
 
 
-WRONG: dict[str, dict[str, Any]] = {
-    "one blob for a prefix": {"prefix": "abfss://c@lake.dfs.core.windows.net/out"},
-    "no shards": {"shards": 0},
-    "too many shards": {"shards": 10_001},
-    "overwrite without shards": {"overwrite": True},
-    "an unknown compression": {"compression": "zip"},
-    "guessing the compression": {"compression": "auto"},
-    "blocks of nothing": {"block_bytes": 0},
-    "a format that cannot write": {"format": Csv()},
+class ReadOnly(BlobFormat):
+    """A format of a user's own that reads and does not write."""
+
+    suffix = ".own"
+    content_type = "text/x-own"
+
+    def split(self, *_: Any, **__: Any) -> Any:
+        """Not of interest here."""
+
+    stream = decode_each = split
+
+
+WRONG: dict[str, tuple[dict[str, Any], str]] = {
+    "one blob for a prefix": ({"prefix": "abfss://curated@lake.dfs.core.windows.net/out"}, "not a prefix"),
+    "no shards": ({"shards": 0}, "not between"),
+    "too many shards": ({"shards": 10_001}, "not between"),
+    "overwrite without shards": ({"overwrite": True}, "fixed number"),
+    "an unknown compression": ({"compression": "zip"}, "cannot write compression"),
+    "a compression without members": ({"compression": "deflate"}, "do not concatenate"),
+    "guessing the compression": ({"compression": "auto"}, "cannot write compression"),
+    "blocks of nothing": ({"block_bytes": 0}, "at least 1"),
+    "a CSV without columns": ({"format": Csv()}, "column"),
+    "a format that cannot write": ({"format": ReadOnly()}, "ReadOnly reads and does not write"),
 }
 
 
-@pytest.mark.parametrize("arguments", WRONG.values(), ids=WRONG)
-def test_arguments_that_do_not_go_together_are_refused(arguments: dict[str, Any]) -> None:
+@pytest.mark.parametrize(("arguments", "reason"), WRONG.values(), ids=WRONG)
+def test_arguments_that_do_not_go_together_are_refused(arguments: dict[str, Any], reason: str) -> None:
     """Before anything is built."""
-    with pytest.raises(ConfigError):
-        WriteToBlob(**({"prefix": "abfss://c@lake.dfs.core.windows.net/out/"} | arguments))
+    with pytest.raises(ConfigError, match=reason):
+        WriteToBlob(**({"prefix": "abfss://curated@lake.dfs.core.windows.net/out/"} | arguments))
 
 
 def test_a_blob_of_too_many_blocks_is_refused_before_anything_is_committed() -> None:
@@ -626,7 +1072,7 @@ def test_staging_survives_what_a_network_does(lake: Any) -> None:
 def test_blocks_of_a_bundle_that_was_given_up_are_in_no_blob(lake: Any, bundle: Any) -> None:
     """A dead attempt has staged to the same blob; the commit names only the blocks of bundles that succeeded."""
     settings = settings_for(lake, shards=1, block_bytes=20)
-    dead = Stager(bundle, settings, _AutoShards(settings), 0)
+    dead = BlockStager(bundle, settings, shards_of(settings))
     for at in range(20):
         dead.add({"id": at})
     dead.abandon()
@@ -676,7 +1122,7 @@ def test_no_more_is_held_and_under_way_than_a_few_blocks(lake: Any, bundle: Any)
     """A bundle of any size waits when its blocks are not taken: memory is bounded."""
     held = lake.cloud.proxy.hold(where=in_output(lake, "PutBlock"))
     settings = settings_for(lake, shards=1, block_bytes=100)
-    stager = Stager(bundle, settings, _AutoShards(settings), 0)
+    stager = BlockStager(bundle, settings, shards_of(settings))
     done = threading.Event()
 
     def feed() -> None:
@@ -693,3 +1139,68 @@ def test_no_more_is_held_and_under_way_than_a_few_blocks(lake: Any, bundle: Any)
     held.gate.open()
     thread.join()
     assert sum(part.rows for part in stager.finish()) == 1000
+
+
+@pytest.mark.parametrize(
+    ("chosen", "element", "most"),
+    [(Ledger(), 10**99, 4), (Bytes(), bytes(250), 5), (Bytes(), bytes(100), 4), (Bytes(), b"x", 16)],
+    ids=["a file", "long elements", "elements of a block", "short elements"],
+)
+def test_no_more_is_under_way_whatever_the_format(
+    lake: Any, bundle: Any, chosen: FileFormat, element: Any, most: int
+) -> None:
+    """Four blocks; and however short they are, sixteen requests."""
+    held = lake.cloud.proxy.hold(where=in_output(lake, "PutBlock"))
+    settings = settings_for(lake, chosen, block_bytes=100)
+    stager = stager_for(bundle, settings)
+    done = threading.Event()
+
+    def feed() -> None:
+        for _ in range(40):
+            stager.add(element)
+        done.set()
+
+    thread = threading.Thread(target=feed)
+    thread.start()
+    held.gate.wait_for_arrivals(most)
+    assert not done.wait(0.2)
+    assert held.gate.arrived == most
+    held.gate.open()
+    thread.join()
+    assert sum(part.rows for part in stager.finish()) == 40
+
+
+@pytest.mark.parametrize(("shards", "most"), [(8, 15 << 20), (64, 20 << 20)])
+def test_the_memory_of_writing_is_that_of_some_blocks(lake: Any, bundle: Any, shards: int, most: int) -> None:
+    """However much is written: half a buffer for each shard, all of 16 MiB at the most, and four blocks under way."""
+    settings = settings_for(lake, Lines(), shards=shards, block_bytes=1 << 20)
+    stager = BlockStager(bundle, settings, shards_of(settings))
+    line = "x" * 16_383
+    tracemalloc.start()
+    try:
+        for _ in range(32 << 6):
+            stager.add(line)
+        staged = stager.finish()
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert [part.size_bytes for part in staged] == [(32 << 20) // shards] * shards
+    assert peak < most
+
+
+def test_what_is_staged_is_recorded_before_anybody_hears_of_it(lake: Any, bundle: Any) -> None:
+    """The last block's record, too, is durable when a bundle says what it has staged."""
+    settings = settings_for(lake, shards=1)
+    stager = BlockStager(bundle, settings, shards_of(settings))
+    stager.add({"id": 1})
+    block = lake.cloud.proxy.hold(where=in_output(lake, "PutBlock"), times=1)
+    with ThreadPoolExecutor(1) as pool:
+        finished = pool.submit(stager.finish)
+        block.gate.wait_for_arrivals()
+        bundle.settle()  # what has been recorded before
+        record = lake.cloud.proxy.hold(where=lambda request: request.operation == "AppendBlock", times=1)
+        block.gate.open()
+        record.gate.wait_for_arrivals()
+        assert not wait([finished], timeout=0.2).done
+        record.gate.open()
+        assert [part.rows for part in finished.result()] == [1]

@@ -93,8 +93,10 @@ class Shop:
                 self.raw.upload(path.relative_to(source).as_posix(), path.read_bytes())
         return source
 
-    def launch(self, *flags: str, manifest: Path | None = None, **changed: str | None) -> subprocess.Popen[str]:
-        """Start `python -m pipelines.orders` with its usual flags; those in `changed` are others, or left out."""
+    def launch(
+        self, *flags: str, module: str = "pipelines.orders", manifest: Path | None = None, **changed: str | None
+    ) -> subprocess.Popen[str]:
+        """Start `python -m` this module with its usual flags; those in `changed` are others, or left out."""
         usual = {
             "access_manifest": str(manifest or self.manifest()),
             "access_endpoints": str(self.cloud.endpoints_file),
@@ -109,7 +111,7 @@ class Shop:
         settings = {**os.environ, "AZURE_FEDERATED_TOKEN_FILE": str(self.cloud.assertion_file)}
         settings.pop("BEAM_ENTRA_ENDPOINTS", None)
         return subprocess.Popen(
-            [sys.executable, "-m", "pipelines.orders", *given, *flags],
+            [sys.executable, "-m", module, *given, *flags],
             cwd=ROOT,
             env=settings,
             stdout=subprocess.PIPE,
@@ -117,9 +119,11 @@ class Shop:
             text=True,
         )
 
-    def run(self, *flags: str, manifest: Path | None = None, **changed: str | None) -> Ended:
+    def run(
+        self, *flags: str, module: str = "pipelines.orders", manifest: Path | None = None, **changed: str | None
+    ) -> Ended:
         """Launch it, and wait for its end."""
-        return ended(self.launch(*flags, manifest=manifest, **changed))
+        return ended(self.launch(*flags, module=module, manifest=manifest, **changed))
 
     def report(self) -> dict[str, Any]:
         """What the last run reported."""

@@ -15,9 +15,9 @@ from azure.storage.blob import BlobBlock
 
 from beam_entra.testing.local import LocalContainer, endpoints_toml
 from benchmarks.delay import DelayProxy
-from tests.io.conftest import Lake, Trail, lake
+from tests.io.conftest import Lake, Trail, bundle, lake
 
-__all__ = ["MB", "Lake", "Measure", "Measured", "Trail", "lake", "put_pattern"]
+__all__ = ["MB", "Lake", "Measure", "Measured", "Trail", "bundle", "lake", "put_pattern"]
 
 MB = 1 << 20
 RTT_MS = 20

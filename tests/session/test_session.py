@@ -294,6 +294,18 @@ def test_a_listing_stays_below_its_prefix(job):
     assert [(each["blobs"], each["path"]) for each in job.records("listed")] == [(2, str(job.source("orders/")))]
 
 
+def test_a_page_that_nobody_waited_for_is_recorded_too(job):
+    """The next page is fetched ahead: who stops at the first has listed two, and the trail says so."""
+    for number in range(6):
+        job.raw.upload(f"orders/{number}", b"x")
+    with job.session().bundle("list") as bundle:
+        found = bundle.list_blobs(job.source("orders/"), "orders/", page_size=2)
+        assert next(found).path.name == "orders/0"
+        found.close()
+    assert [each["blobs"] for each in job.records("listed")] == [2, 2]
+    assert len([each for each in job.cloud.proxy.requests if each.operation == "ListBlobs"]) == 2
+
+
 def test_an_audience_that_is_not_granted(make_job):
     """A token for a service that the manifest does not name is NotGranted; nobody is asked for it."""
     job = make_job(audiences=(GRAPH,))

@@ -9,7 +9,6 @@ from datetime import UTC, datetime, timedelta
 from typing import Literal
 
 import pytest
-import urllib3
 
 from beam_entra.access import AccountSettings, IdentitySettings, SasSpec
 from beam_entra.clock import utc_now
@@ -26,6 +25,7 @@ from beam_entra.storage import (
     mint,
 )
 from beam_entra.storage.exchange import Authorise
+from beam_entra.storage.transport import ConnectionPool
 from beam_entra.testing.local import LocalCloud, LocalContainer
 
 ACCOUNT = "contosolake"
@@ -58,7 +58,7 @@ class Desk:
         endpoint: str = "",
         *,
         ca_file: str | None = None,
-        pool: Callable[[str], urllib3.PoolManager] = connection_pool,
+        pool: Callable[[str], ConnectionPool] = connection_pool,
         pause: Callable[[float], object] | None = None,
     ) -> BlobService:
         """A service that finds the account there. Its pauses take no time, and are noted."""

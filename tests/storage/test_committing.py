@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from beam_entra.access import AccountSettings
 from beam_entra.errors import AccessDenied, BlobExists, BlobNotFound, StorageError
-from beam_entra.storage import Commit, new_block_id
+from beam_entra.storage import BlobService, Commit, new_block_id
 from beam_entra.testing.storage_requests import matching
 from tests.storage.conftest import Desk
 
@@ -162,12 +163,17 @@ def test_blocks_that_are_gone(desk):
     assert desk.container.download("a.jsonl") == b"old\n"
 
 
-def test_a_commit_names_blocks(desk):
-    """An empty list would confirm any blob."""
-    desk.container.upload("a.jsonl", b"old\n")
-    with pytest.raises(ValueError, match="at least one block"):
-        commit(desk, [])
-    assert desk.container.download("a.jsonl") == b"old\n"
+def test_an_empty_commit_confirms_nothing(desk):
+    """It makes an empty blob where there is none. An empty list of blocks would match any blob, so it is sent once."""
+    assert not commit(desk, []).confirmed
+    assert desk.container.download("a.jsonl") == b""
+    for content in (b"old\n", b""):
+        desk.container.upload("a.jsonl", content)
+        before = len(desk.cloud.proxy.requests)
+        with pytest.raises(BlobExists, match="exists already"):
+            commit(desk, [])
+        assert len(desk.cloud.proxy.requests) == before + 1
+        assert desk.container.download("a.jsonl") == content
 
 
 @pytest.mark.parametrize("lost", [False, True])
@@ -227,3 +233,18 @@ def test_staging_outlives_a_fault(desk, fault):
         getattr(proxy, fault)(where=PUT_BLOCK, times=2)
     commit(desk, staged(desk, b"once\n"))
     assert desk.container.download("a.jsonl") == b"once\n"
+
+
+@pytest.mark.parametrize("create_only", [True, False])
+def test_where_a_writer_may_only_create_a_commit_is_not_confirmed(desk, create_only):
+    """A retry after a lost answer hears that the blob is there, and how to tell whose it is; never a bare refusal."""
+    settings = AccountSettings(
+        endpoint=desk.cloud.endpoint("contosolake"), create_only=create_only, ca_file=str(desk.cloud.ca_file)
+    )
+    desk.service = BlobService({"contosolake": settings}.__getitem__)
+    desk.cloud.proxy.lose_answer(where=PUT_LIST, times=1)
+    desk.cloud.proxy.respond(403, "AuthorizationPermissionMismatch", where=PUT_LIST, times=1, skip=1)
+    with pytest.raises(BlobExists if create_only else AccessDenied) as caught:
+        commit(desk, staged(desk, b"one\n"), commit_id="commit-7")
+    assert ("commit-7" in caught.value.hint) == create_only
+    assert desk.container.download("a.jsonl") == b"one\n"

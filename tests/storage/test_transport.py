@@ -118,7 +118,7 @@ def test_a_forked_child_has_its_own_connections(desk):
 
 
 def test_logs_hold_no_signature(desk, caplog):
-    """urllib3 logs each URL at DEBUG; the SAS in it is redacted, in success, retry and refusal."""
+    """Each request is logged at DEBUG; the SAS in it is redacted, in success, retry and refusal."""
     with caplog.at_level(logging.DEBUG):
         blob = desk.upload(b"content")
         desk.cloud.proxy.reset(where=GET, times=2)

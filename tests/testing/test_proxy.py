@@ -18,6 +18,7 @@ import urllib3
 from azure.core.exceptions import HttpResponseError, ServiceRequestError, ServiceResponseError
 from azure.storage.blob import BlobServiceClient, ContainerSasPermissions, generate_container_sas
 
+from beam_entra.testing.https import Answer
 from beam_entra.testing.local import LocalCloud, LocalContainer
 from beam_entra.testing.proxy import StorageProxy
 from beam_entra.testing.storage_requests import matching
@@ -224,6 +225,17 @@ def test_it_can_answer_in_storages_place(send: Send, proxy: StorageProxy) -> Non
     assert (exchange.fault, exchange.status, exchange.sent_bytes) == ("ServerBusy", 503, 1_000_000)
     assert exchange.request_id == reply.headers["x-ms-request-id"]
     assert send("PUT", "a", body=b"x", headers={"x-ms-blob-type": "BlockBlob"}).status == 201
+
+
+def test_a_test_can_stand_in_for_storage(send: Send, proxy: StorageProxy) -> None:
+    """What it makes of a request is the answer, and nothing is forwarded; other requests pass."""
+    fault = proxy.stand_in(
+        lambda request: Answer(status=200, body=request.blob.upper().encode()), where=matching("GetBlob", blob="a b")
+    )
+    assert send("GET", "a%20b").data == b"A B"
+    assert send("GET", "b").status == 404
+    seen = proxy.requests[0]
+    assert (fault.hits, seen.status, seen.received_bytes, seen.fault, seen.request_id) == (1, 200, 3, "stand_in", "")
 
 
 def test_the_sdk_reads_a_made_up_error(

@@ -12,9 +12,10 @@ A format knows neither Beam nor Storage, and is pickled into the DoFns that use 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Iterator, Mapping, Sequence
-from typing import IO, Any, ClassVar, Protocol
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from typing import IO, Any, ClassVar, NamedTuple, Protocol
 
 import pyarrow as pa
 
@@ -24,19 +25,39 @@ from beam_entra.io.blocks import BadRecord, Block, Claims, Source, split_blocks,
 __all__ = [
     "BlobFormat",
     "BlockFormat",
+    "Decoded",
     "FileFormat",
     "FileWriter",
     "Format",
     "as_mapping",
     "batch_of",
     "encoded",
+    "in_order",
+    "join_rows",
+    "joined",
     "not_writable",
     "reason_of",
+    "rows_of",
     "split_at_newlines",
 ]
 
 _SHOWN_CHARACTERS = 300
+_SCALARS = (str, bytes, int, float)
 _MAX_RECORD_BYTES = 64 << 20
+
+
+class Decoded(NamedTuple):
+    """A record that has been decoded.
+
+    Attributes:
+        offset: Where it begins in the blob, in bytes.
+        record: The bytes, without the line end.
+        element: What they mean.
+    """
+
+    offset: int
+    record: bytes
+    element: Any
 
 
 class BlobFormat(ABC):
@@ -102,7 +123,7 @@ class BlockFormat(BlobFormat):
         Raises:
             FormatError: A row cannot be written so that it would be read back.
         """
-        return b"".join(map(self.encode, batch.to_pylist()))
+        return b"".join(map(self.encode, rows_of(batch)))
 
     def frame(self, records: bytes, rows: int) -> bytes:
         """Encoded records as a block that may stand behind the header and any other block."""
@@ -179,6 +200,34 @@ class Format(BlockFormat):
             offset += len(line)
         return good
 
+    def decode_batches(self, block: Block, bad: list[BadRecord]) -> Iterator[pa.RecordBatch]:
+        before = len(bad)
+        elements = self.decode_all(block)
+        if elements:
+            try:
+                batch = batch_of(elements, self.schema)
+            except FormatError:
+                pass  # of some record, which can be said
+            else:
+                yield batch
+                return
+        decoded = list(self.decode_lines(block, _numbered(self.records(block.data)), bad))
+        yield from join_rows(decoded, self.schema, block.path, bad)
+        in_order(bad, before)
+
+    def decode_lines(self, block: Block, lines: Iterable[tuple[int, bytes]], bad: list[BadRecord]) -> Iterator[Decoded]:
+        """Some lines of a block, each with where it begins in it, one after the other."""
+        for at, line in lines:
+            record = strip_line_end(line)
+            if not self.skips(record):
+                offset = block.offset + at
+                try:
+                    element = self.decode(record, block.header)
+                except Exception as error:  # noqa: BLE001 - as in `decode_each`
+                    bad.append(BadRecord(path=block.path, offset=offset, reason=reason_of(error), record=record))
+                else:
+                    yield Decoded(offset, record, element)
+
 
 class FileWriter(Protocol):
     """Writes the elements of one blob, in order."""
@@ -229,6 +278,46 @@ def split_at_newlines(block: bytes) -> Iterator[bytes]:
         yield rest
 
 
+def _numbered(lines: Iterable[bytes]) -> Iterator[tuple[int, bytes]]:
+    at = 0
+    for line in lines:
+        yield at, line
+        at += len(line)
+
+
+def in_order(bad: list[BadRecord], first: int) -> None:
+    """Sort what has been added from `first` on as it lies in the blob."""
+    bad[first:] = sorted(bad[first:], key=lambda record: record.offset)
+
+
+def join_rows(
+    decoded: Sequence[Decoded], schema: pa.Schema | None, path: str, bad: list[BadRecord]
+) -> Iterator[pa.RecordBatch]:
+    """Elements to as few record batches as their types allow; what is no row, or none of this schema, is bad."""
+    if not decoded:
+        return
+    try:
+        batch = batch_of([row.element for row in decoded], schema)
+    except FormatError as error:
+        if len(decoded) == 1:
+            ((offset, record, _),) = decoded
+            bad.append(BadRecord(path=path, offset=offset, reason=error.message, record=record))
+            return
+        half = len(decoded) // 2
+        parts = [*join_rows(decoded[:half], schema, path, bad), *join_rows(decoded[half:], schema, path, bad)]
+        yield from joined(parts)
+    else:
+        yield batch
+
+
+def joined(batches: Sequence[pa.RecordBatch]) -> list[pa.RecordBatch]:
+    """One batch for each run of batches with the same columns."""
+    result: list[pa.RecordBatch] = []
+    for schema, group in itertools.groupby(batches, key=lambda batch: batch.schema):
+        result += pa.Table.from_batches(group, schema).combine_chunks().to_batches()
+    return result
+
+
 def reason_of(error: Exception) -> str:
     """Why a record is bad, for its `BadRecord`."""
     return f"{type(error).__name__}: {error}".splitlines()[0][:_SHOWN_CHARACTERS]
@@ -237,16 +326,64 @@ def reason_of(error: Exception) -> str:
 def batch_of(elements: Sequence[Any], schema: pa.Schema | None = None) -> pa.RecordBatch:
     """Elements as the rows of a record batch: mappings, named tuples, dataclasses and `beam.Row` by their fields.
 
+    Texts, bytes and numbers are rows of one column, `value`. Without a schema the columns are all those that some
+    element has, and a field that an element does not have is null in its row.
+
     Raises:
         FormatError: They are no rows, or no rows of this schema.
     """
+    rows = [as_mapping(element) for element in elements]
+    if any(isinstance(row, _SCALARS) for row in rows):
+        rows = [{"value": row} if isinstance(row, _SCALARS) else row for row in rows]
     try:
-        return pa.RecordBatch.from_pylist([as_mapping(element) for element in elements], schema=schema)
-    except (pa.ArrowException, TypeError, ValueError, AttributeError) as error:
+        names = schema.names if schema is not None else list(dict.fromkeys(itertools.chain.from_iterable(rows)))
+        columns = [[row.get(name) for row in rows] for name in names]
+        if not columns:
+            raise ValueError("there is no field in them")
+        types = schema.types if schema is not None else [None] * len(names)
+        arrays = [pa.array(column, type_) for column, type_ in zip(columns, types, strict=True)]
+        for column, array in zip(columns, arrays, strict=True):
+            _check_numbers(column, array.type)
+        for field in schema or ():
+            if not field.nullable and None in columns[names.index(field.name)]:
+                raise ValueError(f"{field.name} is missing")
+        return pa.RecordBatch.from_arrays(arrays, names if schema is None else None, schema)
+    except (pa.ArrowException, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
         raise FormatError(
             f"elements of type {type(elements[0]).__name__} make no record batch: {reason_of(error)}",
             Diagnosis(hint="batches are of rows: give dicts, named tuples or beam.Row with values of one type a field"),
         ) from None
+
+
+def rows_of(batch: pa.RecordBatch) -> list[dict[str, Any]]:
+    """The rows of a record batch as dicts.
+
+    Raises:
+        FormatError: A value has no counterpart in Python.
+    """
+    try:
+        rows: list[dict[str, Any]] = batch.to_pylist()
+    except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
+        raise FormatError(
+            f"a record batch holds what Python has no value for: {reason_of(error)}",
+            Diagnosis(hint="look for texts that are no UTF-8 and for years beyond 9999, or leave the column out"),
+        ) from None
+    return rows
+
+
+def _check_numbers(values: Iterable[Any], type_: pa.DataType) -> None:
+    """Refuse what Arrow would convert in silence: fractions to integers, and booleans to numbers."""
+    if pa.types.is_list(type_):
+        _check_numbers([item for value in values if value is not None for item in value], type_.value_type)
+    elif pa.types.is_struct(type_):
+        rows = [as_mapping(value) for value in values if value is not None]
+        for field in type_:
+            _check_numbers([row.get(field.name) for row in rows], field.type)
+    elif pa.types.is_integer(type_) or pa.types.is_floating(type_):
+        whole = pa.types.is_integer(type_)
+        for value in values:
+            if isinstance(value, bool) or (whole and isinstance(value, float) and not value.is_integer()):
+                raise TypeError(f"{value!r} is no {type_}")
 
 
 def as_mapping(element: Any) -> Any:

@@ -6,21 +6,25 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import apache_beam as beam
+import numpy as np
+import pyarrow as pa
 from apache_beam.portability.api import schema_pb2
 from apache_beam.typehints import schemas
 from apache_beam.typehints.row_type import RowTypeConstraint
 from apache_beam.yaml.json_utils import json_schema_to_beam_schema, json_to_row
 from apache_beam.yaml.yaml_utils import SafeLineLoader
 
-from beam_entra.errors import ConfigError, Diagnosis
-from beam_entra.io.formats import Csv, Format, JsonLines, Lines
+from beam_entra.errors import ConfigError, Diagnosis, FormatError
+from beam_entra.io.batches import arrow_type, concrete
+from beam_entra.io.formats import Avro, BlobFormat, Csv, JsonLines, Lines, Parquet
 from beam_entra.io.read import BadRecord, ReadFromBlob
 from beam_entra.io.write import WriteToBlob
 from beam_entra.session import CommittedBlob
 
 __all__ = ["ReadRows", "WriteRows"]
 
-_FORMATS = ("json", "csv", "text")
+_FORMATS = ("json", "csv", "text", "avro", "parquet")
+_AVRO = {str: "string", int: "long", float: "double", bool: "boolean", bytes: "bytes"}
 _TYPES: dict[str, tuple[type, ...]] = {"string": (str,), "integer": (int,), "number": (int, float), "boolean": (bool,)}
 _TRUTH = {"true": True, "false": False}
 _LETTER = [("source", str), ("offset", int), ("reason", str), ("record", str)]
@@ -32,12 +36,12 @@ class ReadRows(beam.PTransform):  # type: ignore[misc]  # Beam's PTransform is u
 
     Args:
         path: `abfss://container@account.dfs.core.windows.net/orders/*.jsonl`.
-        format: `json` (JSON Lines), `csv` (with a header) or `text` (rows with the one field `line`).
-        schema: For `json` and `csv`: JSON Schema of a row, `{type: object, properties: {id: {type: string}, ...}}`.
-            Fields that are not listed under `required` may be missing.
-        compression: `auto`, `gzip` or `none`.
+        format: `json` (JSON Lines), `csv` (with a header), `avro`, `parquet`, `text` (rows with the one field `line`).
+        schema: JSON Schema of a row, `{type: object, properties: {id: {type: string}, ...}}`, for all but `text`.
+            Fields that are not listed under `required` may be missing; of `parquet`, others are not even fetched.
+        compression: `auto`, which goes by names, `gzip`, `bzip2`, `zstd`, `deflate` or `none`.
         error_handling: `{output: NAME}` sends what is no such row to the output NAME, as rows of source, offset, reason
-            and record. Without it, that is an error.
+            and record. Without it, that is an error; and in any case it is if a file's own types are not the schema's.
     """
 
     def __init__(self, path, format, schema=None, compression="auto", error_handling=None) -> None:  # type: ignore[no-untyped-def]
@@ -47,11 +51,12 @@ class ReadRows(beam.PTransform):  # type: ignore[misc]  # Beam's PTransform is u
         self._errors = str(error_handling["output"]) if error_handling else ""
 
     def expand(self, pbegin: beam.pvalue.PBegin) -> Any:
+        to_rows = beam.Map(self._row.of_element).with_output_types(self._row.type)
         if not self._errors:
-            return pbegin | "Read" >> self._reading | "Rows" >> beam.Map(_same).with_output_types(self._row.type)
+            return pbegin | "Read" >> self._reading | "Rows" >> to_rows
         rows, bad = pbegin | "Read" >> self._reading.with_exception_handling()
         letters = bad | "Letters" >> beam.Map(_letter).with_output_types(RowTypeConstraint.from_fields(_LETTER))
-        return {"good": rows | "Rows" >> beam.Map(_same).with_output_types(self._row.type), self._errors: letters}
+        return {"good": rows | "Rows" >> to_rows, self._errors: letters}
 
 
 class WriteRows(beam.PTransform):  # type: ignore[misc]  # Beam's PTransform is untyped
@@ -59,9 +64,9 @@ class WriteRows(beam.PTransform):  # type: ignore[misc]  # Beam's PTransform is 
 
     Args:
         path: `abfss://container@account.dfs.core.windows.net/orders/clean/`.
-        format: `json`, `csv` (columns are the input's fields) or `text` (of the input's one field).
+        format: `json`, `csv`, `avro`, `parquet` (their columns are the input's fields) or `text` (of the input's one).
         shards: Write exactly this many blobs; by default about one a worker process.
-        compression: `none` or `gzip`.
+        compression: `gzip`, `bzip2`, `zstd` or `none`.
         overwrite: Replace blobs of the same names, an earlier run's. Needs `shards`.
     """
 
@@ -72,13 +77,14 @@ class WriteRows(beam.PTransform):  # type: ignore[misc]  # Beam's PTransform is 
         self._settings = {"shards": shards, "compression": compression, "overwrite": overwrite}
 
     def expand(self, rows: beam.PCollection[Any]) -> beam.PCollection[Any]:
-        fields = [name for name, _ in schemas.named_fields_from_element_type(rows.element_type)]
+        types = dict(schemas.named_fields_from_element_type(rows.element_type))
+        fields = list(types)
         if self._format == "text" and len(fields) != 1:
             raise ConfigError(
                 f"text is written from rows of one field, and these have {', '.join(fields)}",
                 Diagnosis(hint="map them to one field before WriteToBlob, or write json or csv"),
             )
-        chosen: Format = {"json": JsonLines, "text": Lines}.get(self._format, lambda: Csv(fields))()
+        chosen = _format_of(self._format, types)
         values = beam.Map(_only_field, fields[0]) if self._format == "text" else beam.Map(_as_dict, fields)
         return (
             rows
@@ -86,6 +92,39 @@ class WriteRows(beam.PTransform):  # type: ignore[misc]  # Beam's PTransform is 
             | "Write" >> WriteToBlob(self._path, chosen, **self._settings)
             | "Written" >> beam.Map(_written).with_output_types(RowTypeConstraint.from_fields(_WRITTEN))
         )
+
+
+def _format_of(kind: str, fields: Mapping[str, Any]) -> BlobFormat:
+    """The format that writes rows with these fields."""
+    if kind == "csv":
+        return Csv(list(fields))
+    if kind == "parquet":
+        return Parquet(schema=pa.schema([(name, _column_type(name, type_)) for name, type_ in fields.items()]))
+    if kind == "avro":
+        return Avro({"type": "record", "name": "Row", "fields": [_avro_field(*field) for field in fields.items()]})
+    return JsonLines() if kind == "json" else Lines()
+
+
+def _column_type(name: str, type_: Any) -> pa.DataType:
+    found = arrow_type(name, type_)
+    if found is None:
+        raise _not_writable(name, type_, "parquet")
+    return found
+
+
+def _avro_field(name: str, type_: Any) -> dict[str, Any]:
+    python, nullable = concrete(type_)
+    found = _AVRO.get({np.int64: int, np.float64: float}.get(python, python))
+    if found is None:
+        raise _not_writable(name, type_, "avro")
+    return {"name": name, "type": ["null", found] if nullable else found}
+
+
+def _not_writable(name: str, type_: Any, format: str) -> ConfigError:
+    return ConfigError(
+        f"the field {name} is of type {type_}, which is not written as {format}",
+        Diagnosis(hint="map it to a text or a number before WriteToBlob, or write json"),
+    )
 
 
 class _Row:
@@ -112,14 +151,36 @@ class _Row:
         self._field_type = schema_pb2.FieldType(row_type=schema_pb2.RowType(schema=beam_schema))
         self.type = RowTypeConstraint.from_fields(schemas.named_fields_from_schema(beam_schema))
 
-    def format(self) -> Format:
-        """The format whose elements are the rows."""
+    def format(self) -> BlobFormat:
+        """The format whose elements are the rows, or what `of_element` makes rows of."""
         to_row, properties, required = json_to_row(self._field_type), self._properties, self._required
+        if self._kind == "avro":
+            return Avro()
+        if self._kind == "parquet":
+            return Parquet(list(properties))
         if self._kind == "text":
             return _TextRows()
         if self._kind == "csv":
             return Csv(parse=lambda row: to_row(_checked(_from_text(row, properties), properties, required)))
         return JsonLines(lambda value: to_row(_checked(value, properties, required)))
+
+    @property
+    def of_element(self) -> Callable[[Any], Any]:
+        """What makes a row of an element."""
+        if self._kind not in {"avro", "parquet"}:
+            return _same
+        to_row, properties, required = json_to_row(self._field_type), self._properties, self._required
+
+        def row(element: Any) -> Any:
+            try:
+                return to_row(_checked(element, properties, required))
+            except ValueError as error:
+                raise FormatError(
+                    f"a record is not what the schema of ReadFromBlob says: {error}",
+                    Diagnosis(hint="say in the schema what the file has; its own types are fixed"),
+                ) from None
+
+        return row
 
 
 class _TextRows(Lines):

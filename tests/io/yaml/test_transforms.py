@@ -5,12 +5,18 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from decimal import Decimal
 from typing import Any
 
 import apache_beam as beam
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from apache_beam.testing.util import assert_that, equal_to
+from apache_beam.typehints import schemas
+from apache_beam.typehints.row_type import RowTypeConstraint
 from apache_beam.yaml import yaml_provider, yaml_transform
+from apache_beam.yaml.json_utils import json_schema_to_beam_schema
 
 from beam_entra import ScopedPipeline
 from beam_entra.errors import ConfigError, FormatError
@@ -112,11 +118,50 @@ def test_rows_are_written(lake: Any, format: str, expected: list[str]) -> None:
     assert sorted(lake.curated.download(part).decode().split()) == expected
 
 
+_ROWS = [{"id": "a", "quantity": 2, "price": 1.5, "paid": True}, {"id": "b"}]
+
+
+@pytest.mark.parametrize("format", ["avro", "parquet"])
+def test_files_of_rows_are_written_and_read(lake: Any, format: str) -> None:
+    """With the input's fields; what may be null comes back as null."""
+    schema = json_schema_to_beam_schema(ORDER)
+    row_type = RowTypeConstraint.from_fields(schemas.named_fields_from_schema(schema))
+    nulls = dict.fromkeys(ORDER["properties"])
+    with lake.pipeline("--prism_location=none", manifest=lake.manifest(write=[lake.raw.url("in/")])) as p:
+        rows = p | beam.Create(_ROWS) | beam.Map(lambda row: beam.Row(**{**nulls, **row})).with_output_types(row_type)
+        rows | WriteRows(lake.raw.url("in/"), format, shards=1)
+    (part,) = [name for name in lake.raw.list("in/") if name.endswith(format)]
+    lake.raw.upload("read/a", lake.raw.download(part))
+    with lake.pipeline("--prism_location=none", manifest=lake.manifest(read=[lake.raw.url("read/")])) as p:
+        back = p | ReadRows(lake.raw.url("read/*"), format, ORDER)
+        assert_that(back | beam.Map(lambda row: row._asdict()), equal_to([{**nulls, **row} for row in _ROWS]))
+
+
+def test_a_file_of_other_types_than_the_schemas_fails_the_job(lake: Any) -> None:
+    """Its records are sound; the schema is not its schema."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.table({"id": [1], "quantity": [2], "price": [1.0], "paid": [True]}), sink)
+    lake.raw.upload("in/a.parquet", sink.getvalue().to_pybytes())
+    with pytest.raises(FormatError, match="id is no string"), lake.pipeline("--prism_location=none") as p:
+        p | ReadRows(lake.raw.url("in/*"), "parquet", ORDER)
+
+
+@pytest.mark.parametrize("format", ["avro", "parquet"])
+def test_fields_that_a_format_has_no_type_for_are_refused_at_once(lake: Any, format: str) -> None:
+    """When the pipeline is built."""
+    message = f"price is of type .*Decimal.* is not written as {format}"
+    with pytest.raises(ConfigError, match=message), lake.pipeline() as p:
+        p | beam.Create([beam.Row(price=Decimal(1))]) | WriteRows(lake.curated.url("out/"), format)
+
+
 def test_text_is_written_from_one_field(lake: Any) -> None:
     """Rows of several are refused when the pipeline is built."""
     with lake.pipeline("--prism_location=none") as p:
-        p | beam.Create(["x", "y"]) | beam.Map(lambda line: beam.Row(line=str(line))) | WriteRows(
-            lake.curated.url("out/"), "text", shards=1
+        (
+            p
+            | beam.Create(["x", "y"])
+            | beam.Map(lambda line: beam.Row(line=str(line)))
+            | WriteRows(lake.curated.url("out/"), "text", shards=1)
         )
     assert sorted(lake.curated.download(lake.parts()[0]).split()) == [b"x", b"y"]
     with pytest.raises(ConfigError, match="one field"), lake.pipeline() as p:
