@@ -8,7 +8,7 @@ __all__ = ["redacted"]
 
 _LONGEST = 300  # characters
 _ASSIGNED = re.compile(
-    r"(?i)\b([\w-]*(?:secret|passw(?:or)?d|passphrase|pwd|token|assertion|api[_-]?key|signature|sig|authorization))"
+    r"(?i)(?<![\w-])([\w-]*(?:secret|passw(?:or)?d|passphrase|pwd|token|assertion|api[_-]?key|signature|sig|authorization))"
     r"""(["']?\s*[:=]\s*["']?|\s+)((?:bearer|basic)\s+)?[^\s"',;&]+"""
 )
 _AUTHORIZATION = re.compile(r"(?i)\b(bearer|basic)\s+[^\s\"',;]+")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import time
 
 import pytest
 from hypothesis import given
@@ -53,6 +54,14 @@ def test_a_random_run_is_taken_out(size):
 def test_what_is_known_is_taken_out():
     """The longer first, so that no tail is left of it."""
     assert redacted("it was correct-horse or correct", "correct", "correct-horse") == "it was [redacted] or [redacted]"
+
+
+@pytest.mark.parametrize("unit", ["a-", "token ", "bearer ", "key=", "x" * 15 + " ", "-", "a1"])
+def test_a_long_text_takes_no_time(unit):
+    """What a command or a provider may say is long, and may be made to be slow to search."""
+    began = time.process_time()
+    redacted(unit * (256 * 1024 // len(unit)))
+    assert time.process_time() - began < 1
 
 
 @given(st.text(max_size=2000))
