@@ -39,6 +39,7 @@ _WHO = frozenset(
         "keyvault_credential",
         "keyvault_host",
         "object_id",
+        "oidc_client",
         "resource_id",
     }
 )
