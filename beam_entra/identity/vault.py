@@ -67,6 +67,7 @@ def read_secret(reference: VaultReference, *, setting: str, token: AccessToken, 
     options: dict[str, Any] = {
         name: value for name, value in connection.items() if name.startswith(("connection_", "read_", "retry_"))
     }
+    options["permit_redirects"] = False
     if reference.named:
         options["verify_challenge_resource"] = False  # its challenge names a vault's domain, which it is not in
     failure: IdentityError

@@ -123,6 +123,16 @@ def test_no_secret_from_the_vault(box, answer, kind, fix):
     assert box.cloud.find_leaks(everything_in(error)) == []
 
 
+def test_a_vault_that_sends_us_elsewhere(box):
+    """A redirection is not followed, and the other host gets neither the token nor a request."""
+    other = Vault(box.cloud)
+    with secure(other) as url:
+        box.vault.instead = Answer(status=307, headers={"Location": f"{url}/secrets/job"})
+        with pytest.raises(IdentityUnavailable, match="Key Vault answered HTTP 307"):
+            box.acquire()
+    assert len(other.requests) == 0
+
+
 def test_an_identity_that_may_not_have_the_vaults_token(box):
     """The refusal is about the vault's identity, and says so."""
     nobody = box.cloud.tenant.register_app().client_id
