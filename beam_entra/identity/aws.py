@@ -70,13 +70,18 @@ def ask_sts(audience: str, region: str, connection: Connection) -> str:
         return str(answer["WebIdentityToken"])
     except AttributeError:
         raise missing_extra("aws", 'assertion_from = "aws" (with a boto3 that knows GetWebIdentityToken)') from None
-    except (NoCredentialsError, CredentialRetrievalError):
+    except NoCredentialsError:
         raise NotHere(
             IdentityRejected(
                 "the worker has no AWS credentials to ask STS with",
                 Diagnosis(hint='assertion_from = "aws" is for workers in AWS that run as a role'),
             )
         ) from None
+    except CredentialRetrievalError:  # its text is the credential service's, or a credential_process's
+        failure = IdentityUnavailable(
+            "the worker's AWS credentials cannot be had",
+            Diagnosis(hint="see that the credential service of the worker's platform is healthy and knows its role"),
+        )
     except ClientError as error:
         failure = _refused(error.response)
     except (BotoCoreError, KeyError) as error:

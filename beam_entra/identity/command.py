@@ -42,7 +42,8 @@ def check_command(command: str, timeout_s: float) -> None:
 def run_command(command: str, *, timeout_s: float) -> str:
     """What the command prints on standard output.
 
-    It gets the worker's environment and no input, and leads a process group of its own, which is killed as a whole.
+    It gets the worker's environment and no input, and leads a process group of its own. At the timeout, or when it
+    prints too much, the group is killed as a whole.
 
     Raises:
         NotHere: There is no such executable.
@@ -121,10 +122,11 @@ def _collect(process: subprocess.Popen[bytes], ends: float) -> tuple[bytes, byte
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:
-    """The whole group, whatever of it is left; then the pipes."""
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    """The whole group, unless its leader has ended and been waited for; then the pipes."""
+    if process.returncode is None:  # else its id may be somebody else's by now
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
     for pipe in (process.stdout, process.stderr):
         if pipe is not None:
             pipe.close()

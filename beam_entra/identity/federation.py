@@ -76,7 +76,7 @@ def _from_file(setting: str) -> str:
     path = resolve_path(setting, setting="assertion_file")
     try:
         with path.open(encoding="utf-8") as file:
-            text = file.read(_MOST_BYTES).strip()
+            text = file.read(_MOST_BYTES + 1).strip()
     except (OSError, UnicodeDecodeError) as error:
         problem = error.strerror if isinstance(error, OSError) else "it is not text"
         rejected = IdentityRejected(
@@ -89,7 +89,7 @@ def _from_file(setting: str) -> str:
             f"the assertion file {path} is empty",
             Diagnosis(hint="see that whatever writes the assertion file renews it"),
         )
-    return text
+    return _jwt(text, f"the assertion file {path}")
 
 
 # ---------------------------------------------------------------- another cloud
@@ -164,6 +164,7 @@ def _github(identity: IdentitySettings, connection: Connection) -> SupportsToken
             who="GitHub's token service",
             headers={"Authorization": f"bearer {token}", "Accept": "application/json"},
             fix="give the workflow's job permissions: id-token: write, and ask while it runs",
+            sent=(token,),
             identity=identity,
             connection=connection,
         )
@@ -198,6 +199,7 @@ def _oidc(identity: IdentitySettings, connection: Connection) -> SupportsTokenIn
     def assertion() -> str:
         secret = connection.secret("oidc_client_secret").reveal()
         pair = f"{quote_plus(settings['oidc_client'])}:{quote_plus(secret)}"  # RFC 6749, 2.3.1
+        basic = base64.b64encode(pair.encode()).decode("ascii")
         fields = {"grant_type": "client_credentials"}
         fields |= {"scope": settings["oidc_scope"]} if "oidc_scope" in settings else {}
         fields |= {"audience": settings["assertion_audience"]} if "assertion_audience" in settings else {}
@@ -207,11 +209,12 @@ def _oidc(identity: IdentitySettings, connection: Connection) -> SupportsTokenIn
             settings["oidc_endpoint"],
             who=who,
             headers={
-                "Authorization": f"Basic {base64.b64encode(pair.encode()).decode('ascii')}",
+                "Authorization": f"Basic {basic}",
                 "Accept": "application/json",
             },
             fields=fields,
             fix="check oidc_client, what oidc_client_secret refers to, oidc_scope and assertion_audience",
+            sent=(secret, quote_plus(secret), basic),
             identity=identity,
             connection=connection,
         )
@@ -258,11 +261,12 @@ def _ask(
     who: str,
     headers: dict[str, str],
     fix: str,
+    sent: tuple[str, ...],
     identity: IdentitySettings,
     connection: Connection,
     fields: dict[str, str] | None = None,
 ) -> Reply:
-    """One request to somebody else's token service, answered with 200."""
+    """One request to somebody else's token service, answered with 200. `sent` is what no error may repeat."""
     try:
         reply = exchange(
             method,
@@ -277,7 +281,7 @@ def _ask(
     else:
         if reply.status == 200:
             return reply
-        raise refusal(reply, who=who, hint=fix)
+        raise refusal(reply, who=who, hint=fix, sent=sent)
     raise IdentityUnavailable(
         f"{who} does not answer: {reason}",
         Diagnosis(hint="see that the worker reaches it and trusts its certificate"),

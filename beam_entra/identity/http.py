@@ -99,16 +99,20 @@ def exchange(
                 )
             finally:
                 answer.close()
-    except (urllib3.exceptions.HTTPError, OSError) as error:
+    except (urllib3.exceptions.HTTPError, OSError, ValueError) as error:  # ValueError: with the header in its text
         reason = type(error).__name__
     raise NoAnswer(reason)  # outside the except block: a request would hang on it as context
 
 
-def refusal(reply: Reply, *, who: str, hint: str) -> IdentityError:
-    """The error for an answer that is no token: a refusal, or something that may pass by itself."""
+def refusal(reply: Reply, *, who: str, hint: str, sent: tuple[str, ...] = ()) -> IdentityError:
+    """The error for an answer that is no token: a refusal, or something that may pass by itself.
+
+    Args:
+        sent: Secrets of the request, which the answer may repeat.
+    """
     document = reply.document
     said = next((str(document[key]) for key in ("error_description", "message", "error") if document.get(key)), "")
-    about = f"{who} answered HTTP {reply.status}" + (f": {redacted(said)}" if said else "")
+    about = f"{who} answered HTTP {reply.status}" + (f": {redacted(said, *sent)}" if said else "")
     passing = reply.status in {404, 408, 410, 429} or reply.status >= 500
     if passing and not (reply.status == 404 and said):
         facts = Diagnosis(status=reply.status, hint=hint, retry_after_s=reply.retry_after_s, attempts=1)
@@ -125,8 +129,11 @@ def _pool(proxy: str, options: dict[str, Any]) -> urllib3.PoolManager:
 
 
 def _proxy(url: str) -> str:
-    parts = urlsplit(url)
-    return "" if proxy_bypass(parts.hostname or "") else getproxies().get(parts.scheme, "")
+    parts, proxies = urlsplit(url), getproxies()
+    if proxy_bypass(parts.hostname or ""):
+        return ""
+    found = proxies.get(parts.scheme) or proxies.get("all", "")
+    return found if "://" in found or not found else f"http://{found}"
 
 
 def _read(answer: urllib3.BaseHTTPResponse, ends: float) -> bytes:

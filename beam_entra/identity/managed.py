@@ -119,7 +119,7 @@ class _ManagedIdentity:
             return IdentityUnavailable(
                 f"{where} answered HTTP 200 with something that is no token", Diagnosis(status=200, hint=_ASSIGN)
             )
-        return refusal(reply, who=where, hint=_ASSIGN)
+        return refusal(reply, who=where, hint=_ASSIGN, sent=(os.environ.get("IDENTITY_HEADER", ""),))
 
     def _check_principal(self, token: Secret, where: str) -> None:
         claims = TokenClaims.of(token)

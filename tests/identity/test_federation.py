@@ -15,7 +15,7 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import quote_plus, urlsplit
 
 import pytest
 
@@ -113,6 +113,16 @@ def test_a_file_that_is_gone(beam_entra_cloud, tmp_path, monkeypatch):
     """The error names the path."""
     monkeypatch.setenv(AKS_FILE, str(tmp_path / "gone"))
     assert str(tmp_path / "gone") in fails(beam_entra_cloud, IdentityRejected, "workload_identity").message
+
+
+@pytest.mark.parametrize("content", ["root:x:0:0", "-----BEGIN PRIVATE KEY-----", "a.b.c", "e30." + "x" * 70_000])
+def test_a_file_of_something_else(beam_entra_cloud, tmp_path, content):
+    """A path that is wrong sends no other file of the worker's to Entra."""
+    path = tmp_path / "token"
+    path.write_text(content)
+    error = fails(beam_entra_cloud, IdentityRejected, "federated_file", assertion_file=str(path))
+    assert f"the assertion file {path} gave something that is no assertion" in error.message
+    assert beam_entra_cloud.tenant.token_requests == 0
 
 
 # ---------------------------------------------------------------- Google Cloud
@@ -281,6 +291,20 @@ def test_a_worker_without_aws_credentials(beam_entra_cloud, sts, monkeypatch):
     assert len(sts.requests) == 0
 
 
+def test_a_role_whose_credentials_do_not_come(beam_entra_cloud, sts, monkeypatch):
+    """The platform's credential service is there, and fails: that may pass, and no chain goes on to somebody else."""
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"):
+        monkeypatch.delenv(name)
+    sts.instead = said(404, {"message": "not now"})
+    with plain(sts) as url:
+        monkeypatch.setenv("AWS_CONTAINER_CREDENTIALS_FULL_URI", f"{url}/v1/credentials")
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+        more = {"chain": "federated:aws, federated:file", "assertion_file": str(beam_entra_cloud.assertion_file)}
+        error = fails(beam_entra_cloud, IdentityUnavailable, "chain", aws_region="eu-central-1", **more)
+    assert "the worker's AWS credentials cannot be had" in error.message
+    assert beam_entra_cloud.tenant.token_requests == 0
+
+
 def test_sts_does_not_answer(beam_entra_cloud, sts, monkeypatch):
     """A closed port is unavailable."""
     monkeypatch.setenv("AWS_ENDPOINT_URL_STS", "https://127.0.0.1:9")
@@ -332,6 +356,18 @@ def test_github_refuses(beam_entra_cloud, github, monkeypatch):
     assert "id-token: write" in error.hint
     assert wrong not in everything_in(error)
     assert len(host.requests) == 1
+
+
+def test_a_token_that_no_header_can_hold(beam_entra_cloud, github, monkeypatch, caplog):
+    """It goes nowhere, into no log either: the libraries on the way log what ends an attempt."""
+    host, settings = github
+    wrong = "correct-horse\nbattery-staple"
+    monkeypatch.setenv("ACTIONS_ID_TOKEN_REQUEST_TOKEN", wrong)
+    with caplog.at_level(logging.DEBUG):
+        error = fails(beam_entra_cloud, IdentityUnavailable, **settings)
+    assert "GitHub's token service does not answer" in error.message
+    assert not [part for part in wrong.split() if part in caplog.text + everything_in(error)]
+    assert len(host.requests) == 0
 
 
 def test_github_is_asked_over_https_only(beam_entra_cloud, github, monkeypatch):
@@ -387,6 +423,21 @@ def test_the_provider_refuses(beam_entra_cloud, provider, monkeypatch):
     error = fails(beam_entra_cloud, IdentityRejected, **provider[1])
     assert "HTTP 401: secret=[redacted] is wrong" in error.message
     assert "oidc_client_secret" in error.hint
+
+
+@pytest.mark.parametrize("how", ["{secret}", "{pair}", "{form}"])
+def test_the_provider_repeats_what_it_was_sent(beam_entra_cloud, provider, monkeypatch, caplog, how):
+    """Whatever it calls it, and however it writes it: what was sent is known, and taken out."""
+    host, settings = provider
+    secret = "correct horse"
+    monkeypatch.setenv("PROVIDER_SECRET", secret)
+    basic = base64.b64encode(f"{quote_plus(host.client)}:{quote_plus(secret)}".encode()).decode()
+    repeated = how.format(secret=secret, pair=basic, form=quote_plus(secret))
+    host.instead = said(401, {"error_description": f"it was {repeated} that came"})
+    with caplog.at_level(logging.DEBUG):
+        error = fails(beam_entra_cloud, IdentityRejected, **settings)
+    assert "it was [redacted] that came" in error.message
+    assert repeated not in caplog.text + everything_in(error)
 
 
 OIDC_TROUBLE = {
@@ -464,6 +515,11 @@ def test_the_world_outside_is_reached_through_the_proxy(beam_entra_cloud, provid
             basic = base64.b64encode(b"me:w@rd").decode()
             (asked,) = [each for each in proxy.asked if each.startswith(f"CONNECT {endpoint} ")]
             assert f"basic {basic}" in asked.replace("Basic", "basic")
+            proxy.asked.clear()
+            monkeypatch.delenv("HTTPS_PROXY")
+            monkeypatch.setenv("ALL_PROXY", f"127.0.0.1:{proxy.server_address[1]}")
+            acquire(beam_entra_cloud, **settings)
+            assert [each for each in proxy.asked if each.startswith(f"CONNECT {endpoint} ")]
             proxy.asked.clear()
             monkeypatch.setenv("NO_PROXY", "127.0.0.1")
             acquire(beam_entra_cloud, **settings)
@@ -554,6 +610,27 @@ def test_a_command_that_hangs_is_killed_with_its_children(beam_entra_cloud, tmp_
             assert end.recv(1) == b"", "the child is alive"
     assert "did not end within 2 s, and was killed" in error.message
     assert "command_timeout" in error.hint
+
+
+def test_what_a_command_leaves_running_is_its_own(beam_entra_cloud, tmp_path):
+    """One that has ended well is not killed after the fact: its process id may be somebody else's by then."""
+    signed = beam_entra_cloud.issuer.assertion(DEFAULT_SUBJECT).reveal()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(10)
+        child = (
+            f"import socket; s = socket.create_connection({listener.getsockname()!r}); s.recv(1); s.sendall(b'alive')"
+        )
+        body = (
+            "import subprocess, sys\n"
+            f"subprocess.Popen([sys.executable, '-c', {child!r}], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)"
+            f"\nprint({signed!r})\n"
+        )
+        acquire(beam_entra_cloud, assertion_from="command", assertion_command=script(tmp_path, body))
+        end, _ = listener.accept()
+        with end:
+            end.settimeout(10)
+            end.sendall(b"?")
+            assert end.recv(5) == b"alive"
 
 
 def test_a_command_that_leaves_its_pipe_to_a_child_does_not_hang(beam_entra_cloud, tmp_path):

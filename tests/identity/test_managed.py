@@ -127,6 +127,15 @@ def test_app_service_without_the_identity(beam_entra_cloud, app_service):
     assert app_service.header not in everything_in(caught.value)
 
 
+def test_app_service_repeats_its_header(beam_entra_cloud, app_service, monkeypatch):
+    """It is a secret that looks like an id."""
+    monkeypatch.setenv("IDENTITY_HEADER", NOBODY)
+    app_service.instead = said(401, {"message": f"the header {NOBODY} is wrong"})
+    with pytest.raises(IdentityRejected) as caught:
+        EntraSource(identity_of(beam_entra_cloud, "managed_identity"), clock=utc_now).acquire(STORAGE_AUDIENCE)
+    assert "the header [redacted] is wrong" in caught.value.message
+
+
 @dataclass(frozen=True)
 class Trouble:
     """What the metadata service answers, and what becomes of it."""

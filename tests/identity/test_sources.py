@@ -305,7 +305,7 @@ REFUSALS = [
     Refusal(
         "unknown issuer", lambda c, f: federated(c, client=_without_record(c)), "AADSTS700211", "federated credential"
     ),
-    Refusal("no JWT", lambda c, f: _assertion(c, f, "not-a-jwt"), "AADSTS50027", "assertion file"),
+    Refusal("no JWT", lambda c, f: _assertion(c, f, "not.a-real.jwt"), "AADSTS50027", "assertion file"),
     Refusal("forged signature", _forged, "AADSTS700027", "publishes the key"),
     Refusal("disabled app", lambda c, f: federated(c, client=_disabled(c)), "AADSTS7000112", "administrator"),
     Refusal(
