@@ -77,6 +77,12 @@ def _meant(identity: IdentitySettings) -> msal.ManagedIdentity:
     return msal.UserAssignedManagedIdentity(client_id=identity.client)
 
 
+def _where() -> str:
+    if "IDENTITY_ENDPOINT" not in os.environ:
+        return "the machine's metadata service (IMDS)"
+    return "App Service" if "IDENTITY_HEADER" in os.environ else "Azure Arc's agent"
+
+
 class _ManagedIdentity:
     """One managed identity, as a credential. A token of anybody but the manifest's client is not given out."""
 
@@ -88,7 +94,7 @@ class _ManagedIdentity:
     def get_token_info(self, *scopes: str, options: TokenRequestOptions | None = None) -> AccessTokenInfo:
         """One request to the machine's token service."""
         resource = scopes[0].removesuffix("/.default")
-        where = "App Service" if "IDENTITY_ENDPOINT" in os.environ else "the machine's metadata service (IMDS)"
+        where = _where()
         now = int(self._connection.clock().timestamp())
         try:
             client = msal.ManagedIdentityClient(_meant(self._identity), http_client=self._metadata)
@@ -99,6 +105,11 @@ class _ManagedIdentity:
                     f"{where} does not answer: {silent}",
                     Diagnosis(hint="managed identities are for workers in Azure; elsewhere choose another credential"),
                 )
+            ) from None
+        except OSError as error:
+            raise IdentityRejected(
+                f"{where} names a key file, which cannot be read: {error.strerror}",
+                Diagnosis(hint="let the worker's user read the agent's key files: add it to the group himds"),
             ) from None
         except (msal.ManagedIdentityError, ValueError, KeyError, TypeError):
             result = {}

@@ -74,7 +74,7 @@ def read_secret(reference: VaultReference, *, setting: str, token: AccessToken, 
     try:
         with client_type(reference.url, _Held(token), **options) as client:
             value = client.get_secret(reference.name, reference.version or None).value
-        if value:
+        if value and value.strip():
             return str(value)
         failure = IdentityRejected("Key Vault gave an empty secret", Diagnosis(hint=_FIXES[404]))
     except HttpResponseError as error:

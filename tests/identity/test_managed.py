@@ -127,6 +127,21 @@ def test_app_service_without_the_identity(beam_entra_cloud, app_service):
     assert app_service.header not in everything_in(caught.value)
 
 
+def test_a_machine_of_azure_arc_whose_key_is_not_ours(beam_entra_cloud, monkeypatch, elsewhere):
+    """Its agent names a key file, which only some of the machine's users can read."""
+    host = Imds(beam_entra_cloud)
+    challenge = "Basic realm=/var/opt/azcmagent/tokens/beam-entra-test.key"
+    host.instead = Answer(status=401, headers={"WWW-Authenticate": challenge})
+    with plain(host) as url:
+        monkeypatch.setenv("IDENTITY_ENDPOINT", f"{url}/metadata/identity/oauth2/token")
+        monkeypatch.setenv("IMDS_ENDPOINT", url)
+        with pytest.raises(IdentityRejected, match=r"Azure Arc's agent .* cannot be read: No such file") as caught:
+            EntraSource(identity_of(beam_entra_cloud, "managed_identity", assigned="system"), clock=utc_now).acquire(
+                STORAGE_AUDIENCE
+            )
+    assert "himds" in caught.value.hint
+
+
 def test_app_service_repeats_its_header(beam_entra_cloud, app_service, monkeypatch):
     """It is a secret that looks like an id."""
     monkeypatch.setenv("IDENTITY_HEADER", NOBODY)

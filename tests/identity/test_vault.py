@@ -103,6 +103,7 @@ TROUBLE = {
     "throttled": (said(429, {}, Retry_After="13"), IdentityUnavailable, "too much"),
     "down": (Answer(status=503), IdentityUnavailable, "healthy"),
     "no value": (said(200, {"value": "", "id": "https://x/secrets/job/1"}), IdentityRejected, "name"),
+    "a blank value": (said(200, {"value": " \n", "id": "https://x/secrets/job/1"}), IdentityRejected, "name"),
     "a page": (Answer(body=b"<html>Sign in"), IdentityUnavailable, ""),
 }
 
