@@ -17,6 +17,7 @@ from apache_beam.testing.util import assert_that, equal_to
 
 from beam_entra import EntraOptions, Scoped, ScopedPipeline
 from beam_entra.access import AccessManifest, Endpoints
+from beam_entra.identity import check_credential
 from beam_entra.io.blocks import Block
 from beam_entra.testing.certificates import RunCertificates
 from beam_entra.testing.https import Answer, HttpsServer, Request, ServiceHandler
@@ -213,7 +214,21 @@ def test_the_docs_credential_source_is_known_by_its_name() -> None:
     code = f"{block}\nfrom beam_entra.identity import credential_names\nprint(credential_names())"
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=60)
-    assert "our_managed_identity" in done.stdout
+    assert "our_pipelines" in done.stdout
+
+
+@pytest.mark.parametrize("block", blocks("docs/identity.md", "toml"), ids=lambda block: " ".join(block.split()[2:6:3]))
+def test_the_identity_pages_manifests_are_accepted(block: str) -> None:
+    """Every block of docs/identity.md is a credential that a launch takes."""
+    manifest = blocks("README.md", "toml")[0]
+    identity = re.search(r"\[identity\]\n.*?(?=^\[)", manifest, re.DOTALL | re.MULTILINE)
+    assert identity
+    who = f"""[identity]
+tenant = "contoso.onmicrosoft.com"
+client = "0b8e22f4-8f2d-4c1a-9b54-6b1c0d3e5a77"
+{block}
+"""
+    check_credential(AccessManifest.parse(manifest.replace(identity[0], who), file="x").identity)
 
 
 def test_the_docs_file_io_runs_under_the_docs_grants(

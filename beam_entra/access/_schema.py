@@ -27,6 +27,22 @@ _STORAGE_HOST = re.compile(r".*\.(?:core\.windows\.net|storage\.azure\.net)")
 _SECRET_KEY = re.compile(r"(?:secret|password|passphrase|pwd|assertion|token|key|sas|connection_?string)s?$")
 _REFERENCE = re.compile(r"env:[A-Za-z_][A-Za-z0-9_]{0,127}|file:[^\s\x00]+|keyvault:https://[^\s?#@]+")
 _SECRET_TEXT = re.compile(r"eyJ[\w-]{8,}\.|-----BEGIN|(?:AccountKey|SharedAccessSignature|[?&]sig)=", re.IGNORECASE)
+# Settings of credential sources that an overlay must not replace: they choose the source, the principal, the command.
+_WHO = frozenset(
+    {
+        "assertion_command",
+        "assertion_from",
+        "assigned",
+        "chain",
+        "developer_cli",
+        "keyvault_client",
+        "keyvault_credential",
+        "keyvault_host",
+        "object_id",
+        "oidc_client",
+        "resource_id",
+    }
+)
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 _REFER = "Refer to it: env:NAME, file:PATH or keyvault:https://..."
 
@@ -291,3 +307,5 @@ def endpoints_rules(document: Document) -> Iterator[Problem]:
     yield from _accounts(document)
     for key in table(document, "settings").keys() & IdentityTable.model_fields.keys():
         yield ("settings", key), "is no setting of a credential's source. Who the job is stands in the manifest alone"
+    for key in table(document, "settings").keys() & _WHO:
+        yield ("settings", key), "says who the job is, or what it runs to prove that. That stands in the manifest alone"

@@ -29,7 +29,15 @@ import json
 from itertools import chain
 from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import Field, StringConstraints, TypeAdapter, ValidationError, model_validator
+from pydantic import (
+    Field,
+    SerializerFunctionWrapHandler,
+    StringConstraints,
+    TypeAdapter,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 from beam_entra.audit.fields import (
     Count,
@@ -174,6 +182,8 @@ class TokenAcquired(Record):
         tenant: Tenant id in the token (`tid`); null when absent.
         expires: When Entra ends it.
         attempts: How often it was asked for, at least 1.
+        source: The credential source that gave it: `federated:gcp`; of a chain, the member. The one field that is left
+            out when nobody said: lines from before it was there verify as they are.
     """
 
     kind: Literal["token_acquired"] = "token_acquired"
@@ -185,6 +195,14 @@ class TokenAcquired(Record):
     tenant: Name | None
     expires: Time
     attempts: Annotated[int, Field(ge=1)]
+    source: Name | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_what_nobody_said(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        written: dict[str, Any] = write(self)
+        if self.source is None:
+            del written["source"]
+        return written
 
 
 class _Answered(Record):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from pydantic import ValidationError
@@ -23,10 +24,12 @@ class Seal:
         record: What it says.
         digest: SHA-256 of its line, in hex. Whoever can rewrite the whole trail can seal it again: keep this elsewhere
             (a ticket, another tenant, a signed log) and give it to `verify`.
+        sources: Credential source to how many of the job's tokens it gave.
     """
 
     record: Sealed
     digest: str
+    sources: Mapping[str, int]
 
 
 def seal(reader: TrailReader, store: SegmentStore, *, job: str, outcome: str, error: str | None, clock: Clock) -> Seal:
@@ -67,4 +70,4 @@ def seal(reader: TrailReader, store: SegmentStore, *, job: str, outcome: str, er
     data = line + b"\n"
     for offset in range(0, len(data), APPEND_BYTES):
         store.append(SEAL_NAME, offset, data[offset : offset + APPEND_BYTES])
-    return Seal(record=record, digest=digest_of(line))
+    return Seal(record=record, digest=digest_of(line), sources=found.sources)

@@ -17,6 +17,7 @@ from beam_entra.audit.record import (
     SealedSegment,
     SegmentOpened,
     SegmentRolled,
+    TokenAcquired,
     digest_of,
     parse_line,
     segment_name,
@@ -51,10 +52,12 @@ class Segments:
     Attributes:
         segments: Sorted by name.
         counts: Kind of record to how many, sorted by kind.
+        sources: Credential source to how many tokens it gave, sorted by name.
     """
 
     segments: tuple[SegmentSummary, ...]
     counts: Mapping[str, int]
+    sources: Mapping[str, int]
 
     @property
     def opened(self) -> SegmentOpened | None:
@@ -79,7 +82,11 @@ def check_segments(reader: TrailReader, *, job: str | None = None) -> Segments:
         if name != SEAL_NAME:
             checker.check(name, reader.read(name))
     checker.finish()
-    return Segments(segments=checker.summaries(), counts=MappingProxyType(dict(sorted(checker.counts.items()))))
+    return Segments(
+        segments=checker.summaries(),
+        counts=MappingProxyType(dict(sorted(checker.counts.items()))),
+        sources=MappingProxyType(dict(sorted(checker.sources.items()))),
+    )
 
 
 class _Checker:
@@ -87,6 +94,7 @@ class _Checker:
 
     def __init__(self, job: str | None) -> None:
         self.counts: Counter[str] = Counter()
+        self.sources: Counter[str] = Counter()
         self._job = job
         self._first: SegmentOpened | None = None  # of the whole trail
         self._done: list[tuple[SegmentOpened | None, SealedSegment, Lineage]] = []
@@ -119,6 +127,8 @@ class _Checker:
                 raise broken(name, index + 1, found.rule, found.what) from None
             head = digest_of(line)
             kinds[last.kind] += 1
+            if isinstance(last, TokenAcquired) and last.source:
+                self.sources[last.source] += 1
         if rest:
             raise broken(name, len(lines) + 1, 2, "the file ends in the middle of a line")
         self._awaited = last.next if isinstance(last, SegmentRolled) else ""

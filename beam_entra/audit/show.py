@@ -146,7 +146,8 @@ def _describe(record: AnyRecord) -> tuple[str, ...]:
             return "", f"job {record.job}", f"until {_instant(record.deadline)}", after
         case TokenAcquired():
             attempts = f"{record.attempts} attempts" if record.attempts > 1 else ""
-            return record.token, record.audience, f"uti {record.uti or '-'}", _until(record.expires), attempts
+            by = f"by {record.source}" if record.source else ""
+            return record.token, record.audience, f"uti {record.uti or '-'}", _until(record.expires), by, attempts
         case KeyAcquired():
             return record.key, record.account, f"with {_short(record.token)}", _until(record.expires), _request(record)
         case SasIssued():

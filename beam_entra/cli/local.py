@@ -16,7 +16,7 @@ import click
 from beam_entra.errors import ConfigError, Diagnosis
 
 if TYPE_CHECKING:
-    from beam_entra.access.manifest import AccessManifest
+    from beam_entra.access.manifest import AccessManifest, IdentitySettings
     from beam_entra.testing.background import CloudPlan, RunningCloud
 
 __all__ = ["local"]
@@ -210,6 +210,11 @@ def _secrets_of(manifests: Iterable[AccessManifest]) -> tuple[str, ...]:
                 f"{who} is for a person who is signed in to the Azure CLI, which knows no local tenant",
                 Diagnosis(hint='use credential = "federated_file" or "client_secret" with the local cloud'),
             )
+        if not _can_be_served(identity):
+            raise ConfigError(
+                f"{who} is for {identity.credential}, which no local cloud can stand in for",
+                Diagnosis(hint='use credential = "federated_file" or "client_secret" with the local cloud'),
+            )
         if identity.credential != "client_secret":
             continue
         scheme, _, name = identity.settings.get("client_secret", "").partition(":")
@@ -224,6 +229,13 @@ def _secrets_of(manifests: Iterable[AccessManifest]) -> tuple[str, ...]:
                 Diagnosis(hint="give each client a variable of its own, or a local cloud with its own --folder"),
             )
     return tuple(f"{client}/{name}" for name, client in named.items())
+
+
+def _can_be_served(identity: IdentitySettings) -> bool:
+    """Whether the local cloud has what the source needs: an assertion file, or a client secret. One's own: perhaps."""
+    if identity.credential in {"workload_identity", "federated"}:
+        return "assertion_file" in identity.settings
+    return identity.credential not in {"certificate", "chain", "managed_identity"}
 
 
 def _container(name: str) -> str:

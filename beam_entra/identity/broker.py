@@ -23,6 +23,7 @@ _JITTER_SHARE = 0.05
 _UNUSABLE_SHARE = 0.05
 _UNUSABLE_AT_MOST = timedelta(seconds=30)
 _REST_AFTER_FAILURE = timedelta(seconds=30)
+_LONGEST_REST_S = 24 * 3600  # whatever a Retry-After asks for
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -182,7 +183,7 @@ class TokenBroker:
                     slot.not_before = self._clock() + _REST_AFTER_FAILURE
                     asked_s = failure.diagnosis.retry_after_s if failure is not None else None
                     if asked_s:
-                        slot.asked_until = self._clock() + timedelta(seconds=asked_s)
+                        slot.asked_until = self._clock() + timedelta(seconds=min(asked_s, _LONGEST_REST_S))
                         slot.not_before = max(slot.not_before, slot.asked_until)
                 slot.changed.notify_all()
 

@@ -1,83 +1,176 @@
-"""Secrets by reference: the manifest names where a secret is, the worker reads it there."""
+"""Secrets by reference: the manifest names where a secret is, the worker reads it there.
+
+env:NAME                                             a variable of the worker's environment
+file:PATH                                            a file that only its owner can read
+keyvault:https://VAULT/secrets/NAME[/VERSION]        a secret in Azure Key Vault
+"""
 
 from __future__ import annotations
 
 import os
+import re
 import stat
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from beam_entra.errors import ConfigError, Diagnosis
-from beam_entra.secret import Secret
+from beam_entra.identity.rejection import NotHere
 
-__all__ = ["resolve_path", "resolve_secret"]
+__all__ = ["VAULT_SCHEME", "VaultReference", "check_reference", "read_reference", "resolve_path"]
+
+VAULT_SCHEME = "keyvault:"
+_ENV = re.compile(r"env:([A-Za-z_][A-Za-z0-9_]{0,127})")
+_FILE = re.compile(r"file:([^\x00-\x1f]+)")
+_VAULT = re.compile(
+    r"keyvault:https://(?P<host>[A-Za-z0-9.-]+(?::[0-9]{1,5})?)/secrets/(?P<name>[0-9A-Za-z-]{1,127})"
+    r"(?:/(?P<version>[0-9a-f]{32}))?"
+)
+# A token for a vault goes to nobody else. See: https://learn.microsoft.com/azure/key-vault/general/about-keys-secrets-certificates
+_VAULT_DOMAINS = ("vault.azure.net", "vault.azure.cn", "vault.usgovcloudapi.net")
+_MOST_BYTES = 1 << 20
 
 
-def resolve_secret(reference: str, *, setting: str, environ: Mapping[str, str] = os.environ) -> Secret:
-    """Read the secret that `reference` names.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VaultReference:
+    """A secret in Key Vault.
+
+    Attributes:
+        url: Of the vault: `https://contoso.vault.azure.net`.
+        version: "" for the newest.
+        audience: For whom a token for it is.
+        named: The host is no vault's by its name: the manifest's `keyvault_host` says that it is one.
+    """
+
+    url: str
+    name: str
+    version: str
+    audience: str
+    named: bool
+
+    @classmethod
+    def parse(cls, reference: str, *, setting: str, vault_host: str = "") -> VaultReference:
+        """Take a reference apart.
+
+        Args:
+            vault_host: The one `host[:port]` that is a vault although its name does not say so.
+
+        Raises:
+            ConfigError: It is none, or its host is no vault's.
+        """
+        found = _VAULT.fullmatch(reference)
+        if not found:
+            raise ConfigError(
+                f"[identity] {setting} is no reference to a secret in Key Vault",
+                Diagnosis(hint="write keyvault:https://<vault>.vault.azure.net/secrets/<name>[/<version>]"),
+            )
+        host = found["host"].lower()
+        domain = next((each for each in _VAULT_DOMAINS if re.fullmatch(rf"[a-z0-9-]{{3,24}}\.{each}", host)), "")
+        if not domain and host != vault_host.lower():
+            raise ConfigError(
+                f"[identity] {setting} refers to {host}, which is no host of Key Vault: a token must not go there",
+                Diagnosis(hint="correct the host, or name it as keyvault_host in [identity] if it is a vault's"),
+            )
+        return cls(
+            url=f"https://{host}",
+            name=found["name"],
+            version=found["version"] or "",
+            audience=f"https://{domain or _VAULT_DOMAINS[0]}",
+            named=not domain,
+        )
+
+
+def check_reference(reference: str, *, setting: str, vault_host: str = "") -> None:
+    """See that a setting holds a reference; reads nothing.
+
+    Raises:
+        ConfigError: It holds none. The text is not repeated: it may be the secret.
+    """
+    if reference.startswith(VAULT_SCHEME):
+        VaultReference.parse(reference, setting=setting, vault_host=vault_host)
+    elif not (_ENV.fullmatch(reference) or _FILE.fullmatch(reference)):
+        raise ConfigError(
+            f"[identity] {setting} is no reference to a secret",
+            Diagnosis(
+                hint="name the secret by reference: env:NAME, file:PATH or keyvault:https://...; secrets themselves do "
+                "not belong in the manifest"
+            ),
+        )
+
+
+def read_reference(
+    reference: str,
+    *,
+    setting: str,
+    read_vault: Callable[[str], str],
+    environ: Mapping[str, str] = os.environ,
+) -> bytes:
+    """Read what `reference` names.
 
     Args:
-        reference: `env:NAME`, or `file:PATH` (a file that only its owner can read).
         setting: The manifest's key, for the error.
+        read_vault: Reads a `keyvault:` reference.
         environ: The process environment.
 
     Raises:
-        ConfigError: The reference names nothing, or a file that others can read.
+        NotHere: The variable is not set, or there is no such file.
+        ConfigError: The file can be read by others, is empty or unreadable.
     """
-    scheme, _, name = reference.partition(":")
-    if scheme == "env" and name:
-        text = environ.get(name, "").strip()
-        if not text:
-            raise ConfigError(
-                f"[identity] {setting} refers to the environment variable {name}, which is not set on this worker",
-                Diagnosis(hint=f"set {name} where the workers run, or refer to a file with file:PATH"),
-            )
-        return Secret(text, what=setting)
-    if scheme == "file" and name:
-        return Secret(_read_private_file(Path(name), setting), what=setting)
-    raise ConfigError(
-        f"[identity] {setting} is no reference that this credential understands",
-        Diagnosis(hint="name the secret by reference: env:NAME or file:PATH; secrets themselves do not belong in it"),
-    )
+    if reference.startswith(VAULT_SCHEME):
+        return read_vault(setting).encode()
+    if found := _ENV.fullmatch(reference):
+        return _variable(found[1], setting, environ, hint="or refer to a file with file:PATH").encode(
+            errors="surrogateescape"
+        )
+    return _read_private_file(Path(reference.removeprefix("file:")), setting)
 
 
 def resolve_path(value: str, *, setting: str, environ: Mapping[str, str] = os.environ) -> Path:
     """The path that a setting gives: itself, or what the variable of `env:NAME` holds.
 
     Raises:
-        ConfigError: The variable is not set.
+        NotHere: The variable is not set.
     """
     scheme, _, name = value.partition(":")
     if scheme == "env":
-        path = environ.get(name, "").strip()
-        if not path:
-            raise ConfigError(
-                f"[identity] {setting} refers to the environment variable {name}, which is not set on this worker",
-                Diagnosis(hint=f"set {name} to the path of the file, or write the path into the manifest"),
-            )
-        return Path(path)
+        return Path(_variable(name, setting, environ, hint="or write the path into the manifest"))
     return Path(name if scheme == "file" else value)
 
 
-def _read_private_file(path: Path, setting: str) -> str:
+def _variable(name: str, setting: str, environ: Mapping[str, str], *, hint: str) -> str:
+    text = environ.get(name, "").strip()
+    if not text:
+        raise NotHere(
+            ConfigError(
+                f"[identity] {setting} refers to the environment variable {name}, which is not set on this worker",
+                Diagnosis(hint=f"set {name} where the workers run, {hint}"),
+            )
+        )
+    return text
+
+
+def _read_private_file(path: Path, setting: str) -> bytes:
     try:
-        with path.open(encoding="utf-8") as file:
+        with path.open("rb") as file:
             mode = os.fstat(file.fileno()).st_mode
-            text = file.read().strip()
-    except (OSError, UnicodeDecodeError) as error:
-        problem = error.strerror if isinstance(error, OSError) else "it is not text"
-        raise ConfigError(
-            f"[identity] {setting} refers to the file {path}, which cannot be read: {problem}",
+            content = file.read(_MOST_BYTES)
+    except OSError as error:
+        unreadable = ConfigError(
+            f"[identity] {setting} refers to the file {path}, which cannot be read: {error.strerror}",
             Diagnosis(hint="check the path and that the worker's user may read the file"),
-        ) from None
+        )
+        raise (NotHere(unreadable) if isinstance(error, FileNotFoundError) else unreadable) from None
     if mode & (stat.S_IRWXG | stat.S_IRWXO):
         raise ConfigError(
             f"[identity] {setting} refers to the file {path}, which others on the machine can read",
-            Diagnosis(hint=f"chmod 600 {path}, and replace the secret if others may have seen it"),
+            Diagnosis(
+                hint=f"chmod 600 {path} (a Kubernetes volume: defaultMode: 0400), and replace the secret if others may "
+                "have seen it"
+            ),
         )
-    if not text:
+    if not content.strip():
         raise ConfigError(
             f"[identity] {setting} refers to the file {path}, which is empty",
             Diagnosis(hint="write the secret into the file"),
         )
-    return text
+    return content

@@ -12,10 +12,19 @@ from typing import Any
 
 from azure.core.exceptions import ClientAuthenticationError, ServiceRequestError, ServiceResponseError
 from azure.core.pipeline import PipelineResponse
+from azure.identity import CredentialUnavailableError
 
-from beam_entra.errors import Diagnosis, IdentityError, IdentityRejected, IdentityUnavailable
+from beam_entra.errors import (
+    BeamEntraError,
+    ConfigError,
+    Diagnosis,
+    IdentityError,
+    IdentityRejected,
+    IdentityUnavailable,
+)
+from beam_entra.identity.redaction import redacted
 
-__all__ = ["LastAnswer", "translate"]
+__all__ = ["LastAnswer", "NotHere", "missing_extra", "translate"]
 
 _FIXES = {
     90002: "check [identity] tenant: this tenant does not exist at this authority",
@@ -28,10 +37,13 @@ _FIXES = {
     70021: "add a federated credential to the application for this assertion's issuer, subject and audience",
     700211: "add a federated credential to the application for this assertion's issuer",
     700212: "the assertion's audience must be the one of the federated credential: api://AzureADTokenExchange",
-    700024: "the assertion is outside its time of validity: see that whatever writes the assertion file renews it, and "
-    "that the worker's clock is right",
-    700027: "the assertion's signature does not verify: see that its issuer publishes the key that signs it",
-    50027: "the assertion is no valid JSON Web Token: see what writes the assertion file",
+    700024: "the assertion is outside its time of validity: see that whatever gives it, or writes the assertion file, "
+    "renews it, and that the worker's clock is right",
+    700023: "the certificate's assertion is for another tenant or authority: check [identity] tenant and authority",
+    700027: "the assertion's signature does not verify: see that its issuer publishes the key that signs it; of a "
+    "certificate, that this one is registered with the application",
+    50027: "the assertion is no valid JSON Web Token: see what gives it, or writes the assertion file",
+    50166: "Entra cannot reach the assertion's issuer: its discovery document and keys must be open to the internet",
     500011: "the resource does not exist in this tenant: check [grants] token",
     53003: "a Conditional Access policy blocks this sign-in: ask the tenant's administrator",
 }
@@ -40,6 +52,25 @@ _CODE = re.compile(r"AADSTS(\d+)")
 _TRACE = re.compile(r"Trace ID: ([0-9a-fA-F-]{36})")
 _NO_ANSWER = (ServiceRequestError, ServiceResponseError)
 _CLIENT_ERROR, _TOO_MANY_REQUESTS, _SERVER_ERROR = 400, 429, 500
+
+
+class NotHere(Exception):
+    """A source is not to be had where this process runs: a chain goes on to the next one.
+
+    It never leaves `identity/`; alone, or at the end of a chain, `error` is raised.
+    """
+
+    def __init__(self, error: BeamEntraError) -> None:
+        super().__init__(error.message)
+        self.error = error
+
+
+def missing_extra(extra: str, what: str) -> ConfigError:
+    """The error for a library that is not installed."""
+    return ConfigError(
+        f"{what} needs a library that is not installed here",
+        Diagnosis(hint=f"pip install 'beam-entra[{extra}]' where the job is launched and in the workers' image"),
+    )
 
 
 class LastAnswer:
@@ -65,16 +96,25 @@ class LastAnswer:
                 self.error_text = ""
 
 
-def translate(error: Exception, answer: LastAnswer, *, tried: str, identity: str) -> IdentityError:
+def translate(error: Exception, answer: LastAnswer, *, tried: str, identity: str, fix: str) -> IdentityError:
     """Say in our words why no token came, with Entra's code, trace id and the likely fix.
 
     An answer that says no is `IdentityRejected`; everything that may be better in a moment (no connection, 429, 5xx, an
     answer that is not Entra's) is `IdentityUnavailable`.
+
+    Args:
+        fix: What to do when the credential itself was not to be had.
+
+    Raises:
+        NotHere: It was not, in a way that lets a chain go on.
     """
     if isinstance(error, _NO_ANSWER) or isinstance(error.__cause__, _NO_ANSWER):
         answer = LastAnswer()  # the one at hand is to an earlier request: MSAL looks the endpoint up first
     elif answer.status is None and isinstance(error, ClientAuthenticationError):
-        return _no_credential(error, tried=tried, identity=identity)
+        rejected = _no_credential(error, tried=tried, identity=identity, fix=fix)
+        if isinstance(error, CredentialUnavailableError):
+            raise NotHere(rejected)
+        return rejected
     code, trace = _CODE.search(answer.error_text), _TRACE.search(answer.error_text)
     facts: dict[str, Any] = {
         "tried": tried,
@@ -102,10 +142,10 @@ def translate(error: Exception, answer: LastAnswer, *, tried: str, identity: str
     )
 
 
-def _no_credential(error: ClientAuthenticationError, *, tried: str, identity: str) -> IdentityRejected:
+def _no_credential(error: ClientAuthenticationError, *, tried: str, identity: str, fix: str) -> IdentityRejected:
     return IdentityRejected(
-        f"the credential is not available here: {_first_line(str(error.message)) or 'it does not say why'}",
-        Diagnosis(tried=tried, identity=identity, hint="sign in with `az login`, or choose another credential"),
+        f"the credential is not available here: {redacted(_first_line(str(error.message))) or 'it does not say why'}",
+        Diagnosis(tried=tried, identity=identity, hint=fix),
     )
 
 

@@ -1,29 +1,48 @@
-"""Credential sources: how a job proves who it is, by the name that the manifest gives.
+"""The manifest's identity, asked for tokens.
 
-azure-identity speaks the protocol. A source here chooses and configures one of its credentials; the registry makes the
-next one a function of a few lines. Nothing is ambient: the manifest's name decides, and no other credential is tried.
+azure-identity, MSAL and the clouds' own libraries speak the protocols. Nothing is ambient: the manifest's name decides,
+a chain names its members in order, and which source gave a token goes into the audit with it.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import ssl
+import threading
 import uuid
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Any, NoReturn, Protocol
 
-from azure.core.credentials import SupportsTokenInfo
 from azure.core.exceptions import AzureError
-from azure.identity import AzureCliCredential, ClientAssertionCredential, ClientSecretCredential
 
 from beam_entra.access.manifest import IdentitySettings
 from beam_entra.clock import Clock
-from beam_entra.errors import ConfigError, Diagnosis, IdentityRejected
-from beam_entra.identity.references import resolve_path, resolve_secret
-from beam_entra.identity.rejection import LastAnswer, translate
-from beam_entra.identity.token import AccessToken
+from beam_entra.errors import (
+    BeamEntraError,
+    ConfigError,
+    Diagnosis,
+    IdentityError,
+    IdentityRejected,
+    IdentityUnavailable,
+)
 
-__all__ = ["CredentialSource", "EntraSource", "check_credential", "credential_names", "register"]
+# The sources register themselves.
+from beam_entra.identity import application, developer, federation, managed  # noqa: F401
+from beam_entra.identity.references import VaultReference
+from beam_entra.identity.registry import (
+    Connection,
+    Planned,
+    check_credential,
+    credential_names,
+    plan,
+    register,
+    vault_plan,
+)
+from beam_entra.identity.rejection import LastAnswer, NotHere, translate
+from beam_entra.identity.token import AccessToken
+from beam_entra.identity.vault import read_secret, vault_client
+
+__all__ = ["Connection", "CredentialSource", "EntraSource", "check_credential", "credential_names", "register"]
 
 
 class CredentialSource(Protocol):
@@ -39,120 +58,39 @@ class CredentialSource(Protocol):
         ...  # pragma: no cover
 
 
-Build = Callable[[IdentitySettings, Mapping[str, Any]], SupportsTokenInfo]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Registered:
-    build: Build
-    required: frozenset[str]
-
-
-_REGISTRY: dict[str, _Registered] = {}
-
-
-def register(name: str, *, required: tuple[str, ...] = ()) -> Callable[[Build], Build]:
-    """Make a credential source known to manifests as `credential = "<name>"`.
-
-    The decorated function gets the identity's settings and the connection's keyword arguments (authority, CA, timeouts)
-    and returns an azure-identity credential. It is called anew for each token, so that files are read again.
-
-    Args:
-        name: What the manifest calls it.
-        required: Settings without which it cannot work.
-    """
-
-    def add(build: Build) -> Build:
-        _REGISTRY[name] = _Registered(build=build, required=frozenset(required))
-        return build
-
-    return add
-
-
-def credential_names() -> tuple[str, ...]:
-    """The registered names, sorted."""
-    return tuple(sorted(_REGISTRY))
-
-
-def check_credential(identity: IdentitySettings) -> None:
-    """See, without any network, that the named source exists and has the settings it needs and no others.
-
-    Raises:
-        ConfigError: It does not.
-    """
-    registered = _REGISTRY.get(identity.credential)
-    if registered is None:
-        raise ConfigError(
-            f"[identity] credential: there is no credential source {identity.credential!r}",
-            Diagnosis(hint="use one of " + ", ".join(credential_names())),
-        )
-    given = set(identity.settings)
-    if missing := registered.required - given:
-        raise ConfigError(
-            f"[identity] the credential {identity.credential!r} needs {', '.join(sorted(missing))}",
-            Diagnosis(hint="add it to [identity] in the access manifest"),
-        )
-    if unknown := given - registered.required:
-        raise ConfigError(
-            f"[identity] the credential {identity.credential!r} knows no setting {', '.join(sorted(unknown))}",
-            Diagnosis(hint="remove it from [identity], or choose the credential that it belongs to"),
-        )
-
-
-@register("federated_file", required=("assertion_file",))
-def _federated_file(identity: IdentitySettings, connection: Mapping[str, Any]) -> SupportsTokenInfo:
-    """Workload identity: the platform writes an assertion to a file and renews it there."""
-
-    def assertion() -> str:
-        path = resolve_path(identity.settings["assertion_file"], setting="assertion_file")
-        try:
-            text = path.read_text(encoding="utf-8").strip()
-        except (OSError, UnicodeDecodeError) as error:
-            problem = error.strerror if isinstance(error, OSError) else "it is not text"
-            raise IdentityRejected(
-                f"the assertion file {path} cannot be read: {problem}",
-                Diagnosis(hint="see that the platform projects the file into the worker and the path is right"),
-            ) from None
-        if not text:
-            raise IdentityRejected(
-                f"the assertion file {path} is empty",
-                Diagnosis(hint="see that whatever writes the assertion file renews it"),
-            )
-        return text
-
-    return ClientAssertionCredential(identity.tenant, identity.client, assertion, **connection)
-
-
-@register("client_secret", required=("client_secret",))
-def _client_secret(identity: IdentitySettings, connection: Mapping[str, Any]) -> SupportsTokenInfo:
-    """A secret that the worker reads where the reference says. Prefer a credential without any."""
-    secret = resolve_secret(identity.settings["client_secret"], setting="client_secret")
-    return ClientSecretCredential(identity.tenant, identity.client, secret.reveal(), **connection)
-
-
-@register("developer")
-def _developer(identity: IdentitySettings, connection: Mapping[str, Any]) -> SupportsTokenInfo:
-    """The person who is signed in to the Azure CLI. For a developer's machine."""
-    return AzureCliCredential(tenant_id=identity.tenant, process_timeout=20)
-
-
 _ONE_ATTEMPT = {"retry_total": 0, "retry_connect": 0, "retry_read": 0, "retry_status": 0}
 
 
 class EntraSource:
-    """The manifest's identity, asked through azure-identity.
+    """The manifest's identity.
 
     Each token comes from a credential made for it: azure-identity and MSAL keep caches, and remember throttling, for
     the length of a credential's life; here the broker alone decides when to ask.
+
+    Of a chain, the first source that is to be had where this process runs gives the token, and every later one: a
+    source that is down for a moment does not make the job somebody else. A refusal ends the attempt, whatever comes
+    after it in the chain.
+
+    Args:
+        on_the_way: Told of each token that it takes to get the one asked for, such as that for the Key Vault which
+            holds the secret, before it is used: the audit.
     """
 
     def __init__(
-        self, identity: IdentitySettings, *, clock: Clock, connect_timeout_s: float = 5, read_timeout_s: float = 20
+        self,
+        identity: IdentitySettings,
+        *,
+        clock: Clock,
+        connect_timeout_s: float = 5,
+        read_timeout_s: float = 20,
+        on_the_way: Callable[[AccessToken], None] = lambda token: None,
     ) -> None:
-        check_credential(identity)
+        self._planned = plan(identity)
         self._identity = identity
         self._clock = clock
-        self._connection = {
+        self._on_the_way = on_the_way
+        self._settling = threading.Lock()
+        self._options = {
             "authority": identity.authority,
             "disable_instance_discovery": True,
             "connection_verify": identity.ca_file or True,
@@ -163,18 +101,72 @@ class EntraSource:
 
     def acquire(self, audience: str) -> AccessToken:
         """Ask once; see `CredentialSource.acquire`."""
-        identity = self._identity
-        tried = f"acquire a token for {audience} at {identity.authority}/{identity.tenant} by {identity.credential}"
-        whom = f"client {identity.client}"
+        if len(self._planned) == 1:
+            token, failure = self._first(self._planned, audience)
+        else:
+            with self._settling:
+                token, failure = self._first(self._planned, audience)
+        if token is None:
+            raise failure  # outside every except block, so that no request object hangs on it as context
+        return token
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a credential source is not pickled: pickle its IdentitySettings")
+
+    def _first(self, planned: tuple[Planned, ...], audience: str) -> tuple[AccessToken | None, BeamEntraError]:
+        """A token of the first source that is here, or the error that says why there is none."""
+        absent: list[tuple[Planned, BeamEntraError]] = []
+        for each in planned:
+            try:
+                token = self._ask(each, audience)
+            except NotHere as missing:
+                absent.append((each, missing.error))
+            except BeamEntraError as error:
+                return None, error.with_traceback(None)
+            else:
+                self._planned = (each,)
+                return token, _NOTHING
+        return None, self._explain_absence(absent, audience)
+
+    def _explain_absence(self, absent: list[tuple[Planned, BeamEntraError]], audience: str) -> BeamEntraError:
+        if len(absent) == 1:
+            return absent[0][1]
+        kind = IdentityUnavailable if any(error.retryable for _, error in absent) else IdentityRejected
+        said = "; ".join(f"{each.name}: {error.message}" for each, error in absent)
+        first, error = absent[0]
+        facts = self._facts(first, audience)
+        tried = str(facts["tried"]).removesuffix(first.name) + ", then ".join(each.name for each, _ in absent)
+        return kind(
+            f"no source of the chain is to be had here: {said}",
+            Diagnosis(tried=tried, identity=str(facts["identity"]), hint=f"for {first.name}: {error.hint}"),
+        )
+
+    def _facts(self, planned: Planned, audience: str) -> dict[str, str]:
+        identity = planned.identity
+        return {
+            "tried": f"acquire a token for {audience} at {identity.authority}/{identity.tenant} by {planned.name}",
+            "identity": f"client {identity.client}",
+        }
+
+    def _ask(self, planned: Planned, audience: str) -> AccessToken:
+        """One source, asked once."""
+        identity = planned.identity
+        facts = self._facts(planned, audience)
         answer = LastAnswer()
-        failure: Exception
+        options = {**self._options, "raw_response_hook": answer.hear}
+        connection = Connection(
+            options,
+            settings=identity.settings,
+            clock=self._clock,
+            read_vault=lambda setting: self._read_vault(setting, identity.settings[setting], options),
+        )
+        failure: BeamEntraError
         try:
             _check_ca_file(identity.ca_file)
-            build = _REGISTRY[identity.credential].build
-            with build(identity, {**self._connection, "raw_response_hook": answer.hear}) as credential:
+            with planned.build(identity, connection) as credential:
                 acquired = self._clock()
                 info = credential.get_token_info(f"{audience}/.default")
-            return AccessToken.issued(
+            token = AccessToken.issued(
                 info.token,
                 token_id=f"token-{uuid.uuid4().hex[:12]}",
                 audience=audience,
@@ -182,11 +174,32 @@ class EntraSource:
                 expires_on=info.expires_on,
                 refresh_on=info.refresh_on,
             )
-        except (IdentityRejected, ConfigError) as error:
-            failure = error.explained(tried=tried, identity=whom)
+            return dataclasses.replace(token, source=planned.name)
+        except NotHere as missing:
+            raise NotHere(missing.error.explained(**facts)) from None
+        except (IdentityError, ConfigError) as error:
+            failure = error.explained(**facts)
         except (AzureError, ValueError) as error:  # ValueError: MSAL's word for an authority that makes no sense
-            failure = translate(error, answer, tried=tried, identity=whom)
-        raise failure  # outside the except blocks, so that no request object hangs on it as context
+            failure = translate(error, answer, **facts, fix=planned.fix)
+        raise failure
+
+    def _read_vault(self, setting: str, reference: str, options: dict[str, Any]) -> str:
+        """The secret of a `keyvault:` reference, asked for as `keyvault_credential`."""
+        settings = self._identity.settings
+        parsed = VaultReference.parse(reference, setting=setting, vault_host=settings.get("keyvault_host", ""))
+        vault_client(setting)  # before anything is sent
+        token = self._ask(vault_plan(self._identity), parsed.audience)
+        self._on_the_way(token)
+        plain = {name: value for name, value in options.items() if name != "raw_response_hook"}
+        connection = Connection(plain, settings=settings, clock=self._clock, read_vault=_no_vault)
+        return read_secret(parsed, setting=setting, token=token, connection=connection)
+
+
+_NOTHING = BeamEntraError("nothing is wrong")
+
+
+def _no_vault(setting: str) -> str:
+    raise AssertionError(setting)
 
 
 def _check_ca_file(ca_file: str) -> None:

@@ -61,6 +61,7 @@ class AccessToken:
         acquired: When it was acquired.
         expires: When it ends.
         refresh_on: When Entra would like it refreshed, if it said so.
+        source: The credential source that gave it: `federated:gcp`; "" where nobody said.
     """
 
     token_id: str
@@ -70,6 +71,7 @@ class AccessToken:
     expires: datetime
     refresh_on: datetime | None
     claims: TokenClaims
+    source: str = ""
 
     @classmethod
     def issued(

@@ -93,7 +93,7 @@ class Source(Protocol):
         ...  # pragma: no cover
 
     def peek(self, start: int, stop: int) -> bytes | bytearray:
-        """Bytes [start, stop) to plan by what to read. They are no element's: `ranges` must come before one is given."""
+        """Bytes [start, stop) to plan by; nothing of them goes into an element."""
         ...  # pragma: no cover
 
     def content(self) -> bytes:

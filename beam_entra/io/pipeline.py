@@ -57,6 +57,7 @@ class JobReport:
         audit: Where the trail is, canonical.
         seal: The seal that closes it. Keep its digest somewhere that the job cannot write to.
         records: Audit records by kind, in all segments.
+        sources: Credential source, such as `federated:gcp`, to how many of the job's tokens it gave.
         metrics: Beam's committed counters of the namespace `beam_entra`, by name; empty where the runner has none.
         wall_s: Seconds from launch to end, sealing left out.
     """
@@ -67,6 +68,7 @@ class JobReport:
     audit: str
     seal: Seal
     records: Mapping[str, int]
+    sources: Mapping[str, int]
     metrics: Mapping[str, int]
     wall_s: float
 
@@ -79,6 +81,7 @@ class JobReport:
             "audit": self.audit,
             "seal_digest": self.seal.digest,
             "records": dict(self.records),
+            "sources": dict(self.sources),
             "metrics": dict(self.metrics),
             "wall_s": round(self.wall_s, 3),
         }
@@ -93,6 +96,9 @@ class JobReport:
                 f"    written   {counted['records_written']:,} records, {counted['bytes_staged'] / 1e6:,.1f} MB",
             ]
         issued = ", ".join(_how_many(audited[kind], what) for kind, what in _ISSUED.items())
+        if self.sources:
+            by = ", ".join(f"{source} ({_how_many(tokens, 'token')})" for source, tokens in self.sources.items())
+            lines.append(f"    identity  {by}")
         lines += [
             f"    access    {issued}, {audited['sas_issued']:,} SAS; {_how_many(audited['denied'], 'denial')}",
             f"    audit     {audited.total():,} records, sealed, in {self.audit}",
@@ -217,6 +223,7 @@ class ScopedPipeline(beam.Pipeline):  # type: ignore[misc]  # Beam's Pipeline is
             audit=str(self.scope.folder),
             seal=sealed,
             records=sealed.record.counts,
+            sources=sealed.sources,
             metrics=_metrics(self.result),
             wall_s=wall_s,
         )

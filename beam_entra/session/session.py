@@ -58,7 +58,9 @@ class Session:
         self.clock = NeverBack(clock)
         self.pid = os.getpid()
         self.pause = pause
-        self.source = source or EntraSource(scope.manifest.identity, clock=clock)
+        self.source = source or EntraSource(
+            scope.manifest.identity, clock=clock, on_the_way=self._token_acquired
+        )
         self.service = BlobService(
             scope.manifest.accounts.__getitem__, exchange=Exchange(connection_pool, pause=pause), clock=clock
         )
@@ -265,7 +267,7 @@ class Session:
         if self._last_receipt is not None:
             self._last_receipt.wait()
 
-    def _token_acquired(self, token: AccessToken, attempts: int) -> None:
+    def _token_acquired(self, token: AccessToken, attempts: int = 1) -> None:
         claims = token.claims
         self.record(
             TokenAcquired,
@@ -277,6 +279,7 @@ class Session:
             tenant=claims.tenant,
             expires=token.expires,
             attempts=attempts,
+            source=token.source or None,
         )
         self.count("tokens_acquired")
 

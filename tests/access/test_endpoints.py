@@ -122,6 +122,13 @@ WRONG = {
     "a client among the settings": Wrong(
         '[settings]\nclient = "x"', "[settings] client: is no setting of a credential"
     ),
+    "a command among the settings": Wrong(
+        '[settings]\nassertion_command = "/bin/x"', "[settings] assertion_command: says who the job is, or what it runs"
+    ),
+    "a chain among the settings": Wrong('[settings]\nchain = "developer, x"', "[settings] chain: says who the job is"),
+    "a provider's client among the settings": Wrong(
+        '[settings]\noidc_client = "x"', "[settings] oidc_client: says who the job is"
+    ),
     "a source among the settings": Wrong('[settings]\ncredential = "x"', "[settings] credential: is no setting of"),
     "an authority among the settings": Wrong(
         '[settings]\nauthority = "http://x"', "[settings] authority: is no setting of"

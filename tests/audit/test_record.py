@@ -28,6 +28,7 @@ from beam_entra.audit.record import (
     SealedSegment,
     SegmentOpened,
     SegmentRolled,
+    TokenAcquired,
     digest_of,
     parse_line,
     segment_name,
@@ -245,6 +246,16 @@ def test_any_text_survives(trails: ModuleType, name: str) -> None:
         return
     assert record.line().isascii()
     assert parse_line(record.line()) == record
+
+
+def test_a_line_from_before_a_token_had_a_source(trails: ModuleType) -> None:
+    """An older trail verifies: the field is left out where nobody said, and that is the one way to write it."""
+    facts = {name: fact for name, fact in trails.valid_facts()[TokenAcquired].items() if name != "source"}
+    line = TokenAcquired(**LINK, **facts).line()
+    assert b"source" not in line
+    assert parse_line(line) == TokenAcquired(**LINK, **facts, source=None)
+    with pytest.raises(ValueError, match="canonical"):
+        parse_line(line[:-1] + b',"source":null}')
 
 
 def test_digest_is_of_the_line() -> None:

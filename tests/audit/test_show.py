@@ -68,6 +68,7 @@ def test_blob(trails: ModuleType) -> None:
     assert [line.split()[4] for line in chain] == ["token_acquired", "key_acquired", "sas_issued", "read"]
     assert [line.index("└") for line in chain] == [2, 4, 6, 8]
     assert "uti bUWm-x1" in chain[0]
+    assert "by federated_file" in chain[0]
     assert "in Read/ParDo(Split)" in chain[2]
     assert "bytes [0, 10)" in chain[3]
     assert "request req-3" in chain[3]

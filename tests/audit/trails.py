@@ -124,7 +124,7 @@ def valid_facts() -> dict[type[Any], dict[str, Any]]:
     commit = {"path": out, "commit": "c1", "size": 10, "rows": 2}
     copied = {"source_sas": "s1", "source": blob, "source_etag": '"0x8D"', "start": 0, "end": 10}
     return {
-        TokenAcquired: {"token": "t1", **token, "expires": DEADLINE, "attempts": 1},
+        TokenAcquired: {"token": "t1", **token, "expires": DEADLINE, "attempts": 1, "source": "federated_file"},
         KeyAcquired: {"key": "k1", "account": "contosolake", "token": "t1", "expires": DEADLINE, **request(1)},
         BundleOpened: {"step": "Read/ParDo(Split)", "token": "t1"},
         SasIssued: {**sas, "path": blob, "permission": "read"},

@@ -352,6 +352,19 @@ def test_a_long_retry_after_is_not_waited_for_and_not_broken(clock):
     assert broker.get(STORAGE_AUDIENCE).token_id == "token-2"
 
 
+@pytest.mark.parametrize("asked_s", [1e13, float("9" * 400)])
+def test_a_retry_after_without_sense(clock, asked_s):
+    """More than any calendar holds is a day: nobody hangs, nobody asks."""
+    source = ScriptedSource(clock, throttled(asked_s))
+    broker = broker_of(source, clock)
+    for _ in range(2):
+        with pytest.raises(IdentityUnavailable):
+            broker.get(STORAGE_AUDIENCE)
+    assert len(source.asked) == 1
+    clock.advance(timedelta(days=1, seconds=1))
+    assert broker.get(STORAGE_AUDIENCE).token_id == "token-2"
+
+
 def test_a_throttled_refresh_waits_as_long_as_asked(clock):
     """Ahead of the end, too, nobody asks before Entra's time is over."""
     source = ScriptedSource(clock, life=timedelta(hours=10))

@@ -305,7 +305,7 @@ REFUSALS = [
     Refusal(
         "unknown issuer", lambda c, f: federated(c, client=_without_record(c)), "AADSTS700211", "federated credential"
     ),
-    Refusal("no JWT", lambda c, f: _assertion(c, f, "not-a-jwt"), "AADSTS50027", "assertion file"),
+    Refusal("no JWT", lambda c, f: _assertion(c, f, "not.a-real.jwt"), "AADSTS50027", "assertion file"),
     Refusal("forged signature", _forged, "AADSTS700027", "publishes the key"),
     Refusal("disabled app", lambda c, f: federated(c, client=_disabled(c)), "AADSTS7000112", "administrator"),
     Refusal(
@@ -384,7 +384,7 @@ def test_a_folder_in_place_of_an_assertion_file(beam_entra_cloud, tmp_path):
         (0o644, b"s", "others on the machine can read", "chmod 600"),
         (0o660, b"s", "others on the machine can read", "chmod 600"),
         (0o600, b"\n", "which is empty", "write the secret"),
-        (0o600, b"\xff", "it is not text", "check the path"),
+        (0o600, b"\xff", "is not text", "check what it refers to"),
         (None, b"", "No such file", "check the path"),
     ],
     ids=["world-readable", "group-readable", "empty", "no text", "missing"],
@@ -407,8 +407,8 @@ def test_a_secret_file_that_will_not_do(beam_entra_cloud, tmp_path, mode, conten
     ("credential", "reference", "said"),
     [
         ("client_secret", "env:BEAM_ENTRA_TEST_UNSET", "BEAM_ENTRA_TEST_UNSET, which is not set on this worker"),
-        ("client_secret", "keyvault:https://v.vault.azure.net/s", "no reference that this credential understands"),
-        ("client_secret", "s3cret-itself", "no reference that this credential understands"),
+        ("client_secret", "keyvault:https://v.vault.azure.net/s", "needs keyvault_credential"),
+        ("client_secret", "s3cret-itself", "is no reference to a secret"),
         ("federated_file", "env:BEAM_ENTRA_TEST_UNSET", "BEAM_ENTRA_TEST_UNSET, which is not set on this worker"),
     ],
 )

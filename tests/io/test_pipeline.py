@@ -64,6 +64,8 @@ def test_a_job_that_ends_well_is_sealed_and_reported(lake: Any) -> None:
     assert summary.open_bundles == 0
     assert report.records["committed"] == 3
     assert report.metrics["records_written"] == 2
+    assert dict(report.sources) == {"federated_file": report.records["token_acquired"]}
+    assert "    identity  federated_file (" in str(report)
     assert report.wall_s > 0
 
 

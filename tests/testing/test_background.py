@@ -167,6 +167,8 @@ def test_a_manifest_with_a_client_secret_works_behind_a_proxy_that_is_not_there(
     ("credential", "settings", "says"),
     [
         ("developer", (), "knows no local tenant"),
+        ("managed_identity", (), "is for managed_identity, which no local cloud"),
+        ("federated", ('assertion_from = "gcp"',), "is for federated, which no local cloud"),
         ("client_secret", ('client_secret = "file:/run/secret"',), "cannot put into place"),
     ],
 )
