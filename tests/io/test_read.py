@@ -6,6 +6,7 @@ import gzip
 import json
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import apache_beam as beam
@@ -13,8 +14,10 @@ import pytest
 from apache_beam.metrics.metric import Lineage
 from apache_beam.testing.util import assert_that, equal_to
 
-from beam_entra import BadRecord, Csv, JsonLines, Lines, ReadAllFromBlob, ReadFromBlob, ScopedPipeline
+from beam_entra import BadRecord, Bytes, Csv, JsonLines, Lines, ReadAllFromBlob, ReadFromBlob, ScopedPipeline
+from beam_entra.clock import utc_now
 from beam_entra.errors import (
+    AuditUnavailable,
     BeamEntraError,
     BlobChanged,
     BlobNotFound,
@@ -22,8 +25,9 @@ from beam_entra.errors import (
     FormatError,
     NotGranted,
 )
-from beam_entra.io.read import match
+from beam_entra.io.read import _Blob, match
 from beam_entra.paths import BlobPattern
+from beam_entra.session import JobScope, Session
 from beam_entra.testing.storage_requests import matching
 
 
@@ -490,3 +494,29 @@ def test_a_pack_shares_appends_to_the_trail(lake: Any) -> None:
     assert pipeline.report.records["sas_issued"] >= 200
     appends = [seen for seen in lake.cloud.proxy.requests if seen.operation == "AppendBlock"]
     assert len(appends) < 200, "fewer appends than blobs, with two records for each"
+
+
+def test_a_plan_is_recorded_before_anything_that_was_planned(lake):
+    """A footer is at hand at once; whoever goes by it waits for its record first."""
+    lake.raw.upload("in/a.txt", b"0123456789")
+    bundle = Session(JobScope.launch(lake.manifest(), now=utc_now())).bundle("test")
+    (blob,) = match(bundle, BlobPattern.parse(lake.raw.url("in/a.txt")))
+    source = _Blob(bundle, blob, ReadFromBlob(lake.raw.url("in/a.txt"))._settings)
+    assert source.peek(8, 10) == b"89"
+    source.recorded()
+    lake.cloud.proxy.respond(403, "AuthorizationFailure", where=matching(container=lake.audit.name))
+    assert source.peek(0, 2) == b"01"
+    with pytest.raises(AuditUnavailable):
+        source.recorded()
+    with suppress(AuditUnavailable):  # it stays broken: what could not be recorded is not forgotten
+        bundle.session.close()
+
+
+def test_a_whole_blob_is_what_is_there_whatever_the_requests(lake, bundle):
+    """Received where it stays, in several requests; one that breaks off goes on at the byte."""
+    content = bytes(range(256)) * 40
+    lake.raw.upload("in/a.bin", content)
+    (blob,) = match(bundle, BlobPattern.parse(lake.raw.url("in/a.bin")))
+    reading = ReadFromBlob(lake.raw.url("in/a.bin"), Bytes(), block_bytes=100, prefetch_bytes=3000)
+    lake.cloud.proxy.truncate(37, where=matching("GetBlob"), times=5)
+    assert _Blob(bundle, blob, reading._settings).content() == content

@@ -253,6 +253,22 @@ def test_a_name_that_looks_like_a_key_is_read(job, name):
     assert len(job.records("denied")) == 1
 
 
+@pytest.mark.parametrize("in_place", [False, True])
+def test_bytes_to_plan_by_are_taken_only_when_they_are_recorded(watched, in_place):
+    """What to read next may be planned by them at once; who takes them waits, and learns that there is no record."""
+    job, session, blob = watched
+    bundle = session.bundle("work")
+    bundle.settle()
+    room = bytearray(10)
+    good = bundle.fetch(blob, 0, 10, into=memoryview(room) if in_place else None)
+    assert bytes(good.take() or room) == DATA[:10]
+    refused(job)
+    fetched = bundle.fetch(blob, 10, 20, into=memoryview(room) if in_place else None)
+    assert bytes(fetched.plan() or room) == DATA[10:20]
+    with pytest.raises(AuditUnavailable):
+        fetched.take()
+
+
 def test_many_threads_meet_a_failing_audit(watched):
     """Nobody hangs, nobody gets anything: 16 threads in one bundle when the store goes away."""
     job, session, blob = watched
