@@ -49,7 +49,8 @@ def test_nothing_but_the_summary_is_printed(shop: Shop) -> None:
     assert done.status == 0, done.said
     assert done.err == ""
     assert done.out.startswith("Job orders-")
-    assert len(done.out.splitlines()) == 6
+    assert len(done.out.splitlines()) == 7
+    assert "    identity  federated_file (" in done.out
 
 
 def test_dead_letters_say_where_they_stood(shop: Shop) -> None:
