@@ -20,10 +20,10 @@ from azure.core.exceptions import ClientAuthenticationError
 from azure.storage.blob import BlobServiceClient
 
 from beam_entra.errors import ConfigError
-from beam_entra.testing.azurite import Azurite
+from beam_entra.testing.azurite import _SWEEP_SELDOM, Azurite
 from beam_entra.testing.certificates import RunCertificates
 from beam_entra.testing.local import LocalCloud
-from beam_entra.testing.node import Node, default_cache, find_node
+from beam_entra.testing.node import Node, default_cache, find_node, install_azurite
 
 
 def client(azurite: Azurite, account: str, certificates: RunCertificates, *, key_of: str = "") -> BlobServiceClient:
@@ -140,7 +140,7 @@ def test_it_does_not_outlive_its_parent(end: str, tmp_path: Path) -> None:
     """A parent that exits, or is killed without a chance to clean up, takes Azurite with it."""
     program = textwrap.dedent(f"""
         import pathlib, sys
-        from beam_entra.testing.azurite import Azurite
+        from beam_entra.testing.azurite import _SWEEP_SELDOM, Azurite
         from beam_entra.testing.certificates import RunCertificates
         folder = pathlib.Path({str(tmp_path)!r})
         azurite = Azurite(RunCertificates.issue(folder), cache=pathlib.Path({str(default_cache())!r}))
@@ -164,3 +164,16 @@ def test_it_does_not_outlive_its_parent(end: str, tmp_path: Path) -> None:
             assert select.select([azurite], [], [], 10)[0]  # readable once the process has ended
         finally:
             os.close(azurite)
+
+
+def test_its_sweep_waits_for_a_day_and_nothing_else_does() -> None:
+    """Azurite's sweep, which blocks it for minutes, is the one thing in it that waits for ten minutes."""
+    node = find_node()
+    main = install_azurite(default_cache(), node)
+    constants = main.parents[1] / "blob" / "utils" / "constants.js"
+    assert "DEFAULT_GC_INTERVAL_MS = 10 * 60 * 1000;" in constants.read_text(encoding="utf-8")
+    script = "for (const ms of [6e5, 1e3]) { const t = setTimeout(f => f, ms); console.log(t._idleTimeout), t.unref() }"
+    waits = subprocess.run(
+        [node.node, "--import", _SWEEP_SELDOM, "-e", script], capture_output=True, text=True, check=True
+    )
+    assert waits.stdout.split() == ["86400000", "1000"]
