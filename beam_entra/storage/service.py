@@ -20,7 +20,7 @@ from xml.etree import ElementTree
 from urllib3.exceptions import HTTPError
 
 from beam_entra.access.manifest import AccountSettings
-from beam_entra.clock import Clock, utc_now
+from beam_entra.clock import MOST_SKEW, Clock, utc_now
 from beam_entra.errors import (
     AccessDenied,
     BeamEntraError,
@@ -40,9 +40,9 @@ from beam_entra.storage.sas import DelegationKey
 from beam_entra.storage.transport import connection_pool
 from beam_entra.storage.wire import Response
 
-__all__ = ["BlobService", "Commit"]
+__all__ = ["BlobService", "Commit", "bearer"]
 
-_KEY_START_TOLERANCE = timedelta(minutes=5)
+_KEY_START_TOLERANCE = MOST_SKEW + timedelta(minutes=5)  # the first answer of a job may be this one's
 _READ_BYTES = 256 << 10  # what is lost, at most, when a connection breaks
 _NO_SUCH_RANGE = 416
 _RESUMES_WITHOUT_PROGRESS = 5
@@ -400,12 +400,19 @@ class BlobService:
     # Delegation
 
     def delegation_key(
-        self, account: str, token: Callable[[], AccessToken], *, expires: datetime, client_request_id: str
+        self,
+        account: str,
+        token: Callable[[], AccessToken],
+        *,
+        expires: datetime,
+        client_request_id: str,
+        renew: Callable[[AccessToken, str], object] | None = None,
     ) -> tuple[DelegationKey, Answer]:
         """Ask for a user delegation key under an access token.
 
         Args:
             token: Called for each attempt, since a token may end during a pause. The key names the one that got it.
+            renew: Called with a token that Storage wants other claims in, and these: the next one has them.
 
         Raises:
             AccessDenied: The identity lacks generateUserDelegationKey (role Storage Blob Delegator).
@@ -420,7 +427,7 @@ class BlobService:
 
         def authorise() -> Authorization:
             shown.append(token())
-            return Authorization(bearer=shown[-1].secret)
+            return bearer(shown[-1], renew)
 
         call = Call(
             method="POST",
@@ -464,6 +471,15 @@ class BlobService:
 
     def _receive(self, call: Call, path: BlobPath) -> Answer:
         return self._exchange.receive(call, ca_file=self._account(path.account).ca_file)
+
+
+def bearer(token: AccessToken, renew: Callable[[AccessToken, str], object] | None = None) -> Authorization:
+    """Let a request in with an access token.
+
+    Args:
+        renew: Called with it and the claims that Storage wants in the next one: `TokenBroker.renew`.
+    """
+    return Authorization(bearer=token.secret, renew=partial(renew, token) if renew is not None else None)
 
 
 def _described(path: BlobPath, answer: Answer, size: str, call: Call) -> BlobProperties:
