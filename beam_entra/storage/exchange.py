@@ -16,7 +16,7 @@ from beam_entra.errors import AccessDenied, BeamEntraError, Diagnosis, StorageEr
 from beam_entra.secret import Secret
 from beam_entra.storage.answers import RETRIED_STATUSES, Answer, claims_challenge, refusal, retry_after_s
 from beam_entra.storage.transport import ConnectionPool
-from beam_entra.storage.wire import Response
+from beam_entra.storage.wire import Response, TooSlow
 
 __all__ = ["Authorise", "Authorization", "Call", "Exchange", "RetryPolicy"]
 
@@ -217,6 +217,8 @@ def unreachable(call: Call, error: HTTPError, attempts: int) -> BeamEntraError:
     """The error for a request without an answer; says nothing of the URL."""
     if _untrusted(error):
         problem, hint = "its certificate is not trusted", "name the CA's file as ca_file of the account"
+    elif isinstance(error, TooSlow):
+        problem, hint = str(error), "see what is slow between this worker and the account: proxy, network, throttling"
     else:
         problem, hint = type(error).__name__, "see that the account's endpoint can be reached from this worker"
     return StorageError(

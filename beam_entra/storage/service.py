@@ -38,7 +38,7 @@ from beam_entra.storage.blobs import BlobProperties, ListPage, block_list_xml, p
 from beam_entra.storage.exchange import Authorise, Authorization, Call, Exchange, unreachable
 from beam_entra.storage.sas import DelegationKey
 from beam_entra.storage.transport import connection_pool
-from beam_entra.storage.wire import Response
+from beam_entra.storage.wire import Response, TooSlow
 
 __all__ = ["BlobService", "Commit", "bearer"]
 
@@ -169,6 +169,7 @@ class BlobService:
             )
             answer, response, attempts = self._exchange.send(call, ca_file=self._account(blob.path.account).ca_file)
             failure: BeamEntraError | None = None
+            too_slow = False
             try:
                 with closing(response):
                     _check_range(answer, blob, begin, stop, call)
@@ -176,8 +177,8 @@ class BlobService:
                     for count in _received(response, room, filled, call):
                         filled += count
             except HTTPError as error:
-                failure = unreachable(call, error, attempts)
-            fruitless = 0 if filled > before else fruitless + 1
+                failure, too_slow = unreachable(call, error, attempts), isinstance(error, TooSlow)
+            fruitless = 0 if filled > before and not too_slow else fruitless + 1
             if fruitless > _RESUMES_WITHOUT_PROGRESS:
                 raise failure or StorageError("Storage sends no bytes of this range", Diagnosis(tried=call.tried))
             if failure is not None:
