@@ -35,6 +35,7 @@ from beam_entra.io.dofn import METRICS_NAMESPACE
 from beam_entra.io.filesystem import BEAM_PLUGIN
 from beam_entra.io.launch import find_interrupt, find_ours
 from beam_entra.io.options import EntraOptions
+from beam_entra.io.preflight import check_before_launch
 from beam_entra.session import JobScope, Session, close_session, open_session, seal_job
 
 __all__ = ["JobReport", "ScopedPipeline"]
@@ -60,6 +61,7 @@ class JobReport:
         sources: Credential source, such as `federated:gcp`, to how many of the job's tokens it gave.
         metrics: Beam's committed counters of the namespace `beam_entra`, by name; empty where the runner has none.
         wall_s: Seconds from launch to end, sealing left out.
+        caution: What was wider in this job than in others; empty when nothing was.
     """
 
     job: str
@@ -71,6 +73,7 @@ class JobReport:
     sources: Mapping[str, int]
     metrics: Mapping[str, int]
     wall_s: float
+    caution: str = ""
 
     def as_dict(self) -> dict[str, Any]:
         """What `--job_report` writes."""
@@ -84,6 +87,7 @@ class JobReport:
             "sources": dict(self.sources),
             "metrics": dict(self.metrics),
             "wall_s": round(self.wall_s, 3),
+            **({"caution": self.caution} if self.caution else {}),
         }
 
     def __str__(self) -> str:
@@ -101,6 +105,7 @@ class JobReport:
             lines.append(f"    identity  {by}")
         lines += [
             f"    access    {issued}, {audited['sas_issued']:,} SAS; {_how_many(audited['denied'], 'denial')}",
+            *([f"    caution   {self.caution}"] if self.caution else []),
             f"    audit     {audited.total():,} records, sealed, in {self.audit}",
             f"    seal      {self.seal.digest}",
         ]
@@ -115,7 +120,8 @@ class ScopedPipeline(beam.Pipeline):  # type: ignore[misc]  # Beam's Pipeline is
 
     1. When made, it loads the manifest and makes the job scope; nothing is sent.
     2. While it is built, each source and sink is held against the grants.
-    3. At the end of the block it proves that the job gets a token and can write its audit, and only then runs.
+    3. At the end of the block it proves that the job gets a token and can write its audit, and only then runs. With
+       `--preflight` all the checks of `beam-entra doctor` come first.
     4. When the job has ended, however it ended, it seals the audit trail. `report` then says how it went.
 
     A worker's error is raised as the error it was, where the runner carries its text.
@@ -148,9 +154,10 @@ class ScopedPipeline(beam.Pipeline):  # type: ignore[misc]  # Beam's Pipeline is
         self.report: JobReport | None = None
         self.result: Any = None
         self._report_file = _writable(entra.job_report)
+        self._preflight = bool(entra.preflight)
         self._started = time.monotonic()
         self._launch_recorded = False
-        self._refused_launch: IdentityError | None = None
+        self._refused_launch: BeamEntraError | None = None
         super().__init__(runner=runner, options=chosen)
         self._wait = not chosen.view_as(StandardOptions).no_wait_until_finish
 
@@ -164,13 +171,18 @@ class ScopedPipeline(beam.Pipeline):  # type: ignore[misc]  # Beam's Pipeline is
 
         Raises:
             IdentityError: The job gets no token. Nothing has run.
+            PreflightFailed: With `--preflight`: a check failed. Nothing has run.
             AuditUnavailable: Its audit cannot be written. Nothing has run.
         """
+        if self._preflight:
+            check_before_launch(self.scope.manifest)
         session = self.session
+        if self.scope.caution:
+            _LOGGER.warning("job %s: %s", self.scope.job, self.scope.caution)
         try:
             with session.bundle("launch"):
                 pass
-        except IdentityError as refused:
+        except (IdentityError, ConfigError) as refused:
             self._refused_launch = refused
             raise
         finally:
@@ -226,6 +238,7 @@ class ScopedPipeline(beam.Pipeline):  # type: ignore[misc]  # Beam's Pipeline is
             sources=sealed.sources,
             metrics=_metrics(self.result),
             wall_s=wall_s,
+            caution=self.scope.caution,
         )
         if self._report_file is not None:
             self._report_file.write_text(json.dumps(self.report.as_dict(), indent=2) + "\n", encoding="utf-8")

@@ -29,7 +29,8 @@ class Authorization:
     """What lets one request in: a SAS in its query, or an access token in its header.
 
     Attributes:
-        copy_source: For a copy: URL of the blob that Storage is to read, with the SAS to read it.
+        copy_source: For a copy: URL of the blob that Storage is to read, with the SAS to read it, if there is one.
+        copy_source_bearer: The access token that Storage is to read it with, if there is none.
         renew: Called with the claims of a challenge: has `authorise` give a token with them from then on.
     """
 
@@ -37,6 +38,7 @@ class Authorization:
     bearer: Secret | None = None
     copy_source: Secret | None = None
     renew: Callable[[str], object] | None = None
+    copy_source_bearer: Secret | None = None
 
 
 Authorise = Callable[[], Authorization]
@@ -186,6 +188,8 @@ class Exchange:
             headers["Authorization"] = f"Bearer {authorization.bearer.reveal()}"
         if authorization.copy_source is not None:
             headers["x-ms-copy-source"] = authorization.copy_source.reveal()
+        if authorization.copy_source_bearer is not None:
+            headers["x-ms-copy-source-authorization"] = f"Bearer {authorization.copy_source_bearer.reveal()}"
         sent = self._clock.worker()
         response = pool.open(call.method, url, headers=headers, body=call.body)
         self._clock.hear(response.headers.get("date", ""), sent)

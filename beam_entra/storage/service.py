@@ -246,7 +246,7 @@ class BlobService:
         """Have Storage itself stage bytes [start, stop) of this version of another blob as a block.
 
         Args:
-            authorise_source: Gives the SAS that Storage reads the other blob with.
+            authorise_source: Gives the SAS, or the access token, that Storage reads the other blob with.
 
         Raises:
             BlobChanged: The other blob is no longer this version.
@@ -254,10 +254,12 @@ class BlobService:
         location = self._url(source.path)
 
         def both() -> Authorization:
-            reading = authorise_source().sas
-            if reading is None:
-                raise ValueError("Storage reads the source of a copy with a SAS")
-            return replace(authorise(), copy_source=Secret(f"{location}?{reading.reveal()}", what="URL with a SAS"))
+            reading = authorise_source()
+            if (reading.sas is None) is (reading.bearer is None):
+                raise ValueError("Storage reads the source of a copy with a SAS or a token")
+            url = f"{location}?{reading.sas.reveal()}" if reading.sas is not None else location
+            source_url = Secret(url, what="URL with a SAS")
+            return replace(authorise(), copy_source=source_url, copy_source_bearer=reading.bearer)
 
         query = {"comp": "block", "blockid": block_id}
         headers = {"x-ms-source-range": f"bytes={start}-{stop - 1}", "x-ms-source-if-match": source.etag}

@@ -258,6 +258,39 @@ def test_a_line_from_before_a_token_had_a_source(trails: ModuleType) -> None:
         parse_line(line[:-1] + b',"source":null}')
 
 
+PRESENTED: dict[str, dict[str, str | None]] = {
+    "nothing": {"sas": None},
+    "both": {"token": "t1"},
+}
+
+
+@pytest.mark.parametrize("name", PRESENTED)
+@pytest.mark.parametrize("model", [Read, records.Copied, records.CommitIntended, records.Deleted])
+def test_an_access_presents_one_thing(trails: ModuleType, model: type[Record], name: str) -> None:
+    """A SAS or a token, never both and never neither."""
+    with pytest.raises(ValidationError, match="presents a SAS or a token"):
+        model(**(LINK | trails.valid_facts()[model] | PRESENTED[name]))
+
+
+def test_what_was_not_presented_is_not_written(trails: ModuleType) -> None:
+    """The line of an access names a SAS or a token, in one place; so older lines verify as they are."""
+    facts = trails.valid_facts()[Read]
+    with_sas = Read(**LINK, **facts).line()
+    with_token = Read(**LINK, **(facts | {"sas": None, "token": "s1"})).line()
+    assert with_token == with_sas.replace(b'"sas":"s1"', b'"token":"s1"')
+    assert b"token" not in with_sas
+    assert parse_line(with_token).line() == with_token
+    with pytest.raises(ValueError, match="canonical"):
+        parse_line(with_token.replace(b'"token"', b'"sas":null,"token"'))
+
+
+@pytest.mark.parametrize("changed", [{"source_sas": None}, {"source_token": "t1"}, {"sas": None, "token": "t1"}])
+def test_a_copy_presents_two_of_a_kind(trails: ModuleType, changed: dict[str, str | None]) -> None:
+    """Two SAS or two tokens: a job has one scoping."""
+    with pytest.raises(ValidationError, match="two SAS or two tokens"):
+        records.Copied(**(LINK | trails.valid_facts()[records.Copied] | changed))
+
+
 def test_digest_is_of_the_line() -> None:
     """The chain's digest can be made with sha256sum."""
     assert digest_of(b"") == "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
