@@ -117,11 +117,12 @@ class Exchange:
             BeamEntraError: As `answers.refusal` says, or `StorageError` when nothing answered.
         """
         challenged = False
+        pool = self._pool(ca_file)  # that there can be none is told before anything is authorised
         for attempt in itertools.count(made + 1):
             asked_s: float | None = None
             try:
                 authorization = call.authorise()
-                response = self._once(call, authorization, ca_file)
+                response = self._once(call, authorization, pool)
                 answer = _head(call, response)
                 if answer.status in _GOOD:
                     return answer, response, attempt
@@ -173,8 +174,7 @@ class Exchange:
         backoff_s = min(policy.first_delay_s * 2 ** (attempt - 1), policy.longest_delay_s)
         self._pause((asked_s or 0) + random.uniform(0, backoff_s))  # noqa: S311 - jitter, not a secret
 
-    def _once(self, call: Call, authorization: Authorization, ca_file: str) -> Response:
-        pool = self._pool(ca_file)
+    def _once(self, call: Call, authorization: Authorization, pool: ConnectionPool) -> Response:
         headers = {
             "x-ms-version": SERVICE_VERSION,
             "x-ms-client-request-id": call.client_request_id,
