@@ -69,6 +69,7 @@ class Lake:
         sas: str = "5m",
         audit: str = "",
         client: str = "",
+        scoping: str = "sas",
     ) -> str:
         """An access manifest: by default over `raw/in/` and `curated/out/`."""
         grants = {
@@ -81,6 +82,7 @@ class Lake:
             [
                 'pipeline = "orders"',
                 'environment = "test"',
+                f'scoping = "{scoping}"',
                 "[identity]",
                 f'tenant = "{self.cloud.tenant_id}"',
                 f'client = "{client or self.cloud.client_id}"',
