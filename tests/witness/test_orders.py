@@ -38,11 +38,12 @@ class Job:
     emulator: EntraEmulator
     app: EmulatedApp
 
-    def flags(self, credential: str, **settings: str) -> dict[str, str]:
+    def flags(self, credential: str, *, scoping: str = "sas", **settings: str) -> dict[str, str]:
         """Manifest and endpoints for this credential."""
         cloud = self.shop.cloud
         identity = "\n".join(f'{name} = "{value}"' for name, value in settings.items())
         manifest = self.shop.manifest(
+            ('environment = "prod"', f'environment = "prod"\nscoping = "{scoping}"'),
             (cloud.tenant_id, self.emulator.tenant_id),
             (cloud.client_id, self.app.client_id),
             ('"federated_file"', f'"{credential}"'),
@@ -60,10 +61,10 @@ class Job:
         )
         return {"access_manifest": str(manifest), "access_endpoints": str(endpoints)}
 
-    def run(self, credential: str, *, orders: int = 200, **settings: str) -> None:
+    def run(self, credential: str, **settings: str) -> None:
         """Run it in this process; the outcome is the one computed without Beam."""
         shop = self.shop
-        source = shop.upload_sample(orders)
+        source = shop.upload_sample(200)
         flags = {
             **self.flags(credential, **settings),
             "input": shop.raw.url("orders/*"),
@@ -103,6 +104,12 @@ def brief(shop: Shop) -> Iterator[Job]:
     ):
         before.emulator = emulator
         yield Job(shop=shop, emulator=emulator, app=emulator.register_app())
+
+
+@pytest.fixture
+def untouched(shop: Shop, emulator: EntraEmulator) -> Job:
+    """With the emulator's tokens as they are: nobody gets a delegation key for them."""
+    return Job(shop=shop, emulator=emulator, app=emulator.register_app())
 
 
 def test_a_client_secret(job: Job, front: Front, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -190,6 +197,23 @@ def test_a_credential_that_is_revoked_in_the_middle(brief: Job, monkeypatch: pyt
 def reads_an_order(request: StorageRequest) -> bool:
     """Whether a request is for the bytes of an input blob."""
     return request.operation == "GetBlob" and request.container.startswith("raw") and "orders/" in request.blob
+
+
+@pytest.mark.parametrize("credential", ["client_secret", "federated_file"])
+def test_by_the_token_itself(untouched: Job, monkeypatch: pytest.MonkeyPatch, credential: str) -> None:
+    """`scoping = "bearer"`: no delegation key, and a trail that holds together without `oid` and `uti`."""
+    cloud = untouched.shop.cloud
+    monkeypatch.setenv("ORDERS_SECRET", untouched.app.add_secret().reveal())
+    untouched.app.add_federated_credential(cloud.issuer.url, cloud.subject)
+    settings = {
+        "client_secret": {"client_secret": "env:ORDERS_SECRET"},
+        "federated_file": {"assertion_file": str(cloud.assertion_file)},
+    }
+    untouched.run(credential, scoping="bearer", **settings[credential])
+    (record,) = untouched.tokens()
+    assert (record["oid"], record["uti"]) == (None, None)
+    assert (record["appid"], record["tenant"]) == (untouched.app.client_id, untouched.emulator.tenant_id)
+    assert {each.request.credential for each in cloud.proxy.requests} == {"bearer"}
 
 
 def claims_of(token: Secret) -> dict[str, Any]:
