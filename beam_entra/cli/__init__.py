@@ -32,7 +32,7 @@ class _Commands(click.Group):
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="beam-entra")
 def main() -> None:
-    """Beam pipelines under the job's own identity: whether they can run, their audit trails, a local cloud to try them in."""
+    """Beam pipelines under the job's own identity: can they run, what did they do, and a local cloud to try them in."""
 
 
 main.add_command(audit)

@@ -30,7 +30,7 @@ def check_manifest(visit: Visit) -> Iterator[Finding]:
         visit.session = Session(visit.scope, clock=visit.clock)
     except ConfigError as error:
         visit.lost["manifest"] = "there is no manifest to go by"
-        yield failed_with("manifest", "", error)
+        yield failed_with("manifest", "", error, error.hint or "mend the access manifest as it says")
         return
     grants = len(manifest.grants) + len(manifest.audiences)
     found = f"{manifest.pipeline} ({manifest.environment}), {_many(grants, 'grant')} on {', '.join(manifest.accounts)}"
@@ -70,7 +70,7 @@ def check_clock(visit: Visit) -> Iterator[Finding]:
     if abs(ahead) <= _RIGHT:
         yield good("clock", "", f"agrees with {' and '.join(visit.ahead)}", **facts)
         return
-    found = f"{lasting(abs(ahead))} {'ahead of' if ahead > timedelta(0) else 'behind'} {service}"
+    found = f"about {_roughly(abs(ahead))} {'ahead of' if ahead > timedelta(0) else 'behind'} {service}"
     fix = "set this machine's clock, and let it be kept: chrony, systemd-timesyncd, w32time"
     if abs(ahead) <= MOST_SKEW + _RIGHT:
         yield warned("clock", "", found, fix, **facts)
@@ -155,6 +155,12 @@ def check_time(visit: Visit) -> Iterator[Finding]:
         yield warned("time", "", f"{found}: sooner than a SAS", fix, **facts)
     else:
         yield good("time", "", found, **facts)
+
+
+def _roughly(span: timedelta) -> str:
+    """To the minute, from two minutes on: no Date header says it better."""
+    minute = timedelta(minutes=1)
+    return lasting(round(span / minute) * minute if span >= 2 * minute else span)
 
 
 def lasting(span: timedelta) -> str:

@@ -20,6 +20,7 @@ __all__ = ["check_audit", "check_grants", "check_public_access", "check_seal", "
 _READER, _CONTRIBUTOR = "Storage Blob Data Reader", "Storage Blob Data Contributor"
 _ROLES = {Permission.READ: _READER, Permission.WRITE: _CONTRIBUTOR, Permission.DELETE: _CONTRIBUTOR}
 _ROLE_MISSING = "AuthorizationPermissionMismatch"
+_NOT_CREATED = {_ROLE_MISSING, "BlobNotFound"}  # a refusal to create may be that the segment exists: an append tells
 _KEYS_OFF = "KeyBasedAuthenticationNotPermitted"
 _FORBIDDEN = 403
 _BECAUSE_OF_THE_CONDITION = {409, 412}
@@ -37,7 +38,9 @@ def check_audit(visit: Visit) -> Iterator[Finding]:
         visit.bundle.settle()
     except (AuditError, IdentityError) as error:
         visit.lost["audit"] = "nothing can be recorded"
-        yield failed_with("audit", str(audit), error, _fix(visit, audit, error, _CONTRIBUTOR))
+        lacking = error.diagnosis.code in _NOT_CREATED
+        fix = _role(visit, audit, _CONTRIBUTOR) if lacking else _fix(visit, audit, error, _CONTRIBUTOR)
+        yield failed_with("audit", str(audit), error, fix)
         return
     if visit.manifest.scoping is Scoping.BEARER:
         fix = "set an immutability policy that allows appends on the container; it holds for everybody"
@@ -175,10 +178,14 @@ def _container(path: BlobPath) -> str:
     return f"{path.container} of {path.account}"
 
 
+def _role(visit: Visit, path: BlobPath, role: str) -> str:
+    return f"give {who(visit)} the role {role} on container {path.container} of storage account {path.account}"
+
+
 def _fix(visit: Visit, path: BlobPath, error: BeamEntraError, role: str) -> str:
     code = error.diagnosis.code
     if code == _ROLE_MISSING:
-        return f"give {who(visit)} the role {role} on container {path.container} of storage account {path.account}"
+        return _role(visit, path, role)
     if code == "ContainerNotFound" or (isinstance(error, BlobNotFound) and not path.name):
         name = f"--account-name {path.account} --name {path.container}"
         return f"create it: az storage container create {name} --auth-mode login"

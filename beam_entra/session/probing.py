@@ -105,7 +105,7 @@ class Prober:
         self._bundle._record(Probed, **_told(path, Permission.READ, "look", found, request_id)).wait()
         return found
 
-    def look_under_a_wrong_key(self, container: BlobPath) -> Refusal:
+    def look_under_a_wrong_key(self, container: BlobPath) -> Refusal | Answer:
         """Look at a container under a shared key's signature that is none."""
         request_id = self._bundle._next_request_id()
         found = wrong_key_probe(self._bundle.session.service, container, request_id)

@@ -79,24 +79,30 @@ def anonymous_probe(service: BlobService, path: BlobPath, client_request_id: str
     Returns:
         An `Answer` if Storage answers to anybody.
     """
-    query = {} if path.name else {"restype": "container"}
-    try:
-        return _send(service, "HEAD", path, "look at", Authorization, client_request_id, query=query)
-    except BeamEntraError as error:
-        return _refusal(error)
+    return _look(service, path, client_request_id, {})
 
 
-def wrong_key_probe(service: BlobService, account: BlobPath, client_request_id: str) -> Refusal:
+def wrong_key_probe(service: BlobService, container: BlobPath, client_request_id: str) -> Refusal | Answer:
     """HEAD of a container under a shared key's signature that is wrong for certain: 32 bytes of zero.
 
     An account that takes no shared key says so.
+
+    Returns:
+        An `Answer` if the container is open to anybody.
     """
     signature = base64.b64encode(bytes(32)).decode()
-    headers = {"Authorization": f"SharedKey {account.account}:{signature}", "x-ms-date": formatdate(usegmt=True)}
-    query = {"restype": "container"}
-    return _refused(
-        service, "HEAD", account, "look at", Authorization, client_request_id, query=query, headers=headers, match=False
-    )
+    headers = {"Authorization": f"SharedKey {container.account}:{signature}", "x-ms-date": formatdate(usegmt=True)}
+    return _look(service, container, client_request_id, headers)
+
+
+def _look(
+    service: BlobService, path: BlobPath, client_request_id: str, headers: dict[str, str]
+) -> Refusal | Answer:
+    query = {} if path.name else {"restype": "container"}
+    try:
+        return _send(service, "HEAD", path, "look at", Authorization, client_request_id, query=query, headers=headers)
+    except BeamEntraError as error:
+        return _refusal(error)
 
 
 def _refused(
@@ -107,13 +113,12 @@ def _refused(
     authorise: Authorise,
     client_request_id: str,
     *,
-    match: bool = True,
     headers: dict[str, str] | None = None,
     **parts: Any,
 ) -> Refusal:
-    conditions = ({"If-Match": _NEVER} if match else {}) | (headers or {})
+    never = {"If-Match": _NEVER, **(headers or {})}
     try:
-        answer = _send(service, method, path, verb, authorise, client_request_id, headers=conditions, **parts)
+        answer = _send(service, method, path, verb, authorise, client_request_id, headers=never, **parts)
     except BeamEntraError as error:
         return _refusal(error)
     raise StorageError(
