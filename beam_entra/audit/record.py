@@ -555,6 +555,12 @@ class Probed(_Answered):
         """The id of what was presented; empty when nothing was."""
         return self.sas or self.token or ""
 
+    @model_validator(mode="after")
+    def _not_both(self) -> Self:
+        if self.sas is not None and self.token is not None:
+            raise ValueError("a probe presents a SAS, or a token, or nothing")
+        return self
+
 
 class Denied(Record):
     """An access was refused.

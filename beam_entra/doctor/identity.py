@@ -54,7 +54,7 @@ def check_network(visit: Visit) -> Iterator[Finding]:
 def _reached(visit: Visit, place: Place, what: str) -> Finding:
     reached = reach(place, visit.clock)
     if reached.finding.mark is Mark.FAIL:
-        visit.lost[what] = f"{what} is out of reach"
+        visit.lost[what] = f"{'the ' if what == 'authority' else ''}{what} is out of reach"
     if reached.ahead is not None:
         visit.ahead[place.about] = reached.ahead
     return reached.finding

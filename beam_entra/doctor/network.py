@@ -83,7 +83,7 @@ def reach(place: Place, clock: Clock, *, timeout_s: float = 10.0) -> Reached:
     try:
         connection.connect()
         secured = connection.sock
-        address = f"{secured.getpeername()[0]} port {secured.getpeername()[1]}{through}"
+        address, reached_port = secured.getpeername()[:2]
         version = secured.version() if isinstance(secured, ssl.SSLSocket) else "TLS"
         sent = clock()
         connection.request("HEAD", f"{where.path or '/'}", headers={"User-Agent": "beam_entra"})
@@ -119,7 +119,7 @@ def reach(place: Place, clock: Clock, *, timeout_s: float = 10.0) -> Reached:
     finally:
         connection.close()
     facts: dict[str, Fact] = {"host": host, "port": port, "status": answer.status}
-    there = f"{host} at {address}"
+    there = f"{host}{'' if address == host else f' at {address}'} port {reached_port}{through}"
     ahead = _ahead(answer.headers.get("Date", ""), sent, received)
     if answer.status >= _OUT_OF_ORDER:
         fix = "try again in a moment; see the service's status page"

@@ -22,6 +22,7 @@ from beam_entra.audit.record import (
     BundleOpened,
     Denied,
     Previous,
+    Probed,
     Read,
     Record,
     Sealed,
@@ -282,6 +283,19 @@ def test_what_was_not_presented_is_not_written(trails: ModuleType) -> None:
     assert parse_line(with_token).line() == with_token
     with pytest.raises(ValueError, match="canonical"):
         parse_line(with_token.replace(b'"token"', b'"sas":null,"token"'))
+
+
+@pytest.mark.parametrize("both", [True, False])
+def test_a_probe_presents_one_thing_or_nothing(trails: ModuleType, both: bool) -> None:
+    """Not a SAS and a token; and what is not there is not written."""
+    facts = trails.valid_facts()[Probed] | LINK
+    if both:
+        with pytest.raises(ValidationError, match="a SAS, or a token, or nothing"):
+            Probed(**(facts | {"token": "t1"}))
+    else:
+        line = Probed(**(facts | {"sas": None})).line()
+        assert b'"sas"' not in line
+        assert parse_line(line) == Probed(**(facts | {"sas": None}))
 
 
 @pytest.mark.parametrize("changed", [{"source_sas": None}, {"source_token": "t1"}, {"sas": None, "token": "t1"}])

@@ -153,6 +153,12 @@ def _sas_of(kind: str, **changed: Any) -> Change:
     return change
 
 
+def _probe_with_a_token(trails: Any, records: Any) -> None:
+    found, at = trails.find(records, "probed")
+    token = next(record["token"] for record in found if record["kind"] == "token_acquired")
+    found[at] = {("token" if name == "sas" else name): value for name, value in found[at].items()} | {"token": token}
+
+
 def _second_key_of_another_token(trails: Any, records: Any) -> None:
     found, at = trails.find(records, "token_acquired")
     found.insert(at + 1, found[at] | {"token": "other"})
@@ -246,6 +252,10 @@ SEMANTIC: dict[str, tuple[int, Change]] = {
         _edit("listed", path="abfss://raw@contosolake.dfs.core.windows.net/orders-secret/"),
     ),
     "a read for another bundle": (12, _edit("read", bundle=None)),
+    "a probe without its SAS": (12, _edit("probed", sas="s99")),
+    "a probe that says another permission": (12, _edit("probed", permission="append")),
+    "a probe of another blob": (12, _edit("probed", path="abfss://raw@contosolake.dfs.core.windows.net/hr/x")),
+    "a probe with a token, of a job scoped by SAS": (12, _probe_with_a_token),
     "a read after the SAS's end": (12, _sas_of("read", expires="2030-01-31T09:30:00.500000Z")),
     "a commit without an intent": (13, _drop("commit_intended")),
     "a commit found without an intent": (13, _both(_drop("commit_intended"), _edit("committed", confirmed=True))),
@@ -341,7 +351,7 @@ BEARER: dict[str, tuple[int, Change]] = {
         _both(_every("deadline_extended", deadline="2030-01-31T09:40:00.000000Z"), _edit("segment_opened")),
     ),
     "a deadline that is extended where it is fixed": (17, _drop_field("segment_opened", "rolling_s")),
-    "a deadline that is extended by too much": (17, _edit("deadline_extended", deadline="2030-01-31T10:30:01.000000Z")),
+    "a deadline that is extended by too much": (17, _edit("deadline_extended", deadline="2030-01-31T10:33:00.000000Z")),
     "a deadline that is extended by a token that was not acquired": (17, _edit("deadline_extended", token="t99")),
     "a deadline that is extended by a token for another service": (17, _extension_of_second(token="g1")),
     "a deadline that is extended by the same token": (17, _extension_of_second(token="t1")),

@@ -87,7 +87,7 @@ def test_a_certificate_of_another_ca(patient: Patient, tmp_path: Path, authority
     table = "[identity]" if authority else f"[accounts.{LAKE}]"
     check_line(seen, "authority" if authority else LAKE, "is not trusted", f"as ca_file in {table}")
     assert seen.failures == ("network",)
-    why = "authority is out of reach" if authority else f"account {LAKE} is out of reach"
+    why = "the authority is out of reach" if authority else f"account {LAKE} is out of reach"
     assert seen.of("read").because == why
     assert seen.marks()["token"] == "ok" if not authority else "token" not in seen.marks()
 
@@ -142,7 +142,7 @@ def test_nothing_can_be_said_of_the_time_where_nobody_is_there(patient: Patient,
     seen = patient.examine(at=move)
     assert [line.mark for line in seen.examination.findings if line.check == "network"] == ["fail", "fail"]
     assert seen.marks()["clock"] == "skipped"
-    assert seen.of("credential").because == "authority is out of reach"
+    assert seen.of("credential").because == "the authority is out of reach"
 
 
 def test_a_service_that_is_out_of_order(patient: Patient) -> None:
