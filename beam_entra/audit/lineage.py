@@ -31,7 +31,8 @@ __all__ = ["IN_FLIGHT", "Lineage", "RuleBroken"]
 IN_FLIGHT = timedelta(minutes=2)
 """How long after a credential's end an answer to a request that carried it may still be recorded.
 
-Storage checks the end when a request arrives; the record is made when the answer does.
+Storage checks the end when a request arrives; the record is made when the answer does. And a clock may be put right by
+so much between two records.
 """
 
 _STORAGE = "https://storage.azure.com"
@@ -162,7 +163,7 @@ class Lineage:
             raise RuleBroken(17, f"token {record.token} had not been acquired, or not for Storage")
         if self._freshest is not None and token.expires <= self._freshest:
             raise RuleBroken(17, f"token {record.token} is not fresher than the one before")
-        if record.deadline > token.acquired + timedelta(seconds=opened.rolling_s):
+        if record.deadline > token.acquired + timedelta(seconds=opened.rolling_s) + IN_FLIGHT:
             raise RuleBroken(17, f"the deadline is more than {opened.rolling_s} s after the token was acquired")
         self._freshest, self._extended_to = token.expires, record.deadline
 

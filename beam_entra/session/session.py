@@ -26,12 +26,13 @@ from beam_entra.audit.record import (
     TokenAcquired,
 )
 from beam_entra.clock import Clock, NeverBack, utc_now
-from beam_entra.errors import ConfigError, Diagnosis, IdentityExpired
+from beam_entra.errors import Diagnosis, IdentityExpired
 from beam_entra.identity import STORAGE_AUDIENCE, AccessToken, CredentialSource, EntraSource, TokenBroker
 from beam_entra.paths import BlobPath
 from beam_entra.session.buffers import Buffers
 from beam_entra.session.bundle import BundleSession
-from beam_entra.session.scope import JobScope, whole_seconds
+from beam_entra.session.deadline import Deadline
+from beam_entra.session.scope import JobScope
 from beam_entra.storage import AppendBlobSegments, Authorization, BlobService, DelegationKey, Exchange, Sas, mint
 from beam_entra.storage.service import bearer
 from beam_entra.storage.transport import connection_pool
@@ -66,10 +67,7 @@ class Session:
     ) -> None:
         self.scope = scope
         self.clock = NeverBack(clock)
-        life = scope.manifest.lifetime
-        self._rolling = life.job if life.rolling else None
-        self._deadline = scope.deadline if self._rolling is None else whole_seconds(self.clock() + self._rolling)
-        self._freshest: datetime | None = None  # end of the token that has moved the deadline
+        self._deadline = Deadline(scope, self.clock())
         self.bearer = scope.manifest.scoping is Scoping.BEARER
         self.pid = os.getpid()
         self.pause = pause
@@ -140,13 +138,13 @@ class Session:
 
     @property
     def deadline(self) -> datetime:
-        """When every right of this process ends. Of a rolling life: the last fresh token has moved it there."""
-        return self._deadline
+        """When every right of this process ends. Of a rolling life: where the last fresh token has moved it."""
+        return self._deadline.at
 
     @property
     def over(self) -> bool:
         """Whether the job's time is over for good; of a rolling life it is not, a fresh token may move it on."""
-        return self._rolling is None and self.clock() >= self._deadline
+        return not self._deadline.rolling and self.clock() >= self.deadline
 
     def check_deadline(self, tried: str) -> datetime:
         """Now, if the job may still do something.
@@ -156,11 +154,12 @@ class Session:
             IdentityError: Its life is a rolling one, and there is no fresh token.
         """
         now = self.clock()
-        if self._rolling is not None and now >= self._deadline:
+        if self._deadline.rolling and now >= self.deadline:
             self.broker.get(STORAGE_AUDIENCE)  # it was idle: no token lives as long as that, so this one is fresh
-        if now >= self._deadline:
+            now = self.clock()
+        if now >= self.deadline:
             raise IdentityExpired(
-                f"the job's time ended at {self._deadline:%Y-%m-%d %H:%M:%SZ}; every access is refused since",
+                f"the job's time ended at {self.deadline:%Y-%m-%d %H:%M:%SZ}; every access is refused since",
                 Diagnosis(
                     tried=tried,
                     identity=self.scope.identity,
@@ -178,12 +177,12 @@ class Session:
             now = self.check_deadline(f"get a user delegation key of account {account}")
             key = self._keys.get(account)
             life = self.scope.manifest.lifetime.token
-            if key is not None and (now + life < key.expires or self._deadline <= key.expires):
+            if key is not None and (now + life < key.expires or self.deadline <= key.expires):
                 return key
             key, answer = self.service.delegation_key(
                 account,
                 partial(self.broker.get, STORAGE_AUDIENCE),
-                expires=min(self._deadline, now + _LONGEST_KEY),
+                expires=min(self.deadline, now + _LONGEST_KEY),
                 client_request_id=str(uuid.uuid4()),
             )
             self.record(
@@ -262,7 +261,7 @@ class Session:
         if sas is None:
             return False
         now = self.clock()
-        return now < sas.renew_at or (sas.expires >= self._deadline and now < sas.expires)
+        return now < sas.renew_at or (sas.expires >= self.deadline and now < sas.expires)
 
     def count(self, name: str, by: int = 1) -> None:
         """Add to a counter of the session, for Beam's metrics."""
@@ -326,26 +325,12 @@ class Session:
             source=token.source or None,
         )
         self.count("tokens_acquired")
-        if self._rolling is not None and token.audience == STORAGE_AUDIENCE:
-            self._extend(token, self._rolling)
-
-    def _extend(self, token: AccessToken, life: timedelta) -> None:
-        """Move the deadline on: who gets a fresh token is alive. One from somebody's cache proves nothing.
-
-        Raises:
-            ConfigError: The token lives longer than the job may go on without a fresh one.
-        """
-        if self._freshest is not None and token.expires <= self._freshest:
-            return
-        deadline = whole_seconds(token.acquired + life)
-        if token.expires > deadline:
-            raise ConfigError(
-                f"a rolling life of {life} is shorter than that of this identity's tokens,"
-                f" which is {token.expires - token.acquired}",
-                Diagnosis(hint="make [lifetime] job in the access manifest longer than a token lives"),
+        if token.audience == STORAGE_AUDIENCE:
+            self._deadline.extend(
+                acquired=token.acquired,
+                expires=token.expires,
+                told=lambda at: self.record(DeadlineExtended, token=token.token_id, deadline=at),
             )
-        self.record(DeadlineExtended, token=token.token_id, deadline=deadline)
-        self._freshest, self._deadline = token.expires, deadline
 
     def _authorise_append(self, path: BlobPath) -> Authorization:
         """For the trail itself: create and append on one blob of the job's folder.
@@ -360,7 +345,7 @@ class Session:
                 path,
                 Permission.APPEND,
                 now=self.check_deadline(f"append to {path}"),
-                deadline=self._deadline,
+                deadline=self.deadline,
                 key_expires=key_expires,
                 folder=self.scope.folder,
             )

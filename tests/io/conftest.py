@@ -70,6 +70,7 @@ class Lake:
         audit: str = "",
         client: str = "",
         scoping: str = "sas",
+        rolling: bool = False,
     ) -> str:
         """An access manifest: by default over `raw/in/` and `curated/out/`."""
         grants = {
@@ -91,6 +92,7 @@ class Lake:
                 "[lifetime]",
                 f'job = "{job}"',
                 f'token = "{sas}"',
+                f"rolling = {str(rolling).lower()}",
                 "[grants]",
                 *(f"{kind} = {json.dumps(paths)}" for kind, paths in grants.items() if paths),
                 "[audit]",
