@@ -155,7 +155,7 @@ def _sas_of(kind: str, **changed: Any) -> Change:
 
 def _probe_with_a_token(trails: Any, records: Any) -> None:
     found, at = trails.find(records, "probed")
-    token = next(record["token"] for record in found if record["kind"] == "token_acquired")
+    token = next(r["token"] for of_one in records.values() for r in of_one if r["kind"] == "token_acquired")
     found[at] = {("token" if name == "sas" else name): value for name, value in found[at].items()} | {"token": token}
 
 
