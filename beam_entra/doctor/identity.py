@@ -148,7 +148,7 @@ def check_time(visit: Visit) -> Iterator[Finding]:
     left = token.expires - now
     runs = f"{lasting(life.job)} after each fresh token" if life.rolling else f"{lasting(life.job)} from launch"
     lives = f"a SAS lives {lasting(life.token)}" if visit.manifest.scoping is Scoping.SAS else "no SAS is used"
-    found = f"the job may run {runs}; {lives}, this token {lasting(left)} more, then it is renewed"
+    found = f"the job may run {runs}; {lives}, this token {_roughly(left)} more, then it is renewed"
     facts = {"job_s": int(life.job.total_seconds()), "token_s": int(left.total_seconds())}
     if left < life.token:
         fix = "see whether the tenant shortens this identity's tokens; else set token in [lifetime] below that"
