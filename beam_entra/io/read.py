@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import pickle
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import Any
 
 import apache_beam as beam
 import pyarrow as pa
+from apache_beam.coders import Coder, registry
 from apache_beam.io.restriction_trackers import OffsetRange, OffsetRestrictionTracker, UnsplittableRestrictionTracker
 from apache_beam.metrics import Metrics
 from apache_beam.metrics.metric import Lineage
@@ -367,6 +369,30 @@ class _Blob:
 
 
 
+class _BlockCoder(Coder):  # type: ignore[misc]  # Beam's class is untyped
+    """Blocks as pickles. Beam asks now and then how long an element is: it is told, in place of being given a pickle."""
+
+    def encode(self, value: Block) -> bytes:
+        return pickle.dumps(value, pickle.HIGHEST_PROTOCOL)
+
+    def decode(self, encoded: bytes) -> Block:
+        block: Block = pickle.loads(encoded)  # noqa: S301 - what `encode` gave, as with Beam's own coder of objects
+        return block
+
+    def estimate_size(self, value: Block) -> int:
+        data = value.data
+        size: int = data.nbytes if isinstance(data, pa.RecordBatch) else len(data)
+        return size
+
+    def is_deterministic(self) -> bool:
+        """No: nothing is grouped by a block."""
+        return False
+
+
+registry.register_coder(Block, _BlockCoder)
+
+
+@beam.typehints.with_output_types(Block)
 class _ReadBlocks(ScopedDoFn, RestrictionProvider):  # type: ignore[misc]  # Beam's class is untyped
     """Packs of blobs to blocks of whole records; a large blob in byte ranges where the format can be split."""
 
