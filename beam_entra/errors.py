@@ -2,6 +2,7 @@
 
     BeamEntraError                    message, hint, diagnostics(), retryable
     ├ ConfigError (ValueError)        the manifest, a path or a flag; before anything was sent
+    ├ PreflightFailed                 `--preflight` found that the job could not run; nothing has run
     ├ IdentityError
     │ ├ IdentityUnavailable           Entra or the credential's source did not answer; retryable
     │ ├ IdentityRejected              Entra said no: wrong tenant, client, secret, assertion, ...
@@ -49,6 +50,7 @@ __all__ = [
     "IdentityRejected",
     "IdentityUnavailable",
     "NotGranted",
+    "PreflightFailed",
     "StorageError",
     "Throttled",
     "TrailBroken",
@@ -147,6 +149,10 @@ class BeamEntraError(Exception):
 
 class ConfigError(BeamEntraError, ValueError):
     """The manifest, a path or a flag is wrong. Nothing was sent."""
+
+
+class PreflightFailed(BeamEntraError):
+    """The checks that `--preflight` asks for say that the job could not run. It was not launched."""
 
 
 class IdentityError(BeamEntraError):

@@ -21,6 +21,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("identity", "audit"),
     ("storage",),
     ("session",),
+    ("doctor",),
     ("io",),
     ("cli", "pipelines", "benchmarks"),
 )

@@ -11,6 +11,7 @@ from beam_entra.access.manifest import (
     IdentitySettings,
     Lifetime,
     Permission,
+    Scoping,
 )
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "Lifetime",
     "Permission",
     "SasSpec",
+    "Scoping",
     "downscope",
     "downscope_audit",
     "granted",

@@ -69,6 +69,11 @@ def _slug(text: str) -> str:
     return _matching("[a-z0-9][a-z0-9-]{0,62}", text, cause)
 
 
+def _scoping(text: str) -> str:
+    cause = 'is not known. Write "sas", or "bearer" for an identity that may not get a user delegation key'
+    return _matching("sas|bearer", text, cause)
+
+
 def _source(text: str) -> str:
     cause = 'names no credential source. Write it as "federated_file" is written'
     return _matching("[a-z][a-z0-9_]{0,62}", text, cause)
@@ -136,6 +141,7 @@ class LifetimeTable(Table):
 
     job: Duration = Field(examples=['job = "2h"'])
     token: Duration | None = None
+    rolling: bool = False
 
     @field_validator("job")
     @classmethod
@@ -186,6 +192,7 @@ class ManifestFile(Table):
 
     pipeline: Annotated[str, AfterValidator(_slug)] = Field(examples=['pipeline = "orders"'])
     environment: Annotated[str, AfterValidator(_slug)] = Field(examples=['environment = "prod"'])
+    scoping: Annotated[str, AfterValidator(_scoping)] = "sas"
     identity: IdentityTable = Field(examples=["the table, with tenant, client and credential"])
     lifetime: LifetimeTable = Field(examples=['the table, with job = "2h"'])
     grants: GrantsTable = Field(examples=["the table, with paths in read and write"])
@@ -220,7 +227,9 @@ def _settings(name: str, document: Document, known: Iterable[str] = ()) -> Itera
     for key, value in table(document, name).items():
         if key in known:
             continue
-        if not re.fullmatch(r"[a-z][a-z0-9_]{0,62}", key):
+        if key == "scoping":
+            yield (name, key), "stands at the top of the manifest, before the first table. Move it there"
+        elif not re.fullmatch(r"[a-z][a-z0-9_]{0,62}", key):
             yield (name, key), "is no name for a setting. Use lower-case letters, digits and underscores"
         if not isinstance(value, str):
             yield (name, key), 'must be text. Put it in quotes: "..."'
@@ -284,6 +293,14 @@ def _nothing_granted(document: Document) -> Iterator[Problem]:  # rule 1
             yield ("grants", "token", entry), "is said twice. Remove one of the two"
 
 
+def _scoped_by_sas_alone(document: Document) -> Iterator[Problem]:  # rule 8
+    if document.get("scoping") == "bearer":
+        for name, settings in table(document, "accounts").items():
+            if isinstance(settings, Mapping) and settings.get("create_only") is True:
+                cause = 'is a promise that only a SAS can keep. With scoping = "bearer" leave it out'
+                yield ("accounts", name, "create_only"), cause
+
+
 def _unused_accounts(document: Document) -> Iterator[Problem]:
     paths, all_read = _paths(document)
     used = {path.account for path in paths.values()}
@@ -299,6 +316,7 @@ def manifest_rules(document: Document) -> Iterator[Problem]:
     yield from _overlaps(document)
     yield from _accounts(document)
     yield from _unused_accounts(document)
+    yield from _scoped_by_sas_alone(document)
 
 
 def endpoints_rules(document: Document) -> Iterator[Problem]:

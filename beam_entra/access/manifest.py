@@ -9,6 +9,7 @@ Rules beyond the shape of each key, cited by number in the code:
  5. No audience is Storage's: a token for it would reach past every grant on a path.
  6. No secret is held, only references to one; the value of a key that is named like a secret's is never repeated.
  7. Everything goes over https, and an endpoint at Storage is that of the account it stands for.
+ 8. What is wider than a SAS is asked for by name, `scoping = "bearer"`, and with no setting that only a SAS can keep.
 
 What travels, in a pickle or as JSON, is the document itself, and it comes back in through the same checks.
 """
@@ -34,7 +35,7 @@ from beam_entra.access.endpoints import Endpoints
 from beam_entra.errors import ConfigError
 from beam_entra.paths import BlobPath
 
-__all__ = ["AccessManifest", "AccountSettings", "Grant", "IdentitySettings", "Lifetime", "Permission"]
+__all__ = ["AccessManifest", "AccountSettings", "Grant", "IdentitySettings", "Lifetime", "Permission", "Scoping"]
 
 _AS_DATA = "access manifest as data"
 _DEFAULT_TOKEN_LIFE = timedelta(minutes=15)
@@ -48,6 +49,13 @@ class Permission(StrEnum):
     DELETE = "delete"
     LIST = "list"
     APPEND = "append"
+
+
+class Scoping(StrEnum):
+    """What opens a blob: a SAS for it alone, or the job's own access token, which reaches as far as the identity."""
+
+    SAS = "sas"
+    BEARER = "bearer"
 
 
 _GRANTABLE = (Permission.READ, Permission.WRITE, Permission.DELETE)
@@ -71,12 +79,14 @@ class Lifetime:
     """How long things live.
 
     Attributes:
-        job: From launch to the deadline; 1 minute to 7 days.
+        job: From launch to the deadline; 1 minute to 7 days. Of a rolling life, from a fresh token to the deadline.
         token: Life of a SAS; 5 seconds to 1 hour, and no longer than `job`.
+        rolling: Each fresh token moves the deadline on.
     """
 
     job: timedelta
     token: timedelta
+    rolling: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,6 +150,7 @@ class AccessManifest:
         audit: The prefix below which its trail is written.
         accounts: Settings of every account that a path names; read-only.
         digest: SHA-256 of the file's bytes, in hex.
+        scoping: What opens the blobs that it may touch.
     """
 
     pipeline: str
@@ -151,6 +162,7 @@ class AccessManifest:
     audit: BlobPath
     accounts: Mapping[str, AccountSettings]
     digest: str
+    scoping: Scoping = Scoping.SAS
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "accounts", MappingProxyType(dict(self.accounts)))
@@ -203,6 +215,7 @@ class AccessManifest:
         return {
             "pipeline": self.pipeline,
             "environment": self.environment,
+            "scoping": self.scoping.value,
             "identity": {
                 **identity.settings,
                 "tenant": identity.tenant,
@@ -211,7 +224,11 @@ class AccessManifest:
                 "authority": identity.authority,
                 **({"ca_file": identity.ca_file} if identity.ca_file else {}),
             },
-            "lifetime": {"job": _seconds(self.lifetime.job), "token": _seconds(self.lifetime.token)},
+            "lifetime": {
+                "job": _seconds(self.lifetime.job),
+                "token": _seconds(self.lifetime.token),
+                "rolling": self.lifetime.rolling,
+            },
             "grants": {
                 **{
                     kind.value: [str(grant.path) for grant in self.grants if grant.permission is kind]
@@ -254,12 +271,15 @@ class AccessManifest:
                 authority=identity.authority,
                 ca_file=identity.ca_file or "",
             ),
-            lifetime=Lifetime(job=life.job, token=life.token or min(_DEFAULT_TOKEN_LIFE, life.job)),
+            lifetime=Lifetime(
+                job=life.job, token=life.token or min(_DEFAULT_TOKEN_LIFE, life.job), rolling=life.rolling
+            ),
             grants=tuple(grants),
             audiences=tuple(checked.grants.token),
             audit=audit,
             accounts={name: _account(name, checked.accounts.get(name)) for name in used},
             digest=digest,
+            scoping=Scoping(checked.scoping),
         )
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -1,4 +1,4 @@
-"""What one worker process has done so far, record by record: rules 7 to 13 of `beam_entra.audit.verify`."""
+"""What one worker process has done so far, record by record: rules 7 to 13 and 17 of `beam_entra.audit.verify`."""
 
 from __future__ import annotations
 
@@ -13,10 +13,12 @@ from beam_entra.audit.record import (
     CommitIntended,
     Committed,
     Copied,
+    DeadlineExtended,
     Deleted,
     DeleteIntended,
     KeyAcquired,
     Listed,
+    Probed,
     Read,
     SasIssued,
     SegmentOpened,
@@ -29,10 +31,12 @@ __all__ = ["IN_FLIGHT", "Lineage", "RuleBroken"]
 IN_FLIGHT = timedelta(minutes=2)
 """How long after a credential's end an answer to a request that carried it may still be recorded.
 
-Storage checks the end when a request arrives; the record is made when the answer does.
+Storage checks the end when a request arrives; the record is made when the answer does. And a clock may be put right by
+so much between two records.
 """
 
-_Access = Listed | Read | Staged | Copied | CommitIntended | Committed | DeleteIntended | Deleted
+_STORAGE = "https://storage.azure.com"
+_Access = Listed | Read | Staged | Copied | CommitIntended | Committed | DeleteIntended | Deleted | Probed
 _NEEDS: dict[type[AnyRecord], Permission] = {
     Listed: "list",
     Read: "read",
@@ -53,6 +57,12 @@ class RuleBroken(Exception):
         self.rule, self.what = rule, what
 
 
+class _Token(NamedTuple):
+    audience: str
+    acquired: datetime
+    expires: datetime
+
+
 class _Key(NamedTuple):
     account: str
     token: str
@@ -71,7 +81,9 @@ class Lineage:
 
     def __init__(self) -> None:
         self._time: datetime | None = None
-        self._tokens: dict[str, datetime] = {}
+        self._tokens: dict[str, _Token] = {}
+        self._extended_to: datetime | None = None
+        self._freshest: datetime | None = None  # end of the token that has moved the deadline
         self._keys: dict[str, _Key] = {}
         self._sas: dict[str, _Sas] = {}
         self._intended: dict[tuple[str, str, str | None], tuple[int, int | None]] = {}
@@ -86,7 +98,7 @@ class Lineage:
         )
 
     def check(self, record: AnyRecord, opened: SegmentOpened) -> None:
-        """Hold the next record against rules 7 to 13.
+        """Hold the next record against rules 7 to 13, and 17.
 
         Args:
             opened: The first record of the segment that it stands in.
@@ -100,15 +112,19 @@ class Lineage:
         match record:
             case TokenAcquired():
                 _once(record.token, self._tokens)
-                self._tokens[record.token] = record.expires
+                self._tokens[record.token] = _Token(record.audience, record.time, record.expires)
+            case DeadlineExtended():
+                self._check_extension(record, opened)
             case KeyAcquired():
-                self._check_key(record)
+                self._check_key(record, opened)
             case SasIssued():
                 self._check_sas(record, opened)
             case (
                 Listed() | Read() | Staged() | Copied() | CommitIntended() | Committed() | DeleteIntended() | Deleted()
             ):
-                self._check_access(record)
+                self._check_access(record, _NEEDS[type(record)], opened)
+            case Probed():
+                self._check_access(record, record.permission, opened)
         if isinstance(record, CommitIntended):
             self._intended[record.commit, record.path, record.bundle] = (record.size, record.rows)
         if isinstance(record, Committed):
@@ -134,15 +150,38 @@ class Lineage:
                 raise RuleBroken(9, "a bundle is closed twice, or has no id")
             self._closed.add(bundle)
 
-    def _check_key(self, record: KeyAcquired) -> None:
+    def _deadline(self, opened: SegmentOpened) -> datetime:
+        """As it stands. A rolling life begins with its first token."""
+        return self._extended_to or opened.deadline
+
+    def _check_extension(self, record: DeadlineExtended, opened: SegmentOpened) -> None:
+        """Rule 17."""
+        token = self._tokens.get(record.token)
+        if opened.rolling_s is None:
+            raise RuleBroken(17, "the deadline of this job is fixed")
+        if token is None or token.audience != _STORAGE:
+            raise RuleBroken(17, f"token {record.token} had not been acquired, or not for Storage")
+        if self._freshest is not None and token.expires <= self._freshest:
+            raise RuleBroken(17, f"token {record.token} is not fresher than the one before")
+        if record.deadline > token.acquired + timedelta(seconds=opened.rolling_s) + IN_FLIGHT:
+            raise RuleBroken(17, f"the deadline is more than {opened.rolling_s} s after the token was acquired")
+        self._freshest, self._extended_to = token.expires, record.deadline
+
+    def _check_key(self, record: KeyAcquired, opened: SegmentOpened) -> None:
         """Rule 10."""
         _once(record.key, self._keys)
-        token_expires = self._tokens.get(record.token)
-        if token_expires is None:
-            raise RuleBroken(10, f"token {record.token} had not been acquired")
-        if record.time > token_expires + IN_FLIGHT:
-            raise RuleBroken(10, f"token {record.token} had expired")
+        if opened.scoping == "bearer":
+            raise RuleBroken(10, "a job whose scoping is bearer has no keys")
+        self._check_live(10, record.token, record)
         self._keys[record.key] = _Key(record.account, record.token, record.expires)
+
+    def _check_live(self, rule: int, identifier: str, record: AnyRecord) -> _Token:
+        token = self._tokens.get(identifier)
+        if token is None:
+            raise RuleBroken(rule, f"token {identifier} had not been acquired")
+        if record.time > token.expires + IN_FLIGHT:
+            raise RuleBroken(rule, f"token {identifier} had expired")
+        return token
 
     def _check_sas(self, record: SasIssued, opened: SegmentOpened) -> None:
         """Rule 11."""
@@ -154,19 +193,35 @@ class Lineage:
             raise RuleBroken(11, f"key {record.key} was acquired with token {key.token}, not {record.token}")
         if f"@{key.account}.dfs.core.windows.net/" not in record.path:
             raise RuleBroken(11, f"key {record.key} is of account {key.account}")
-        if not record.time < record.expires <= min(key.expires, opened.deadline):
+        if not record.time < record.expires <= min(key.expires, self._deadline(opened)):
             raise RuleBroken(11, "it outlives its key or the job's deadline, or was never valid")
         if record.correlation is not None and record.bundle is not None and record.correlation != record.bundle:
             raise RuleBroken(11, "it carries another bundle's id")
         self._sas[record.sas] = _Sas(record.path, record.permission, record.bundle, record.expires)
 
-    def _check_access(self, record: _Access) -> None:
+    def _check_access(self, record: _Access, needs: Permission, opened: SegmentOpened) -> None:
         """Rule 12."""
-        self._check_presented(record.sas, _NEEDS[type(record)], record.path, record)
-        if isinstance(record, Copied):
-            self._check_presented(record.source_sas, "read", record.source, record)
+        if record.sas is not None:
+            self._check_sas_presented(record.sas, needs, record.path, record)
+        if isinstance(record, Copied) and record.source_sas is not None:
+            self._check_sas_presented(record.source_sas, "read", record.source, record)
+        if record.token is not None:
+            self._check_token_presented(record.token, record, opened)
+        if isinstance(record, Copied) and record.source_token is not None:
+            self._check_token_presented(record.source_token, record, opened)
 
-    def _check_presented(self, identifier: str, permission: Permission, path: str, record: _Access) -> None:
+    def _check_token_presented(self, identifier: str, record: _Access, opened: SegmentOpened) -> None:
+        if opened.scoping != "bearer":
+            raise RuleBroken(12, "the job's scoping is SAS, and this access presented a token")
+        token = self._check_live(12, identifier, record)
+        if token.audience != _STORAGE:
+            raise RuleBroken(12, f"token {identifier} is not for Storage")
+        if record.bundle is None:
+            raise RuleBroken(12, "an access is of a bundle")
+        if record.time > self._deadline(opened) + IN_FLIGHT:
+            raise RuleBroken(12, "the job's time was over")
+
+    def _check_sas_presented(self, identifier: str, permission: Permission, path: str, record: _Access) -> None:
         sas = self._sas.get(identifier)
         if sas is None:
             raise RuleBroken(12, f"SAS {identifier} had not been issued")
@@ -189,7 +244,7 @@ class Lineage:
             raise RuleBroken(13, f"commit {record.commit} was intended with another size or number of rows")
 
 
-def _once(identifier: str, known: dict[str, _Key] | dict[str, _Sas] | dict[str, datetime]) -> None:
+def _once(identifier: str, known: dict[str, _Key] | dict[str, _Sas] | dict[str, _Token]) -> None:
     """Rule 8."""
     if identifier in known:
         raise RuleBroken(8, f"id {identifier} was given before")

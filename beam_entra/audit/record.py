@@ -10,9 +10,15 @@ Each line is one JSON object: ASCII, no spaces, keys in the order of the model, 
 `Record` come first in every line; `kind` says which model the others follow. Unknown fields are refused, when a line
 is written and when it is verified.
 
-    token_acquired <- key_acquired <- sas_issued <- listed | read | staged | copied
+    token_acquired <- key_acquired <- sas_issued <- listed | read | staged | copied | probed
                                                   | commit_intended <- committed
                                                   | delete_intended <- deleted
+
+A job that is not scoped by SAS (`scoping` of `segment_opened` is `bearer`) has neither keys nor SAS: there the line of
+an access names the `token` that was presented, in place of `sas`.
+
+    token_acquired <- listed | read | staged | ...
+                   <- deadline_extended               where the job's life is a rolling one
 
 The arrows are ids. `token`, `key` and `sas` are short names that the process made up, unique within the segments of one
 process: they stand for credentials, and no credential can be made from them. No field holds a secret
@@ -27,15 +33,13 @@ from __future__ import annotations
 import hashlib
 import json
 from itertools import chain
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
 from pydantic import (
     Field,
-    SerializerFunctionWrapHandler,
     StringConstraints,
     TypeAdapter,
     ValidationError,
-    model_serializer,
     model_validator,
 )
 
@@ -64,12 +68,14 @@ __all__ = [
     "CommitIntended",
     "Committed",
     "Copied",
+    "DeadlineExtended",
     "DeleteIntended",
     "Deleted",
     "Denied",
     "KeyAcquired",
     "Listed",
     "Previous",
+    "Probed",
     "Read",
     "Record",
     "SasIssued",
@@ -118,9 +124,15 @@ class Record(Model):
     kind: str
     bundle: Uuid | None
 
+    _left_out: ClassVar[tuple[str, ...]] = ()  # fields that are not written when they are null
+
     def line(self) -> bytes:
         """The one way to write this record, without the newline."""
-        return json.dumps(self.model_dump(), separators=(",", ":")).encode("ascii")
+        written = self.model_dump()
+        for name in self._left_out:
+            if written[name] is None:
+                del written[name]
+        return json.dumps(written, separators=(",", ":")).encode("ascii")
 
 
 class Previous(Model):
@@ -146,9 +158,12 @@ class SegmentOpened(Record):
         tenant: Entra tenant, as the manifest names it: GUID or domain.
         client: Client (application) id that the job runs as.
         credential: Kind of credential source: `federated_file`. Never the credential.
+        scoping: What opens the blobs: `sas`, one SAS for each; or `bearer`, wider, the job's own access token. Left out
+            in lines from before it could be chosen, when it was `sas`.
         host: Name of the machine, or pod.
         pid: Process id on it.
-        deadline: When the job's right to access anything ends.
+        deadline: When the job's right to access anything ends. Of a rolling life, when it would have ended; see there.
+        rolling_s: For so long at most each process goes on without a fresh token; left out where the deadline is fixed.
         manifest_digest: Digest of the access manifest's bytes: which version of it was in force.
         accounts: Storage account to the endpoint that was used for it.
         previous: The segment that this one continues; null in a process's first.
@@ -162,12 +177,16 @@ class SegmentOpened(Record):
     tenant: Name
     client: Name
     credential: Name
+    scoping: Literal["sas", "bearer"] | None = None
     host: Name
     pid: Count
     deadline: Time
+    rolling_s: Annotated[int, Field(ge=1)] | None = None
     manifest_digest: Digest
     accounts: dict[str, str]
     previous: Previous | None
+
+    _left_out: ClassVar[tuple[str, ...]] = ("scoping", "rolling_s")
 
 
 class TokenAcquired(Record):
@@ -182,8 +201,8 @@ class TokenAcquired(Record):
         tenant: Tenant id in the token (`tid`); null when absent.
         expires: When Entra ends it.
         attempts: How often it was asked for, at least 1.
-        source: The credential source that gave it: `federated:gcp`; of a chain, the member. The one field that is left
-            out when nobody said: lines from before it was there verify as they are.
+        source: The credential source that gave it: `federated:gcp`; of a chain, the member. Left out when nobody said:
+            lines from before it was there verify as they are.
     """
 
     kind: Literal["token_acquired"] = "token_acquired"
@@ -197,12 +216,20 @@ class TokenAcquired(Record):
     attempts: Annotated[int, Field(ge=1)]
     source: Name | None = None
 
-    @model_serializer(mode="wrap")
-    def _without_what_nobody_said(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        written: dict[str, Any] = write(self)
-        if self.source is None:
-            del written["source"]
-        return written
+    _left_out: ClassVar[tuple[str, ...]] = ("source",)
+
+
+class DeadlineExtended(Record):
+    """A fresh token has moved the process's deadline on: the identity is alive. Only of a rolling life.
+
+    Attributes:
+        token: The token; it ends later than every one before it.
+        deadline: When this process's right to access anything ends now.
+    """
+
+    kind: Literal["deadline_extended"] = "deadline_extended"
+    token: Id
+    deadline: Time
 
 
 class _Answered(Record):
@@ -262,6 +289,31 @@ class SasIssued(Record):
     correlation: Uuid | None
 
 
+class _Presented(Record):
+    """An access: what it presented to Storage.
+
+    Attributes:
+        sas: The SAS; left out when it was the token.
+        token: The access token itself, where the job's scoping is `bearer`; left out when it was a SAS.
+    """
+
+    sas: Id | None = None
+    token: Id | None = None
+
+    _left_out: ClassVar[tuple[str, ...]] = ("sas", "token")
+
+    @property
+    def credential(self) -> str:
+        """The id of what was presented."""
+        return self.sas or self.token or ""
+
+    @model_validator(mode="after")
+    def _one_or_the_other(self) -> Self:
+        if (self.sas is None) is (self.token is None):
+            raise ValueError("an access presents a SAS or a token")
+        return self
+
+
 class BundleOpened(Record):
     """A bundle began; `bundle` is its id from here on.
 
@@ -286,11 +338,12 @@ class BundleClosed(Record):
     outcome: Literal["ok", "failed", "abandoned"]
 
 
-class Listed(_Answered):
+class Listed(_Presented, _Answered):
     """Storage listed the blobs of a prefix; one record a page.
 
     Attributes:
-        sas: The SAS that was presented.
+        sas: The SAS that was presented; left out when it was the token.
+        token: The token that was presented, by a job whose scoping is `bearer`; else left out.
         path: The prefix; the SAS's own, or below it.
         blobs: How many names the page held.
         request_id: Storage's `x-ms-request-id`.
@@ -298,16 +351,16 @@ class Listed(_Answered):
     """
 
     kind: Literal["listed"] = "listed"
-    sas: Id
     path: Path
     blobs: Count
 
 
-class Read(_Answered):
+class Read(_Presented, _Answered):
     """Storage sent bytes [`start`, `end`) of a blob.
 
     Attributes:
-        sas: The SAS that was presented.
+        sas: The SAS that was presented; left out when it was the token.
+        token: The token that was presented, by a job whose scoping is `bearer`; else left out.
         path: The blob.
         etag: The version that was read.
         start: First byte.
@@ -317,7 +370,6 @@ class Read(_Answered):
     """
 
     kind: Literal["read"] = "read"
-    sas: Id
     path: Path
     etag: Name
     start: Count
@@ -330,11 +382,12 @@ class Read(_Answered):
         return self
 
 
-class Staged(_Answered):
+class Staged(_Presented, _Answered):
     """Storage took a block of a blob that is not committed yet: nobody can see it.
 
     Attributes:
-        sas: The SAS that was presented.
+        sas: The SAS that was presented; left out when it was the token.
+        token: The token that was presented, by a job whose scoping is `bearer`; else left out.
         path: The blob.
         block: The block's id, before base64.
         size: Bytes of the block.
@@ -343,20 +396,21 @@ class Staged(_Answered):
     """
 
     kind: Literal["staged"] = "staged"
-    sas: Id
     path: Path
     block: Annotated[str, StringConstraints(min_length=1, max_length=64)]
     size: Count
 
 
-class Copied(_Answered):
+class Copied(_Presented, _Answered):
     """Storage itself copied bytes [`start`, `end`) of one blob into a block of another: nobody can see it yet.
 
     Attributes:
-        sas: The SAS that was presented for the blob that is written.
+        sas: The SAS that was presented for the blob that is written; left out when it was the token.
+        token: The token that was presented for it, by a job whose scoping is `bearer`; else left out.
         path: The blob that is written.
         block: The block's id.
-        source_sas: The SAS that Storage read the other blob with.
+        source_sas: The SAS that Storage read the other blob with; left out when it was the token.
+        source_token: The token that Storage read the other blob with; else left out.
         source: The blob that was read.
         source_etag: The version that was read.
         start: First byte.
@@ -366,14 +420,16 @@ class Copied(_Answered):
     """
 
     kind: Literal["copied"] = "copied"
-    sas: Id
     path: Path
     block: Annotated[str, StringConstraints(min_length=1, max_length=64)]
-    source_sas: Id
+    source_sas: Id | None = None
+    source_token: Id | None = None
     source: Path
     source_etag: Name
     start: Count
     end: Count
+
+    _left_out: ClassVar[tuple[str, ...]] = (*_Presented._left_out, "source_sas", "source_token")
 
     @model_validator(mode="after")
     def _end_behind_start(self) -> Self:
@@ -381,12 +437,20 @@ class Copied(_Answered):
             raise ValueError("end is not behind start")
         return self
 
+    @model_validator(mode="after")
+    def _source_as_target(self) -> Self:
+        one, other = (self.sas, self.token), (self.source_sas, self.source_token)
+        if [each is None for each in one] != [each is None for each in other]:
+            raise ValueError("a copy presents two SAS or two tokens")
+        return self
 
-class CommitIntended(Record):
+
+class CommitIntended(_Presented):
     """About to make a blob visible. It is durable before the request is sent, so no blob appears unaudited.
 
     Attributes:
-        sas: The SAS that will be presented.
+        sas: The SAS that will be presented; left out when it will be the token.
+        token: The token that will be presented, by a job whose scoping is `bearer`; else left out.
         path: The blob.
         commit: The commit's id, also in the blob's metadata; a retry has the same one.
         blocks: How many blocks it is made of; 0 when the content goes with the request itself.
@@ -395,7 +459,6 @@ class CommitIntended(Record):
     """
 
     kind: Literal["commit_intended"] = "commit_intended"
-    sas: Id
     path: Path
     commit: Id
     blocks: Count
@@ -403,11 +466,12 @@ class CommitIntended(Record):
     rows: Count | None
 
 
-class Committed(_Answered):
+class Committed(_Presented, _Answered):
     """A blob became visible, or was found to be visible already by this same commit.
 
     Attributes:
-        sas: The SAS that was presented.
+        sas: The SAS that was presented; left out when it was the token.
+        token: The token that was presented, by a job whose scoping is `bearer`; else left out.
         path: The blob.
         commit: The commit's id; a `commit_intended` of this bundle came before.
         etag: The version that is now visible.
@@ -419,7 +483,6 @@ class Committed(_Answered):
     """
 
     kind: Literal["committed"] = "committed"
-    sas: Id
     path: Path
     commit: Id
     etag: Name
@@ -428,26 +491,27 @@ class Committed(_Answered):
     confirmed: bool
 
 
-class DeleteIntended(Record):
+class DeleteIntended(_Presented):
     """About to delete a blob. It is durable before the request is sent, so no blob disappears unaudited.
 
     Attributes:
-        sas: The SAS that will be presented.
+        sas: The SAS that will be presented; left out when it will be the token.
+        token: The token that will be presented, by a job whose scoping is `bearer`; else left out.
         path: The blob.
         etag: The one version that may be deleted; null when whatever is there may be.
     """
 
     kind: Literal["delete_intended"] = "delete_intended"
-    sas: Id
     path: Path
     etag: Name | None
 
 
-class Deleted(_Answered):
+class Deleted(_Presented, _Answered):
     """A blob is gone.
 
     Attributes:
-        sas: The SAS that was presented.
+        sas: The SAS that was presented; left out when it was the token.
+        token: The token that was presented, by a job whose scoping is `bearer`; else left out.
         path: The blob; a `delete_intended` of this bundle came before.
         etag: The one version that was to be deleted; null when whatever was there was.
         missing: True when there was none (any more).
@@ -456,10 +520,46 @@ class Deleted(_Answered):
     """
 
     kind: Literal["deleted"] = "deleted"
-    sas: Id
     path: Path
     etag: Name | None
     missing: bool
+
+
+class Probed(_Answered):
+    """Storage was asked whether it would do something, by a request that cannot succeed: nothing was read or written.
+
+    Attributes:
+        sas: The SAS that was presented; left out when it was the token, or nothing.
+        token: The token that was presented, by a job whose scoping is `bearer`; else left out.
+        path: The blob that was asked about, or its container.
+        permission: What the SAS or token is for; `read` when nothing was presented.
+        asked: What it would have done: `write`, `delete`; `overwrite`, `change`, which the right to append is not;
+            `look`, without a credential that is good for it.
+        answer: Storage's status and code: `412 ConditionNotMet`.
+        request_id: Storage's `x-ms-request-id`.
+        client_request_id: The `x-ms-client-request-id` that was sent.
+    """
+
+    kind: Literal["probed"] = "probed"
+    sas: Id | None = None
+    token: Id | None = None
+    path: Path
+    permission: Permission
+    asked: Literal["write", "delete", "overwrite", "change", "look"]
+    answer: Name
+
+    _left_out: ClassVar[tuple[str, ...]] = ("sas", "token")
+
+    @property
+    def credential(self) -> str:
+        """The id of what was presented; empty when nothing was."""
+        return self.sas or self.token or ""
+
+    @model_validator(mode="after")
+    def _not_both(self) -> Self:
+        if self.sas is not None and self.token is not None:
+            raise ValueError("a probe presents a SAS, or a token, or nothing")
+        return self
 
 
 class Denied(Record):
@@ -540,6 +640,7 @@ class Sealed(Record):
 AnyRecord = (
     SegmentOpened
     | TokenAcquired
+    | DeadlineExtended
     | KeyAcquired
     | SasIssued
     | BundleOpened
@@ -552,6 +653,7 @@ AnyRecord = (
     | Committed
     | DeleteIntended
     | Deleted
+    | Probed
     | Denied
     | SegmentRolled
     | Sealed

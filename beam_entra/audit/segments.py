@@ -1,4 +1,4 @@
-"""Checking segments by rules 1 to 13 of `beam_entra.audit.verify`, sealed or not."""
+"""Checking segments by rules 1 to 13, and 17, of `beam_entra.audit.verify`, sealed or not."""
 
 from __future__ import annotations
 
@@ -27,7 +27,18 @@ from beam_entra.errors import Diagnosis, TrailBroken
 
 __all__ = ["SegmentSummary", "Segments", "broken", "check_segments"]
 
-_SAME_IN_ALL = ("job", "pipeline", "environment", "tenant", "client", "credential", "deadline", "manifest_digest")
+_SAME_IN_ALL = (
+    "job",
+    "pipeline",
+    "environment",
+    "tenant",
+    "client",
+    "credential",
+    "scoping",
+    "deadline",
+    "rolling_s",
+    "manifest_digest",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

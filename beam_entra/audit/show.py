@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import get_args
 
 from rich.console import Console
@@ -22,11 +22,13 @@ from beam_entra.audit.record import (
     CommitIntended,
     Committed,
     Copied,
+    DeadlineExtended,
     Deleted,
     DeleteIntended,
     Denied,
     KeyAcquired,
     Listed,
+    Probed,
     Read,
     SasIssued,
     Sealed,
@@ -45,13 +47,14 @@ from beam_entra.paths import BlobPath, BlobPattern
 __all__ = ["Story", "describe", "printable", "show_blob", "show_trail"]
 
 _SHORT = 16  # characters; a UUID is longer and shown by its first 8
-_OfABlob = Read | Staged | Copied | CommitIntended | Committed | DeleteIntended | Deleted | Denied
+_OfABlob = Read | Staged | Copied | CommitIntended | Committed | DeleteIntended | Deleted | Probed | Denied
 _OF_A_BLOB = get_args(_OfABlob)
 _STYLES = {
     "denied": "bold red",
     "committed": "green",
     "deleted": "yellow",
     "token_acquired": "magenta",
+    "deadline_extended": "dim",
     "key_acquired": "magenta",
     "sas_issued": "cyan",
     "segment_opened": "dim",
@@ -148,6 +151,8 @@ def _describe(record: AnyRecord) -> tuple[str, ...]:
             attempts = f"{record.attempts} attempts" if record.attempts > 1 else ""
             by = f"by {record.source}" if record.source else ""
             return record.token, record.audience, f"uti {record.uti or '-'}", _until(record.expires), by, attempts
+        case DeadlineExtended():
+            return record.token, f"until {_instant(record.deadline)}"
         case KeyAcquired():
             return record.key, record.account, f"with {_short(record.token)}", _until(record.expires), _request(record)
         case SasIssued():
@@ -170,29 +175,32 @@ def _describe(record: AnyRecord) -> tuple[str, ...]:
 
 
 def _describe_access(
-    record: Listed | Read | Staged | Copied | CommitIntended | Committed | DeleteIntended | Deleted,
+    record: Listed | Read | Staged | Copied | CommitIntended | Committed | DeleteIntended | Deleted | Probed,
 ) -> tuple[str, ...]:
     match record:
         case Listed():
-            return record.sas, record.path, f"{record.blobs:,} blobs", _request(record)
+            return record.credential, record.path, f"{record.blobs:,} blobs", _request(record)
         case Read():
-            return record.sas, record.path, f"bytes [{record.start}, {record.end})", record.etag, _request(record)
+            span = f"bytes [{record.start}, {record.end})"
+            return record.credential, record.path, span, record.etag, _request(record)
         case Staged():
-            return record.sas, record.path, f"block {record.block}, {record.size:,} bytes", _request(record)
+            return record.credential, record.path, f"block {record.block}, {record.size:,} bytes", _request(record)
         case Copied():
             copied = f"bytes [{record.start}, {record.end}) of {record.source}"
-            return record.sas, record.path, copied, record.source_etag, f"block {record.block}", _request(record)
+            return record.credential, record.path, copied, record.source_etag, f"block {record.block}", _request(record)
         case DeleteIntended():
-            return record.sas, record.path, record.etag or "any version"
+            return record.credential, record.path, record.etag or "any version"
         case Deleted():
             found = "was not there" if record.missing else ""
-            return record.sas, record.path, record.etag or "any version", found, _request(record)
+            return record.credential, record.path, record.etag or "any version", found, _request(record)
+        case Probed():
+            return record.credential, record.path, f"would it {record.asked}? {record.answer}", _request(record)
         case CommitIntended():
-            return record.sas, record.path, f"{record.blocks} blocks", _amount(record), f"commit {record.commit}"
+            return record.credential, record.path, f"{record.blocks} blocks", _amount(record), f"commit {record.commit}"
         case Committed():
             found = "found committed" if record.confirmed else ""
             return (
-                record.sas,
+                record.credential,
                 record.path,
                 _amount(record),
                 record.etag,
@@ -210,9 +218,11 @@ def _show_header(story: Story, console: Console) -> None:
             ("job", opened.job),
             ("pipeline", f"{opened.pipeline} ({opened.environment})"),
             ("identity", f"client {opened.client} of tenant {opened.tenant}, by {opened.credential}"),
-            ("deadline", _instant(opened.deadline)),
+            ("deadline", _rolling(opened.rolling_s) if opened.rolling_s else _instant(opened.deadline)),
             ("manifest", f"sha256 {opened.manifest_digest}"),
         ]
+        if opened.scoping == "bearer":
+            rows.append(("scoping", "bearer: the access token itself opened the blobs, no SAS held it to one of them"))
     ended = f"{story.seal.outcome}, {_instant(story.seal.time)}" if story.seal else "not yet"
     rows.append(("sealed", ended))
     if story.seal and story.seal.error:
@@ -245,16 +255,20 @@ def _blob_lines(records: list[AnyRecord], blob: BlobPattern) -> Iterator[tuple[i
     opened = next((r for r in records if isinstance(r, SegmentOpened)), None)
     yield 0, None, printable(f"host {opened.host}, pid {opened.pid}" if opened else "unknown process")
     said: set[int] = set()
-    for access in sorted(touched, key=lambda r: "" if isinstance(r, Denied) else r.sas):  # stable: time within a SAS
-        sas = None if isinstance(access, Denied) else issued.get(access.sas)
+    for access in sorted(touched, key=_presented):  # stable: time within a SAS
+        sas = issued.get(_presented(access))
         key = keys.get(sas.key) if sas else None
-        chain = [tokens.get(key.token) if key else None, key, sas]
+        chain = [tokens.get(key.token if key else _presented(access)), key, sas]
         for depth, link in enumerate(chain):
             if link is not None and id(link) not in said:
                 said.add(id(link))
                 step = f"  in {steps.get(sas.bundle, '?')}" if sas and link is sas and sas.bundle else ""
                 yield depth + 1, link, _line(link) + printable(step)
         yield 1 + sum(link is not None for link in chain), access, _line(access)
+
+
+def _presented(record: _OfABlob) -> str:
+    return "" if isinstance(record, Denied) else record.credential
 
 
 def _paths(record: _OfABlob) -> tuple[str, ...]:
@@ -297,11 +311,15 @@ def _instant(time: datetime) -> str:
     return f"{time:%Y-%m-%d %H:%M:%S} UTC"
 
 
+def _rolling(seconds: int) -> str:
+    return f"rolling, {timedelta(seconds=seconds)} after the last fresh token of each process"
+
+
 def _until(time: datetime) -> str:
     return f"until {_instant(time)}"
 
 
-def _request(record: KeyAcquired | Listed | Read | Staged | Copied | Committed | Deleted) -> str:
+def _request(record: KeyAcquired | Listed | Read | Staged | Copied | Committed | Deleted | Probed) -> str:
     return f"request {record.request_id}"
 
 

@@ -46,6 +46,8 @@ class SegmentFacts:
     deadline: datetime
     manifest_digest: str
     accounts: Mapping[str, str]
+    scoping: str | None = None
+    rolling_s: int | None = None
 
 
 class Receipt:

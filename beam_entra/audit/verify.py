@@ -7,25 +7,29 @@ The rules, in the order in which a segment is looked at. `TrailBroken` cites the
     3  `seq` counts 0, 1, 2, ...
     4  `prev` is the digest of the line before.
     5  The first line, and no other, is `segment_opened`; it names its own file, and the same job, pipeline, identity,
-       deadline and manifest as every other segment. A seal is no part of a segment.
+       scoping, deadline and manifest as every other segment. A seal is no part of a segment.
     6  A segment that continues another names it and its head, and the other's last line, and no other, names this one.
     7  Times do not run backwards within the segments of one process.
     8  Ids of tokens, keys and SAS are given once per process.
     9  A bundle is opened once per process before anything is done for it, and closed at most once. Not being closed is
        no error: the process may have been killed.
-   10  A key was got with a token that had been acquired, before it expired.
+   10  A key was got with a token that had been acquired, before it expired; never where the scoping is bearer.
    11  A SAS was signed by a key of its account that had been acquired with the token it names; it was issued before it
        expires, expires no later than the key and the job's deadline, and carries its bundle's id or none.
    12  An access presented a SAS issued for this path, permission and bundle, before it expired; a copy presented two,
-       one to write the one blob and one to read the other.
+       one to write the one blob and one to read the other; a probe presented one or none. Where the scoping is bearer,
+       and nowhere else, it presented a token for Storage that had been acquired, before that expired and before the
+       deadline.
    13  A commit was intended before, in the same bundle, for the same path, size and rows (size and rows are not
        compared when an earlier attempt's commit was found); so was a deletion, for the same path and version.
    14  There is a seal, one canonical line, of the job that the segments are of.
    15  The seal lists exactly the segments that are there, with their lengths, heads and counts.
    16  The seal is the one whose digest was kept elsewhere. Only with `seal_digest`.
+   17  A deadline was extended only where the job's life is a rolling one, by a token for Storage that ends later than
+       those before it, and to no later than the job may go on after that token was acquired.
 
-Rules 1 to 15 find every change by someone who does not rewrite the seal. Someone who can rewrite every file can make a
-trail that obeys them: rule 16 is what finds that.
+All rules but 16 find every change by someone who does not rewrite the seal. Someone who can rewrite every file can make
+a trail that obeys them: rule 16 is what finds that.
 
 An empty segment is no error: the process died between making the file and its first record.
 """
@@ -62,6 +66,12 @@ class TrailSummary:
     def job(self) -> str:
         """The job's id."""
         return self.seal.job
+
+    @property
+    def scoping(self) -> str:
+        """What opened the blobs: `sas`, or `bearer`; `sas` too where nothing was recorded."""
+        opened = next((segment.opened for segment in self.segments if segment.opened), None)
+        return (opened.scoping if opened else None) or "sas"
 
     @property
     def records(self) -> int:

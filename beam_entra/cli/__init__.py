@@ -8,6 +8,7 @@ import sys
 import click
 
 from beam_entra.cli.audit import audit
+from beam_entra.cli.doctor import doctor
 from beam_entra.cli.local import local
 from beam_entra.errors import BeamEntraError
 
@@ -31,8 +32,9 @@ class _Commands(click.Group):
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="beam-entra")
 def main() -> None:
-    """Beam pipelines under the job's own identity: their audit trails, and a local cloud to try them in."""
+    """Beam pipelines under the job's own identity: can they run, what did they do, and a local cloud to try them in."""
 
 
 main.add_command(audit)
+main.add_command(doctor)
 main.add_command(local)

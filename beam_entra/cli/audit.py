@@ -141,12 +141,13 @@ def _open(path: str, access_manifest: Path | None, endpoints: Path | None) -> Ma
 def _report(summary: TrailSummary, out: Console, *, in_detail: bool) -> None:
     """One line for a trail, and with `in_detail` one for each segment and the seal's digest."""
     unclosed = f", {summary.open_bundles} ended without closing" if summary.open_bundles else ""
+    wider = "; scoped by bearer, wider than SAS" if summary.scoping == "bearer" else ""
     out.print(
         Text.assemble(
             ("verified", "bold green"),
             f"  {summary.job}  ended {summary.seal.outcome}; ",
             f"{_many(summary.records, 'record')} in {_many(len(summary.segments), 'segment')}, ",
-            f"{_many(summary.bundles, 'bundle')}{unclosed}",
+            f"{_many(summary.bundles, 'bundle')}{unclosed}{wider}",
         ),
         soft_wrap=True,
     )

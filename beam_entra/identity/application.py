@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import os
 from datetime import datetime
 
 from azure.core.credentials import SupportsTokenInfo
@@ -17,12 +18,14 @@ from beam_entra.identity.registry import Connection, register
 
 __all__ = ["certificate", "client_secret"]
 
+_REGIONS = ("AZURE_REGIONAL_AUTHORITY_NAME", "MSAL_FORCE_REGION")
 _PEM = b"-----BEGIN"
 
 
 @register("client_secret", required=("client_secret",), references=("client_secret",))
 def client_secret(identity: IdentitySettings, connection: Connection) -> SupportsTokenInfo:
     """A secret that the worker reads where the reference says. Prefer a credential without any."""
+    _check_region()
     secret = connection.secret("client_secret")
     return ClientSecretCredential(identity.tenant, identity.client, secret.reveal(), **connection)
 
@@ -35,6 +38,7 @@ def client_secret(identity: IdentitySettings, connection: Connection) -> Support
 )
 def certificate(identity: IdentitySettings, connection: Connection) -> SupportsTokenInfo:
     """A certificate with its private key, PEM or PFX. The key signs an assertion; it goes nowhere."""
+    _check_region()
     data = _decoded(connection.content("certificate"))
     password = connection.secret("certificate_password").reveal() if "certificate_password" in identity.settings else ""
     try:
@@ -60,6 +64,17 @@ def certificate(identity: IdentitySettings, connection: Connection) -> SupportsT
             Diagnosis(hint="make a new one, register it with the application, and update what [identity] refers to"),
         )
     return credential
+
+
+def _check_region() -> None:
+    """Nothing ambient decides where a secret goes. azure-identity and MSAL let these two, with no way to say no."""
+    for name in _REGIONS:
+        if name in os.environ:
+            raise ConfigError(
+                f"the worker's environment has {name}, which moves token requests to another host than [identity] "
+                "authority",
+                Diagnosis(hint=f"unset {name} where the workers run; name the host as authority if it is wanted"),
+            )
 
 
 def _decoded(data: bytes) -> bytes:

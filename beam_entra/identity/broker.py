@@ -51,6 +51,11 @@ class _Slot:
     Attributes:
         refresh_at: When to begin to refresh the token.
         failure: Of the last flight.
+        claims: What a service wants to see in the next token, as JSON; "" for nothing, or when it is in the token.
+        answered: The token came for such claims.
+        last: The newest token that was good, also when it is not any more.
+        attempts: Requests since then.
+        failing_since: When the first of them was made.
         not_before: No refresh ahead until then.
         asked_until: No request at all until then: the Retry-After of the last flight's last answer.
     """
@@ -61,6 +66,11 @@ class _Slot:
     flying: bool = False
     flights: int = 0
     failure: BeamEntraError | None = None
+    claims: str = ""
+    answered: bool = False
+    last: AccessToken | None = None
+    attempts: int = 0
+    failing_since: datetime | None = None
     not_before: datetime | None = None
     asked_until: datetime | None = None
 
@@ -71,6 +81,9 @@ class TokenBroker:
     A token is refreshed ahead of its end: at `refresh_on` if Entra gave one, else when a fifth of its life is left,
     with jitter so that a fleet of workers does not ask at once. The refresh runs in the background while callers go on
     with the token that is still good; only when none is left do callers wait, all for the same request.
+
+    A token that a service has refused with a claims challenge (continuous access evaluation) is given out no more: the
+    next request carries the claims, whoever makes it, until a token has come for them.
 
     Args:
         source: Where tokens come from.
@@ -103,9 +116,30 @@ class TokenBroker:
 
         Raises:
             IdentityRejected: Entra says no.
-            IdentityUnavailable: No answer, after all attempts, and no token is left.
+            IdentityUnavailable: No answer, after all attempts, and no token is left. It tells the whole story.
         """
-        slot = self._slot(audience)
+        return self._live(audience, self._slot(audience))
+
+    def renew(self, refused: AccessToken, claims: str) -> AccessToken:
+        """A token with these claims in place of one that a service has refused for the want of them.
+
+        Of many that were refused the same token, one asks and all get the new one.
+
+        Args:
+            claims: What the service said in its challenge, decoded: JSON.
+
+        Raises:
+            IdentityError: As `get`. The refused token is gone.
+        """
+        slot = self._slot(refused.audience)
+        with slot.changed:
+            token = slot.token
+            if token is not None and (token.token_id == refused.token_id or not slot.answered):
+                slot.token = None
+                slot.claims = claims
+        return self._live(refused.audience, slot)
+
+    def _live(self, audience: str, slot: _Slot) -> AccessToken:
         with slot.changed:
             while True:
                 now = self._clock()
@@ -162,8 +196,9 @@ class TokenBroker:
         """Acquire, publish, wake the waiters."""
         token: AccessToken | None = None
         failure: BeamEntraError | None = None
+        claims = slot.claims
         try:
-            fresh, attempts = self._acquire(audience)
+            fresh, attempts = self._acquire(audience, slot, claims)
             self._check_open()
             self._acquired(fresh, attempts)
             token = fresh
@@ -178,7 +213,10 @@ class TokenBroker:
                 slot.failure = failure
                 slot.asked_until = None
                 if token is not None:
-                    slot.token, slot.refresh_at, slot.not_before = token, _refresh_at(token), None
+                    slot.last, slot.attempts, slot.failing_since = token, 0, None
+                    if claims == slot.claims:  # else a challenge came meanwhile, which this token does not answer
+                        slot.token, slot.answered, slot.claims = token, bool(claims), ""
+                    slot.refresh_at, slot.not_before = _refresh_at(token), None
                 else:
                     slot.not_before = self._clock() + _REST_AFTER_FAILURE
                     asked_s = failure.diagnosis.retry_after_s if failure is not None else None
@@ -187,20 +225,40 @@ class TokenBroker:
                         slot.not_before = max(slot.not_before, slot.asked_until)
                 slot.changed.notify_all()
 
-    def _acquire(self, audience: str) -> tuple[AccessToken, int]:
+    def _acquire(self, audience: str, slot: _Slot, claims: str) -> tuple[AccessToken, int]:
         policy, waited_s = self._policy, 0.0
         for attempt in itertools.count(1):
+            slot.attempts += 1  # of a slot there is one flight at a time
+            slot.failing_since = slot.failing_since or self._clock()
             try:
+                if claims:
+                    return self._source.acquire(audience, claims=claims), attempt
                 return self._source.acquire(audience), attempt
             except IdentityUnavailable as error:
-                failure = IdentityUnavailable(error.message, dataclasses.replace(error.diagnosis, attempts=attempt))
+                failure = error
             backoff_s = min(policy.first_delay_s * 2 ** (attempt - 1), policy.longest_delay_s)
             asked_s = failure.diagnosis.retry_after_s
             wait_s = random.uniform(0, backoff_s) + (asked_s or 0)  # noqa: S311 - jitter, not a secret
             waited_s += wait_s
             if attempt == policy.attempts or waited_s > policy.patience_s or self._pause(wait_s):
-                raise failure
+                raise self._story(failure, slot)
         raise AssertionError("unreachable")
+
+    def _story(self, failure: IdentityUnavailable, slot: _Slot) -> IdentityUnavailable:
+        """What there is to say when no token is left: how often and how long it was tried, what there was before."""
+        now = self._clock()
+        since = slot.failing_since or now
+        tries = "once" if slot.attempts == 1 else f"{slot.attempts} times in {(now - since).total_seconds():.0f} s"
+        if slot.last is None:
+            before = "there has been no token before"
+        elif now < slot.last.expires:
+            before = f"the token at hand ends at {slot.last.expires:%H:%M:%SZ}"
+        else:
+            before = f"the last good token ended at {slot.last.expires:%Y-%m-%d %H:%M:%SZ}"
+        return IdentityUnavailable(
+            f"{failure.message}; it was asked {tries}, since {since:%Y-%m-%d %H:%M:%SZ}; {before}",
+            dataclasses.replace(failure.diagnosis, attempts=slot.attempts),
+        )
 
 
 def _copy(failure: BeamEntraError) -> BeamEntraError:

@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import unquote, urlencode, urlsplit
 from urllib.request import getproxies, proxy_bypass
@@ -15,7 +16,7 @@ import urllib3
 from beam_entra.errors import Diagnosis, IdentityError, IdentityRejected, IdentityUnavailable
 from beam_entra.identity.redaction import redacted
 
-__all__ = ["NoAnswer", "Reply", "Timeouts", "exchange", "refusal"]
+__all__ = ["NoAnswer", "Reply", "Timeouts", "exchange", "refusal", "retry_after_s"]
 
 _MOST_BYTES = 256 * 1024
 _BODY_SHARE = 2  # a body may take as long as this many read timeouts, however it trickles
@@ -57,8 +58,7 @@ class Reply:
     @property
     def retry_after_s(self) -> float | None:
         """Seconds to wait, as the service asked."""
-        asked = self.headers.get("retry-after", "")
-        return float(asked) if asked.isdigit() else None
+        return retry_after_s(self.headers)
 
 
 def exchange(
@@ -102,6 +102,22 @@ def exchange(
     except (urllib3.exceptions.HTTPError, OSError, ValueError) as error:  # ValueError: with the header in its text
         reason = type(error).__name__
     raise NoAnswer(reason)  # outside the except block: a request would hang on it as context
+
+
+def retry_after_s(headers: Mapping[str, str]) -> float | None:
+    """Seconds to wait, as an answer's `Retry-After` asks, whether it gives their number or the time when to come again.
+
+    The time is compared with the answer's own `Date`: the worker's clock need not be right.
+    """
+    named = {name.lower(): value for name, value in headers.items()}
+    asked = named.get("retry-after", "").strip()
+    if asked.isascii() and asked.isdigit():
+        return float(asked)
+    try:
+        wait = parsedate_to_datetime(asked) - parsedate_to_datetime(named.get("date", ""))
+    except (ValueError, TypeError, OverflowError):
+        return None
+    return max(wait.total_seconds(), 0.0)
 
 
 def refusal(reply: Reply, *, who: str, hint: str, sent: tuple[str, ...] = ()) -> IdentityError:

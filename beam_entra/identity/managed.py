@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import re
+import time
 from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Self
@@ -95,10 +96,13 @@ class _ManagedIdentity:
         """One request to the machine's token service."""
         resource = scopes[0].removesuffix("/.default")
         where = _where()
-        now = int(self._connection.clock().timestamp())
+        now = int(time.time())  # AccessTokenInfo, as MSAL, counts from the machine's clock
+        claims = (options or {}).get("claims")
         try:
-            client = msal.ManagedIdentityClient(_meant(self._identity), http_client=self._metadata)
-            result = client.acquire_token_for_client(resource=resource)
+            client = msal.ManagedIdentityClient(
+                _meant(self._identity), http_client=self._metadata, client_capabilities=["CP1"]
+            )
+            result = client.acquire_token_for_client(resource=resource, claims_challenge=claims)
         except NoAnswer as silent:
             raise NotHere(
                 IdentityUnavailable(

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from datetime import datetime
 from typing import Any
 
 from azure.core.exceptions import ClientAuthenticationError, ServiceRequestError, ServiceResponseError
-from azure.core.pipeline import PipelineResponse
+from azure.core.pipeline import PipelineRequest, PipelineResponse
 from azure.identity import CredentialUnavailableError
 
+from beam_entra.clock import Clock, utc_now
 from beam_entra.errors import (
     BeamEntraError,
     ConfigError,
@@ -22,31 +24,84 @@ from beam_entra.errors import (
     IdentityRejected,
     IdentityUnavailable,
 )
+from beam_entra.identity.http import retry_after_s
 from beam_entra.identity.redaction import redacted
 
 __all__ = ["LastAnswer", "NotHere", "missing_extra", "translate"]
 
-_FIXES = {
-    90002: "check [identity] tenant: this tenant does not exist at this authority",
-    700016: "check [identity] client and tenant: the application is not in this tenant",
-    7000112: "an administrator has disabled the application; ask them, or use another client",
-    7000215: "check the client secret that [identity] refers to: use the secret's value, not its id",
-    7000222: "the client secret has expired: make a new one and update what [identity] refers to",
-    700213: "compare the application's federated credential with the assertion: issuer, subject and audience must be "
-    "equal to the letter",
-    70021: "add a federated credential to the application for this assertion's issuer, subject and audience",
-    700211: "add a federated credential to the application for this assertion's issuer",
-    700212: "the assertion's audience must be the one of the federated credential: api://AzureADTokenExchange",
-    700024: "the assertion is outside its time of validity: see that whatever gives it, or writes the assertion file, "
-    "renews it, and that the worker's clock is right",
-    700023: "the certificate's assertion is for another tenant or authority: check [identity] tenant and authority",
-    700027: "the assertion's signature does not verify: see that its issuer publishes the key that signs it; of a "
-    "certificate, that this one is registered with the application",
-    50027: "the assertion is no valid JSON Web Token: see what gives it, or writes the assertion file",
-    50166: "Entra cannot reach the assertion's issuer: its discovery document and keys must be open to the internet",
-    500011: "the resource does not exist in this tenant: check [grants] token",
-    53003: "a Conditional Access policy blocks this sign-in: ask the tenant's administrator",
+# What a code means, in our words, and how to mend it.
+_KNOWN = {
+    50027: (
+        "the assertion is no valid JSON Web Token",
+        "see what gives it, or writes the assertion file",
+    ),
+    50105: ("the application is not assigned to this resource", "ask the tenant's administrator to assign it"),
+    50166: (
+        "Entra cannot reach the assertion's issuer",
+        "its discovery document and keys must be open to the internet",
+    ),
+    53003: (
+        "a Conditional Access policy blocks this sign-in",
+        "ask the tenant's administrator; the sign-in log names the policy by the trace id",
+    ),
+    70021: (
+        "no federated credential of the application fits the assertion; it may have been removed",
+        "add a federated credential to the application for this assertion's issuer, subject and audience",
+    ),
+    90002: (
+        "there is no such tenant at this authority",
+        "check [identity] tenant and authority",
+    ),
+    500011: (
+        "the resource that the token is for does not exist in this tenant",
+        "check [grants] token, and that the resource's application is installed in the tenant",
+    ),
+    700016: (
+        "the application is not in this tenant; it may have been deleted",
+        "check [identity] client and tenant; a deleted application can be restored for 30 days",
+    ),
+    700023: (
+        "the certificate's assertion is for another tenant or authority",
+        "check [identity] tenant and authority",
+    ),
+    700024: (
+        "the assertion is outside its time of validity",
+        "see that whatever gives it, or writes the assertion file, renews it, and that the worker's clock is right",
+    ),
+    700027: (
+        "the assertion's signature does not verify",
+        "see that its issuer publishes the key that signs it; a certificate must be registered with the application",
+    ),
+    700211: (
+        "the application has no federated credential for the assertion's issuer; it may have been removed",
+        "add a federated credential to the application for this assertion's issuer",
+    ),
+    700212: (
+        "the assertion is for another audience than the application's federated credential",
+        "both must have the same audience: api://AzureADTokenExchange, unless assertion_audience says otherwise",
+    ),
+    700213: (
+        "the application has no federated credential for the assertion's subject; it may have been removed",
+        "compare the assertion with the federated credential: issuer, subject and audience must be equal to the letter",
+    ),
+    7000112: (
+        "an administrator has disabled the application",
+        "ask the tenant's administrator, or use another client",
+    ),
+    7000215: (
+        "the client secret is none of the application's; it may have been removed",
+        "check the client secret that [identity] refers to: use the secret's value, not its id",
+    ),
+    7000222: (
+        "the client secret has expired",
+        "make a new one and update what [identity] refers to; a federated credential needs none",
+    ),
+    7000229: (
+        "the application has no service principal in this tenant; it may have been deleted",
+        "ask the tenant's administrator to restore or consent to it, and check [identity] client and tenant",
+    ),
 }
+_UNKNOWN = ("", "look up the code in Entra's sign-in log by the trace id")
 
 _CODE = re.compile(r"AADSTS(\d+)")
 _TRACE = re.compile(r"Trace ID: ([0-9a-fA-F-]{36})")
@@ -76,18 +131,32 @@ def missing_extra(extra: str, what: str) -> ConfigError:
 class LastAnswer:
     """The last HTTP answer of one attempt. azure-identity and MSAL word errors differently and drop the status.
 
-    Give its `hear` to a credential as `raw_response_hook`.
+    Give its `ask` and `hear` to a credential as `raw_request_hook` and `raw_response_hook`.
+
+    Args:
+        clock: The worker's.
+        heard: Told what time each answer says it is, and when its request went out.
     """
 
-    def __init__(self) -> None:
+    def __init__(
+        self, *, clock: Clock = utc_now, heard: Callable[[str, datetime], None] = lambda date, sent: None
+    ) -> None:
         self.status: int | None = None
         self.headers: Mapping[str, str] = {}
         self.error_text = ""
+        self._clock = clock
+        self._heard = heard
+        self._sent = clock()
+
+    def ask(self, _request: PipelineRequest[Any]) -> None:
+        """Note when the request goes out."""
+        self._sent = self._clock()
 
     def hear(self, response: PipelineResponse[Any, Any]) -> None:
         """Note the answer; of the body only an error's, which holds no secret."""
         self.status = response.http_response.status_code
         self.headers = response.http_response.headers
+        self._heard(self.headers.get("Date", ""), self._sent)
         self.error_text = ""
         if self.status is not None and self.status >= _CLIENT_ERROR:
             try:
@@ -126,9 +195,10 @@ def translate(error: Exception, answer: LastAnswer, *, tried: str, identity: str
     }
     status = answer.status or 0
     if _CLIENT_ERROR <= status < _SERVER_ERROR and status != _TOO_MANY_REQUESTS:
-        hint = _FIXES.get(int(code.group(1)) if code else 0, "look up the code in Entra's sign-in log by the trace id")
-        reason = _without_ids(answer.error_text) or f"it answered HTTP {status}"
-        return IdentityRejected(f"Entra refused the job's identity: {reason}", Diagnosis(hint=hint, **facts))
+        meaning, hint = _KNOWN.get(int(code.group(1)) if code else 0, _UNKNOWN)
+        reason = redacted(_without_ids(answer.error_text)) or f"it answered HTTP {status}"
+        told = f"{meaning} ({reason})" if meaning else reason
+        return IdentityRejected(f"Entra refused the job's identity: {told}", Diagnosis(hint=hint, **facts))
     problem = "it did not answer" if not status else f"it answered HTTP {status}"
     if _CLIENT_ERROR > status > 0:
         problem += " with something that is no token"
@@ -136,7 +206,7 @@ def translate(error: Exception, answer: LastAnswer, *, tried: str, identity: str
         f"the token endpoint gave no token: {problem}",
         Diagnosis(
             hint="see that the authority is healthy and that the worker reaches it and trusts its certificate",
-            retry_after_s=_seconds(answer.headers.get("Retry-After")),
+            retry_after_s=retry_after_s(answer.headers),
             **facts,
         ),
     )
@@ -156,6 +226,3 @@ def _without_ids(text: str) -> str:
 def _first_line(text: str) -> str:
     return next(iter(text.strip().splitlines()), "").strip()
 
-
-def _seconds(header: str | None) -> float | None:
-    return float(header) if header and header.isdigit() else None

@@ -9,10 +9,13 @@ from __future__ import annotations
 import dataclasses
 import ssl
 import threading
+import time
 import uuid
 from collections.abc import Callable
+from datetime import datetime
 from typing import Any, NoReturn, Protocol
 
+from azure.core.credentials import TokenRequestOptions
 from azure.core.exceptions import AzureError
 
 from beam_entra.access.manifest import IdentitySettings
@@ -48,8 +51,11 @@ __all__ = ["Connection", "CredentialSource", "EntraSource", "check_credential", 
 class CredentialSource(Protocol):
     """Where the broker gets a token: one attempt a call, no cache, no retry; those are the broker's."""
 
-    def acquire(self, audience: str) -> AccessToken:
+    def acquire(self, audience: str, *, claims: str = "") -> AccessToken:
         """Ask once for a token.
+
+        Args:
+            claims: What a service wants to see in it, as JSON; given only when one has said so.
 
         Raises:
             IdentityRejected: Asking again will not help.
@@ -74,6 +80,7 @@ class EntraSource:
     Args:
         on_the_way: Told of each token that it takes to get the one asked for, such as that for the Key Vault which
             holds the secret, before it is used: the audit.
+        heard: Told what time each of Entra's answers says it is, and when it was asked for, by `clock`.
     """
 
     def __init__(
@@ -84,11 +91,13 @@ class EntraSource:
         connect_timeout_s: float = 5,
         read_timeout_s: float = 20,
         on_the_way: Callable[[AccessToken], None] = lambda token: None,
+        heard: Callable[[str, datetime], None] = lambda date, sent: None,
     ) -> None:
         self._planned = plan(identity)
         self._identity = identity
         self._clock = clock
         self._on_the_way = on_the_way
+        self._heard = heard
         self._settling = threading.Lock()
         self._options = {
             "authority": identity.authority,
@@ -99,13 +108,13 @@ class EntraSource:
             **_ONE_ATTEMPT,
         }
 
-    def acquire(self, audience: str) -> AccessToken:
+    def acquire(self, audience: str, *, claims: str = "") -> AccessToken:
         """Ask once; see `CredentialSource.acquire`."""
         if len(self._planned) == 1:
-            token, failure = self._first(self._planned, audience)
+            token, failure = self._first(self._planned, audience, claims)
         else:
             with self._settling:
-                token, failure = self._first(self._planned, audience)
+                token, failure = self._first(self._planned, audience, claims)
         if token is None:
             raise failure  # outside every except block, so that no request object hangs on it as context
         return token
@@ -113,12 +122,14 @@ class EntraSource:
     def __reduce__(self) -> NoReturn:
         raise TypeError("a credential source is not pickled: pickle its IdentitySettings")
 
-    def _first(self, planned: tuple[Planned, ...], audience: str) -> tuple[AccessToken | None, BeamEntraError]:
+    def _first(
+        self, planned: tuple[Planned, ...], audience: str, claims: str
+    ) -> tuple[AccessToken | None, BeamEntraError]:
         """A token of the first source that is here, or the error that says why there is none."""
         absent: list[tuple[Planned, BeamEntraError]] = []
         for each in planned:
             try:
-                token = self._ask(each, audience)
+                token = self._ask(each, audience, claims)
             except NotHere as missing:
                 absent.append((each, missing.error))
             except BeamEntraError as error:
@@ -148,12 +159,12 @@ class EntraSource:
             "identity": f"client {identity.client}",
         }
 
-    def _ask(self, planned: Planned, audience: str) -> AccessToken:
+    def _ask(self, planned: Planned, audience: str, claims: str = "") -> AccessToken:
         """One source, asked once."""
         identity = planned.identity
         facts = self._facts(planned, audience)
-        answer = LastAnswer()
-        options = {**self._options, "raw_response_hook": answer.hear}
+        answer = LastAnswer(clock=self._clock, heard=self._heard)
+        options = {**self._options, "raw_request_hook": answer.ask, "raw_response_hook": answer.hear}
         connection = Connection(
             options,
             settings=identity.settings,
@@ -165,14 +176,15 @@ class EntraSource:
             _check_ca_file(identity.ca_file)
             with planned.build(identity, connection) as credential:
                 acquired = self._clock()
-                info = credential.get_token_info(f"{audience}/.default")
+                info = credential.get_token_info(f"{audience}/.default", options=_wanted(claims))
+            ahead_s = round(self._clock().timestamp() - time.time())  # the libraries count from the machine's clock
             token = AccessToken.issued(
                 info.token,
                 token_id=f"token-{uuid.uuid4().hex[:12]}",
                 audience=audience,
                 acquired=acquired,
-                expires_on=info.expires_on,
-                refresh_on=info.refresh_on,
+                expires_on=info.expires_on + ahead_s,
+                refresh_on=info.refresh_on + ahead_s if info.refresh_on else None,
             )
             return dataclasses.replace(token, source=planned.name)
         except NotHere as missing:
@@ -190,12 +202,17 @@ class EntraSource:
         vault_client(setting)  # before anything is sent
         token = self._ask(vault_plan(self._identity), parsed.audience)
         self._on_the_way(token)
-        plain = {name: value for name, value in options.items() if name != "raw_response_hook"}
+        plain = {name: value for name, value in options.items() if not name.startswith("raw_")}
         connection = Connection(plain, settings=settings, clock=self._clock, read_vault=_no_vault)
         return read_secret(parsed, setting=setting, token=token, connection=connection)
 
 
 _NOTHING = BeamEntraError("nothing is wrong")
+
+
+def _wanted(claims: str) -> TokenRequestOptions:
+    """That we understand claims challenges (client capability `cp1`), and the claims of one."""
+    return {"enable_cae": True, "claims": claims} if claims else {"enable_cae": True}
 
 
 def _no_vault(setting: str) -> str:

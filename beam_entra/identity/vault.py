@@ -9,6 +9,7 @@ from azure.core.credentials import AccessTokenInfo, TokenRequestOptions
 from azure.core.exceptions import AzureError, HttpResponseError
 
 from beam_entra.errors import Diagnosis, IdentityError, IdentityRejected, IdentityUnavailable
+from beam_entra.identity.http import retry_after_s
 from beam_entra.identity.redaction import redacted
 from beam_entra.identity.references import VaultReference
 from beam_entra.identity.registry import Connection
@@ -91,7 +92,6 @@ def read_secret(reference: VaultReference, *, setting: str, token: AccessToken, 
 def _refused(error: HttpResponseError) -> IdentityError:
     status = error.status_code or 0
     headers: Mapping[str, str] = getattr(error.response, "headers", {})
-    asked = headers.get("Retry-After", "")
     facts: dict[str, Any] = {
         "status": status,
         "request_id": headers.get("x-ms-request-id", ""),
@@ -100,7 +100,6 @@ def _refused(error: HttpResponseError) -> IdentityError:
     }
     about = f"Key Vault answered HTTP {status}: {redacted(str(error.message))}"
     if status == 429 or status >= 500 or status < 400:
-        wait_s = float(asked) if asked.isdigit() else None
         hint = "see that the vault is healthy, and that not too much is asked of it"
-        return IdentityUnavailable(about, Diagnosis(hint=hint, retry_after_s=wait_s, **facts))
+        return IdentityUnavailable(about, Diagnosis(hint=hint, retry_after_s=retry_after_s(headers), **facts))
     return IdentityRejected(about, Diagnosis(hint=_FIXES.get(status, "look the code up in Key Vault's log"), **facts))

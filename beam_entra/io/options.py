@@ -41,6 +41,11 @@ class EntraOptions(PipelineOptions):  # type: ignore[misc]  # Beam's PipelineOpt
             f"that `beam-entra local up` writes (default: what {ENDPOINTS_VARIABLE} names)",
         )
         group.add_argument(
+            "--preflight",
+            action="store_true",
+            help="before the launch, check what `beam-entra doctor` checks, print it, and launch nothing if it fails",
+        )
+        group.add_argument(
             "--job_report", metavar="FILE", help="when the job has ended, write to this file, as JSON, how it went"
         )
         group.add_argument("--entra_job_scope", help=argparse.SUPPRESS)  # set at launch, read by workers

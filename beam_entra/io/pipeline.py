@@ -37,6 +37,7 @@ from beam_entra.io.dofn import METRICS_NAMESPACE
 from beam_entra.io.filesystem import BEAM_PLUGIN
 from beam_entra.io.launch import find_interrupt, find_ours
 from beam_entra.io.options import EntraOptions
+from beam_entra.io.preflight import check_before_launch
 from beam_entra.session import JobScope, Session, close_session, open_session, seal_job
 
 __all__ = ["JobReport", "ScopedPipeline"]
@@ -63,6 +64,7 @@ class JobReport:
         sources: Credential source, such as `federated:gcp`, to how many of the job's tokens it gave.
         metrics: Beam's committed counters of the namespace `beam_entra`, by name; empty where the runner has none.
         wall_s: Seconds from launch to end, sealing left out.
+        caution: What was wider in this job than in others; empty when nothing was.
     """
 
     job: str
@@ -74,6 +76,7 @@ class JobReport:
     sources: Mapping[str, int]
     metrics: Mapping[str, int]
     wall_s: float
+    caution: str = ""
 
     def as_dict(self) -> dict[str, Any]:
         """What `--job_report` writes."""
@@ -87,6 +90,7 @@ class JobReport:
             "sources": dict(self.sources),
             "metrics": dict(self.metrics),
             "wall_s": round(self.wall_s, 3),
+            **({"caution": self.caution} if self.caution else {}),
         }
 
     def __str__(self) -> str:
@@ -104,6 +108,7 @@ class JobReport:
             lines.append(f"    identity  {by}")
         lines += [
             f"    access    {issued}, {audited['sas_issued']:,} SAS; {_how_many(audited['denied'], 'denial')}",
+            *([f"    caution   {self.caution}"] if self.caution else []),
             f"    audit     {audited.total():,} records, sealed, in {self.audit}",
             f"    seal      {self.seal.digest}",
         ]
@@ -119,7 +124,8 @@ class ScopedPipeline(beam.Pipeline):  # type: ignore[misc]  # Beam's Pipeline is
     1. When made, it loads the manifest and makes the job scope; nothing is sent.
     2. While it is built, each source and sink is held against the grants. Meanwhile it gets the job's token and begins
        its audit trail.
-    3. At the end of the block, only if the job has got a token and its audit could be written, it runs.
+    3. At the end of the block, only if the job has got a token and its audit could be written, it runs. With
+       `--preflight` all the checks of `beam-entra doctor` come first, and the token after them.
     4. When the job has ended, however it ended, it seals the audit trail. `report` then says how it went.
 
     A worker's error is raised as the error it was, where the runner carries its text.
@@ -152,10 +158,11 @@ class ScopedPipeline(beam.Pipeline):  # type: ignore[misc]  # Beam's Pipeline is
         self.report: JobReport | None = None
         self.result: Any = None
         self._report_file = _writable(entra.job_report)
+        self._preflight = bool(entra.preflight)
         self._started = time.monotonic()
         self._launch_recorded = False
         self._launch: Future[None] | None = None
-        self._refused_launch: IdentityError | None = None
+        self._refused_launch: BeamEntraError | None = None
         super().__init__(runner=runner, options=chosen)
         self._wait = not chosen.view_as(StandardOptions).no_wait_until_finish
 
@@ -169,12 +176,17 @@ class ScopedPipeline(beam.Pipeline):  # type: ignore[misc]  # Beam's Pipeline is
 
         Raises:
             IdentityError: The job gets no token. Nothing has run.
+            PreflightFailed: With `--preflight`: a check failed. Nothing has run.
             AuditUnavailable: Its audit cannot be written. Nothing has run.
         """
+        if self._preflight:
+            check_before_launch(self.scope.manifest)
+        if self.scope.caution:
+            _LOGGER.warning("job %s: %s", self.scope.job, self.scope.caution)
         launch = self._launch or self._begin_launch()
         try:
             launch.result()
-        except IdentityError as refused:
+        except (IdentityError, ConfigError) as refused:
             self._refused_launch = refused
             raise
         finally:
@@ -182,7 +194,8 @@ class ScopedPipeline(beam.Pipeline):  # type: ignore[misc]  # Beam's Pipeline is
         return super().run(test_runner_api)
 
     def __enter__(self) -> ScopedPipeline:
-        self._launch = self._begin_launch()
+        if not self._preflight:
+            self._launch = self._begin_launch()
         return super().__enter__()  # type: ignore[no-any-return]  # Beam's is untyped
 
     def _begin_launch(self) -> Future[None]:
@@ -254,6 +267,7 @@ class ScopedPipeline(beam.Pipeline):  # type: ignore[misc]  # Beam's Pipeline is
             sources=sealed.sources,
             metrics=_metrics(self.result),
             wall_s=wall_s,
+            caution=self.scope.caution,
         )
         if self._report_file is not None:
             self._report_file.write_text(json.dumps(self.report.as_dict(), indent=2) + "\n", encoding="utf-8")

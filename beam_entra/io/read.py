@@ -183,7 +183,7 @@ def check_at_launch(pipeline: beam.Pipeline, path: BlobPath, permission: Permiss
         if path.is_prefix and permission is Permission.WRITE:  # each of its SAS will be for one blob
             require_grant(scope.manifest, path, permission)
         else:
-            downscope(scope.manifest, path, permission, now=session.clock(), deadline=scope.deadline)
+            downscope(scope.manifest, path, permission, now=session.clock(), deadline=session.deadline)
     except NotGranted as error:
         try:
             with session.bundle("launch") as bundle:

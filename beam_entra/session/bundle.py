@@ -4,7 +4,7 @@ Each access takes the same steps:
 
 1. The deadline has not passed and a grant covers the path; else the refusal is recorded and nothing is sent.
 2. A SAS for exactly this path and permission: the bundle's own while it lives, else a new one, recorded. Each attempt
-   at the request asks for it again.
+   at the request asks for it again. (A job whose scoping is `bearer` presents its token instead, decided likewise.)
 3. The request. When its answer's head is here, the access is recorded, and the record becomes durable while the body is
    still on its way.
 4. Only when the record is durable does the caller get anything.
@@ -170,13 +170,21 @@ class BundleSession:
             NotGranted: No grant covers it. Nothing was sent.
         """
         with self._noting_refusals(str(path), permission.value):
-            self.sas(path, permission)
+            self.authorise(path, permission)
+
+    def authorise(self, path: BlobPath, permission: Permission) -> Authorization:
+        """What to present for an access, for requests that the bundle does not send itself.
+
+        Raises:
+            NotGranted: No grant covers it. Nothing was sent.
+        """
+        return _Access(self, path, permission)()
 
     def properties(self, path: BlobPath) -> BlobProperties:
         """Size and ETag of one blob that the job may read."""
         access = _Access(self, path, Permission.READ)
         with self._noting_refusals(str(path), "read"):
-            access.sas()
+            access()
             found, answer = self.session.service.properties(path, access, self._next_request_id())
         self._record_read(access, found, answer, 0, 0).wait()
         return found
@@ -202,7 +210,7 @@ class BundleSession:
             raise ValueError("a listing stays below the prefix that it is granted for")
         access = _Access(self, prefix, Permission.LIST)
         with self._noting_refusals(str(prefix), "list"):
-            access.sas()  # a denial comes before the first request
+            access()  # a denial comes before the first request
             pages = self.session.service.list_pages(
                 prefix,
                 name_prefix,
@@ -223,7 +231,7 @@ class BundleSession:
                             f"Storage listed {blob.path}, which is not below {prefix}",
                             Diagnosis(request_id=answer.request_id, hint="check the account's endpoint"),
                         )
-            told: dict[str, Any] = {"sas": access.sas_id, "path": str(prefix), "blobs": page.listed}
+            told: dict[str, Any] = {**access.presented, "path": str(prefix), "blobs": page.listed}
             return page, self._record(Listed, **told, **answer.ids())
 
         page_and_receipt = next_page()
@@ -244,7 +252,7 @@ class BundleSession:
             receipts.append(self._record_read(access, blob, answer, begin, end))
 
         with self._noting_refusals(str(path), "read"):
-            access.sas()
+            access()
             found, content = self.session.service.read_beginning(path, length, access, self._next_request_id, answered)
         for receipt in receipts:
             receipt.wait()
@@ -273,7 +281,7 @@ class BundleSession:
             receipts.append(self._record_read(access, blob, answer, begin, end, prompt=prompt))
 
         with self._noting_refusals(str(blob.path), "read"):
-            access.sas()
+            access()
             content = self.session.buffers.take(stop - start) if into is None else bytearray()
             room = content if into is None else into
             self.session.service.receive_range(blob, start, stop, access, self._next_request_id, answered, room)
@@ -288,11 +296,11 @@ class BundleSession:
         """Stage a block of a blob that the job may write. Call `settle` before telling anybody that it is staged."""
         access = _Access(self, path, Permission.WRITE)
         with self._noting_refusals(str(path), "write"):
-            access.sas()
+            access()
             answer = self.session.service.put_block(path, block_id, data, access, self._next_request_id())
         self._record(
             Staged,
-            sas=access.sas_id,
+            **access.presented,
             path=str(path),
             block=block_id,
             size=len(data),
@@ -314,17 +322,17 @@ class BundleSession:
         reading = _Access(self, source.path, Permission.READ)
         writing = _Access(self, path, Permission.WRITE)
         with self._noting_refusals(str(source.path), "read"):
-            reading.sas()
+            reading()
         with self._noting_refusals(str(path), "write"):
             answer = self.session.service.put_block_from_blob(
                 path, block_id, source, start, stop, writing, reading, self._next_request_id()
             )
         self._record(
             Copied,
-            sas=writing.sas_id,
+            **writing.presented,
             path=str(path),
             block=block_id,
-            source_sas=reading.sas_id,
+            **{f"source_{what}": identifier for what, identifier in reading.presented.items()},
             source=str(source.path),
             source_etag=source.etag,
             start=start,
@@ -337,14 +345,14 @@ class BundleSession:
         """Write a whole blob that the job may write, in one request, over one that is there."""
         access = _Access(self, path, Permission.WRITE)
         with self._noting_refusals(str(path), "write"):
-            access.sas()
+            access()
             intent: dict[str, Any] = {"path": str(path), "commit": commit_id, "size": len(data), "rows": None}
-            self._record(CommitIntended, sas=access.sas_id, blocks=0, **intent).wait()
+            self._record(CommitIntended, **access.presented, blocks=0, **intent).wait()
             answer = self.session.service.put_blob(
                 path, data, access, self._next_request_id(), commit_id=commit_id, content_type=content_type
             )
         self._record(
-            Committed, sas=access.sas_id, etag=answer.etag, confirmed=False, **answer.ids(), **intent
+            Committed, **access.presented, etag=answer.etag, confirmed=False, **answer.ids(), **intent
         ).wait()
         self.session.count("bytes_staged", len(data))
         self.session.count("blobs_committed")
@@ -364,12 +372,12 @@ class BundleSession:
         """
         access = _Access(self, path, Permission.DELETE)
         with self._noting_refusals(str(path), "delete"):
-            access.sas()
-            self._record(DeleteIntended, sas=access.sas_id, path=str(path), etag=etag).wait()
+            access()
+            self._record(DeleteIntended, **access.presented, path=str(path), etag=etag).wait()
             answer, missing = self._delete(path, access, etag)
         ids = answer.ids() if answer is not None else _ids(missing)
         self._record(
-            Deleted, sas=access.sas_id, path=str(path), etag=etag, missing=missing is not None, **ids
+            Deleted, **access.presented, path=str(path), etag=etag, missing=missing is not None, **ids
         ).wait()
         self.session.count("blobs_deleted")
         return missing is None
@@ -414,9 +422,9 @@ class BundleSession:
         """
         access = _Access(self, path, Permission.WRITE)
         with self._noting_refusals(str(path), "write"):
-            access.sas()
+            access()
             intent: dict[str, Any] = {"path": str(path), "commit": commit_id, "size": size_bytes, "rows": rows}
-            self._record(CommitIntended, sas=access.sas_id, blocks=len(block_ids), **intent).wait()
+            self._record(CommitIntended, **access.presented, blocks=len(block_ids), **intent).wait()
             done = self.session.service.commit(
                 path,
                 block_ids,
@@ -430,7 +438,7 @@ class BundleSession:
         answer = done.answer
         self._record(
             Committed,
-            sas=access.sas_id,
+            **access.presented,
             etag=answer.etag,
             confirmed=done.confirmed,
             **answer.ids(),
@@ -514,6 +522,15 @@ class BundleSession:
                 self.session.count("sas_refreshed")
             return sas
 
+    def present_token(self, path: BlobPath, permission: Permission) -> tuple[str, Authorization]:
+        """The job's own token for this access, where its scoping is `bearer`; see `Session.present_token`.
+
+        Raises:
+            AuditUnavailable: The bundle is closed.
+        """
+        self._check_open(f"{permission.value} {path}")
+        return self.session.present_token(lambda key_expires: self._downscope(path, permission, key_expires))
+
     def _check_open(self, tried: str) -> None:
         if self._closed:
             raise AuditUnavailable(
@@ -528,7 +545,7 @@ class BundleSession:
             path,
             permission,
             now=self.session.check_deadline(f"{permission.value} {path}"),
-            deadline=scope.deadline,
+            deadline=self.session.deadline,
             key_expires=key_expires,
         )
 
@@ -560,7 +577,7 @@ class BundleSession:
         return self._record(
             Read,
             prompt=prompt,
-            sas=access.sas_id,
+            **access.presented,
             path=str(blob.path),
             etag=blob.etag,
             start=start,
@@ -583,16 +600,21 @@ def _ids(missing: BlobNotFound | None) -> dict[str, str]:
 
 
 class _Access:
-    """One path and permission of one bundle; called for each attempt to authorise it."""
+    """One path and permission of one bundle; called for each attempt to authorise it.
+
+    Attributes:
+        presented: What the last attempt presented, as an audit record names it.
+    """
 
     def __init__(self, bundle: BundleSession, path: BlobPath, permission: Permission) -> None:
         self._bundle, self._path, self._permission = bundle, path, permission
-        self.sas_id = ""
-
-    def sas(self) -> Sas:
-        sas = self._bundle.sas(self._path, self._permission)
-        self.sas_id = sas.sas_id
-        return sas
+        self.presented: dict[str, Any] = {}
 
     def __call__(self) -> Authorization:
-        return Authorization(sas=self.sas().query)
+        if self._bundle.session.bearer:
+            token_id, authorization = self._bundle.present_token(self._path, self._permission)
+            self.presented = {"token": token_id}
+            return authorization
+        sas = self._bundle.sas(self._path, self._permission)
+        self.presented = {"sas": sas.sas_id}
+        return Authorization(sas=sas.query)

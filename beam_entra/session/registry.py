@@ -45,7 +45,7 @@ def live_scopes(*, started: bool = False) -> list[JobScope]:
     """
     with _LOCK:
         sessions = list(_SESSIONS.values())
-    return [each.scope for each in sessions if each.clock() < each.scope.deadline and (each.started or not started)]
+    return [each.scope for each in sessions if not each.over and (each.started or not started)]
 
 
 def has_ended(job: str) -> bool:
@@ -85,5 +85,5 @@ def close_session(job: str) -> None:
 
 def _take_ended() -> list[Session]:
     """A worker process that serves many jobs drops those whose time is over. Their records are durable long since."""
-    ended = [job for job, session in _SESSIONS.items() if session.clock() >= session.scope.deadline]
+    ended = [job for job, session in _SESSIONS.items() if session.over]
     return [_SESSIONS.pop(job) for job in ended]

@@ -8,12 +8,12 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from beam_entra.access.manifest import AccessManifest
+from beam_entra.access.manifest import AccessManifest, Scoping
 from beam_entra.errors import ConfigError, Diagnosis
 from beam_entra.identity import check_credential
 from beam_entra.paths import BlobPath
 
-__all__ = ["JobScope"]
+__all__ = ["JobScope", "whole_seconds"]
 
 _TIME_TO_SEAL = timedelta(minutes=15)
 
@@ -26,7 +26,8 @@ class JobScope:
         job: The job's id: pipeline, time of launch, and six random hex digits.
         manifest: Who the job is and what it may touch, endpoints included.
         launched: When it was launched.
-        deadline: When every right of the job ends.
+        deadline: When every right of the job ends. In a rolling life each session has its own, which this one does not
+            bind.
     """
 
     job: str
@@ -43,7 +44,7 @@ class JobScope:
         """
         check_credential(manifest.identity)
         job = f"{manifest.pipeline}-{now.astimezone(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
-        return cls(job=job, manifest=manifest, launched=now, deadline=_whole_seconds(now + manifest.lifetime.job))
+        return cls(job=job, manifest=manifest, launched=now, deadline=whole_seconds(now + manifest.lifetime.job))
 
     @property
     def folder(self) -> BlobPath:
@@ -52,8 +53,18 @@ class JobScope:
 
     @property
     def ends(self) -> datetime:
-        """The deadline that the job was launched with; `to_seal` does not move it."""
-        return _whole_seconds(self.launched + self.manifest.lifetime.job)
+        """The deadline that the job was launched with; `to_seal` does not move it. A rolling life has no such end."""
+        return whole_seconds(self.launched + self.manifest.lifetime.job)
+
+    @property
+    def caution(self) -> str:
+        """What is wider in this job than in others, for people; empty when nothing is."""
+        if self.manifest.scoping is Scoping.SAS:
+            return ""
+        return (
+            'scoping = "bearer": requests for data carry the access token itself, which reaches as far as the identity'
+            " does; no SAS holds them to one blob and one permission"
+        )
 
     @property
     def identity(self) -> str:
@@ -63,7 +74,7 @@ class JobScope:
 
     def to_seal(self, now: datetime) -> JobScope:
         """The same job with enough time to seal its trail, for when its own time is over."""
-        return replace(self, deadline=max(self.deadline, _whole_seconds(now + _TIME_TO_SEAL)))
+        return replace(self, deadline=max(self.deadline, whole_seconds(now + _TIME_TO_SEAL)))
 
     def to_json(self) -> str:
         """For pipeline options, which are text."""
@@ -98,7 +109,7 @@ class JobScope:
             ) from None
 
 
-def _whole_seconds(instant: datetime) -> datetime:
+def whole_seconds(instant: datetime) -> datetime:
     """What Storage counts in: the end of a key or SAS could never be equal to a deadline between two seconds."""
     return instant.replace(microsecond=0)
 

@@ -21,7 +21,7 @@ from beam_entra.paths import BlobPath
 from beam_entra.session.bundle import BundleSession
 from beam_entra.session.scope import JobScope
 from beam_entra.session.session import Session
-from beam_entra.storage import AppendBlobSegments, Authorization, BlobProperties, Sas
+from beam_entra.storage import AppendBlobSegments, Authorization, BlobProperties
 from beam_entra.storage.exchange import Authorise
 
 __all__ = ["StorageTrail", "open_trail", "seal_job", "seal_late"]
@@ -82,8 +82,8 @@ class _Closing:
         others = [name for name in names if session.process not in name]
         with ThreadPoolExecutor(_READERS, thread_name_prefix="beam-entra-seal") as pool:
             self._contents = dict(zip(others, pool.map(trail.read, others), strict=True))
-        self._own = {name: bundle.sas(folder.child(name), Permission.READ) for name in own}
-        self._listing = bundle.sas(folder, Permission.LIST)
+        self._own = {name: bundle.authorise(folder.child(name), Permission.READ) for name in own}
+        self._listing = bundle.authorise(folder, Permission.LIST)
 
     def names(self) -> list[str]:
         """Every file below the folder when this was asked first, relative to it, sorted."""
@@ -118,6 +118,7 @@ def seal_job(session: Session, *, outcome: str, error: str | None) -> Seal:
 
     1. Read the other processes' segments; this is recorded in the session's own.
     2. Issue, and record, the SAS for what comes after the own segment's end: reading it, listing, writing the seal.
+       (Where the scoping is `bearer`, the token at hand does for that.)
     3. End the own segment. From here on nothing is recorded: the seal is the record.
     4. Read the own segment, verify all, write the seal.
 
@@ -130,7 +131,8 @@ def seal_job(session: Session, *, outcome: str, error: str | None) -> Seal:
         AuditUnavailable: The trail cannot be read or written.
     """
     folder = session.scope.folder
-    if session.clock() > session.scope.ends - _TIME_TO_RECORD:
+    rolling = session.scope.manifest.lifetime.rolling
+    if not rolling and session.clock() > session.scope.ends - _TIME_TO_RECORD:
         with suppress(AuditUnavailable):
             session.end_trail()
         return _seal_unrecorded(session, folder, outcome=outcome, error=error)
@@ -237,8 +239,8 @@ def _trail_of(
     return manifest, folder
 
 
-def _with(sas: Sas) -> Authorise:
-    return lambda: Authorization(sas=sas.query)
+def _with(authorization: Authorization) -> Authorise:
+    return lambda: authorization
 
 
 def _request_id() -> str:

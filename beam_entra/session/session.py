@@ -14,16 +14,27 @@ from functools import partial
 from typing import Any, NoReturn, TypeVar
 
 from beam_entra.access.downscope import Permission, SasSpec, downscope
+from beam_entra.access.manifest import Scoping
 from beam_entra.audit import Receipt, SegmentFacts, SegmentWriter
-from beam_entra.audit.record import BundleClosed, BundleOpened, KeyAcquired, Record, SasIssued, TokenAcquired
+from beam_entra.audit.record import (
+    BundleClosed,
+    BundleOpened,
+    DeadlineExtended,
+    KeyAcquired,
+    Record,
+    SasIssued,
+    TokenAcquired,
+)
 from beam_entra.clock import Clock, NeverBack, utc_now
 from beam_entra.errors import Diagnosis, IdentityExpired
 from beam_entra.identity import STORAGE_AUDIENCE, AccessToken, CredentialSource, EntraSource, TokenBroker
 from beam_entra.paths import BlobPath
 from beam_entra.session.buffers import Buffers
 from beam_entra.session.bundle import BundleSession
+from beam_entra.session.deadline import Deadline
 from beam_entra.session.scope import JobScope
 from beam_entra.storage import AppendBlobSegments, Authorization, BlobService, DelegationKey, Exchange, Sas, mint
+from beam_entra.storage.service import bearer
 from beam_entra.storage.transport import connection_pool
 
 __all__ = ["Session"]
@@ -56,6 +67,8 @@ class Session:
     ) -> None:
         self.scope = scope
         self.clock = NeverBack(clock)
+        self._deadline = Deadline(scope, self.clock())
+        self.bearer = scope.manifest.scoping is Scoping.BEARER
         self.pid = os.getpid()
         self.pause = pause
         self.source = source or EntraSource(
@@ -123,16 +136,30 @@ class Session:
         """Whether anything has been recorded."""
         return self._last_receipt is not None
 
+    @property
+    def deadline(self) -> datetime:
+        """When every right of this process ends. Of a rolling life: where the last fresh token has moved it."""
+        return self._deadline.at
+
+    @property
+    def over(self) -> bool:
+        """Whether the job's time is over for good; of a rolling life it is not, a fresh token may move it on."""
+        return not self._deadline.rolling and self.clock() >= self.deadline
+
     def check_deadline(self, tried: str) -> datetime:
         """Now, if the job may still do something.
 
         Raises:
             IdentityExpired: It may not.
+            IdentityError: Its life is a rolling one, and there is no fresh token.
         """
         now = self.clock()
-        if now >= self.scope.deadline:
+        if self._deadline.rolling and now >= self.deadline:
+            self.broker.get(STORAGE_AUDIENCE)  # it was idle: no token lives as long as that, so this one is fresh
+            now = self.clock()
+        if now >= self.deadline:
             raise IdentityExpired(
-                f"the job's time ended at {self.scope.deadline:%Y-%m-%d %H:%M:%SZ}; every access is refused since",
+                f"the job's time ended at {self.deadline:%Y-%m-%d %H:%M:%SZ}; every access is refused since",
                 Diagnosis(
                     tried=tried,
                     identity=self.scope.identity,
@@ -150,12 +177,12 @@ class Session:
             now = self.check_deadline(f"get a user delegation key of account {account}")
             key = self._keys.get(account)
             life = self.scope.manifest.lifetime.token
-            if key is not None and (now + life < key.expires or self.scope.deadline <= key.expires):
+            if key is not None and (now + life < key.expires or self.deadline <= key.expires):
                 return key
             key, answer = self.service.delegation_key(
                 account,
                 partial(self.broker.get, STORAGE_AUDIENCE),
-                expires=min(self.scope.deadline, now + _LONGEST_KEY),
+                expires=min(self.deadline, now + _LONGEST_KEY),
                 client_request_id=str(uuid.uuid4()),
             )
             self.record(
@@ -213,12 +240,28 @@ class Session:
         self.count("sas_issued")
         return sas
 
+    def present_token(self, spec_for: Callable[[datetime | None], SasSpec]) -> tuple[str, Authorization]:
+        """The job's own token for an access, in place of the SAS; only where the scoping is `bearer`.
+
+        Args:
+            spec_for: As for `issue`: decides before any request, and again when the token is here.
+
+        Returns:
+            Its id in the trail, and how it is presented.
+        """
+        if not self.bearer:
+            raise ValueError("the job's token goes to no blob: its scoping is SAS")
+        spec_for(None)
+        token = self.broker.get(STORAGE_AUDIENCE)
+        spec_for(None)  # getting it may have taken until after the deadline
+        return token.token_id, bearer(token, self.broker.renew)
+
     def live(self, sas: Sas | None) -> bool:
         """Whether a SAS can be used for a while longer, or no later one could be had."""
         if sas is None:
             return False
         now = self.clock()
-        return now < sas.renew_at or (sas.expires >= self.scope.deadline and now < sas.expires)
+        return now < sas.renew_at or (sas.expires >= self.deadline and now < sas.expires)
 
     def count(self, name: str, by: int = 1) -> None:
         """Add to a counter of the session, for Beam's metrics."""
@@ -282,6 +325,12 @@ class Session:
             source=token.source or None,
         )
         self.count("tokens_acquired")
+        if token.audience == STORAGE_AUDIENCE:
+            self._deadline.extend(
+                acquired=token.acquired,
+                expires=token.expires,
+                told=lambda at: self.record(DeadlineExtended, token=token.token_id, deadline=at),
+            )
 
     def _authorise_append(self, path: BlobPath) -> Authorization:
         """For the trail itself: create and append on one blob of the job's folder.
@@ -289,21 +338,23 @@ class Session:
         Raises:
             NotGranted: The path is not in the job's folder. Nothing was sent.
         """
+
+        def spec_for(key_expires: datetime | None) -> SasSpec:
+            return downscope(
+                self.scope.manifest,
+                path,
+                Permission.APPEND,
+                now=self.check_deadline(f"append to {path}"),
+                deadline=self.deadline,
+                key_expires=key_expires,
+                folder=self.scope.folder,
+            )
+
+        if self.bearer:
+            return self.present_token(spec_for)[1]
         with self._audit_sas_lock:
             sas = self._audit_sas.get(path)
             if sas is None or not self.live(sas):
-
-                def spec_for(key_expires: datetime | None) -> SasSpec:
-                    return downscope(
-                        self.scope.manifest,
-                        path,
-                        Permission.APPEND,
-                        now=self.check_deadline(f"append to {path}"),
-                        deadline=self.scope.deadline,
-                        key_expires=key_expires,
-                        folder=self.scope.folder,
-                    )
-
                 sas = self._audit_sas[path] = self.issue(
                     spec_for, path=path, permission=Permission.APPEND, bundle=None
                 )
@@ -319,9 +370,11 @@ def _facts(scope: JobScope, pid: int) -> SegmentFacts:
         tenant=manifest.identity.tenant,
         client=manifest.identity.client,
         credential=manifest.identity.credential,
+        scoping=manifest.scoping.value,
         host=platform.node() or "unknown",
         pid=pid,
         deadline=scope.deadline,
+        rolling_s=manifest.lifetime.job // timedelta(seconds=1) if manifest.lifetime.rolling else None,
         manifest_digest=manifest.digest,
         accounts={name: settings.endpoint for name, settings in manifest.accounts.items()},
     )

@@ -5,6 +5,8 @@ See: https://learn.microsoft.com/rest/api/storageservices/blob-service-error-cod
 
 from __future__ import annotations
 
+import base64
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,12 +23,17 @@ from beam_entra.errors import (
     Throttled,
 )
 
-__all__ = ["RETRIED_STATUSES", "Answer", "refusal", "retry_after_s"]
+__all__ = ["RETRIED_STATUSES", "Answer", "claims_challenge", "refusal", "retry_after_s"]
 
 RETRIED_STATUSES = frozenset({408, 429, 500, 502, 503, 504})
 _UNAUTHORISED, _FORBIDDEN, _NOT_FOUND, _PRECONDITION, _TOO_MANY, _BUSY = 401, 403, 404, 412, 429, 503
 _NUMBER = re.compile(r"[0-9]{1,18}")
+_BEARER = re.compile(r"\bBearer\b((?:\s*,?\s*[a-z_]+=(?:\"[^\"]*\"|[^\s,\"]+))+)", re.IGNORECASE)
+_PARAMETER = re.compile(r"([a-z_]+)=(?:\"([^\"]*)\"|([^\s,\"]+))", re.IGNORECASE)
+_MOST_CLAIMS = 8 * 1024
 _CODE_IN_BODY = re.compile(rb"<Code>([A-Za-z0-9]{1,80})</Code>")
+
+_URL_SAFE = str.maketrans("+/", "-_")  # challenges come in either alphabet
 
 _DENIED_HINTS = {
     "AuthorizationPermissionMismatch": "give the identity the role that is missing: Storage Blob Delegator on the "
@@ -69,6 +76,27 @@ class Answer:
         """Storage's error code, from the header, or from the body where a proxy dropped the header."""
         in_body = _CODE_IN_BODY.search(self.body)
         return self.headers.get("x-ms-error-code", "") or (in_body.group(1).decode() if in_body else "")
+
+
+def claims_challenge(answer: Answer) -> str:
+    """The claims, as JSON, that the next token must be asked for with; "" where the answer is no claims challenge.
+
+    See: https://learn.microsoft.com/entra/identity-platform/claims-challenge
+    """
+    if answer.status != _UNAUTHORISED:
+        return ""
+    for challenge in _BEARER.findall(answer.headers.get("www-authenticate", "")):
+        said = {name.lower(): quoted or plain for name, quoted, plain in _PARAMETER.findall(challenge)}
+        encoded = said.get("claims", "")
+        if said.get("error", "").lower() == "insufficient_claims" and 0 < len(encoded) <= _MOST_CLAIMS:
+            try:
+                padded = encoded.translate(_URL_SAFE) + "=" * (-len(encoded) % 4)
+                text = base64.urlsafe_b64decode(padded).decode("utf-8")
+                if isinstance(json.loads(text), dict):
+                    return text
+            except ValueError:
+                continue
+    return ""
 
 
 def refusal(answer: Answer, *, tried: str, attempts: int) -> BeamEntraError:

@@ -7,15 +7,16 @@ import random
 import ssl
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from urllib3.exceptions import HTTPError, SSLError
 
-from beam_entra.errors import BeamEntraError, Diagnosis, StorageError
+from beam_entra.clock import ServiceClock, utc_now
+from beam_entra.errors import AccessDenied, BeamEntraError, Diagnosis, StorageError
 from beam_entra.secret import Secret
-from beam_entra.storage.answers import RETRIED_STATUSES, Answer, refusal, retry_after_s
+from beam_entra.storage.answers import RETRIED_STATUSES, Answer, claims_challenge, refusal, retry_after_s
 from beam_entra.storage.transport import ConnectionPool
-from beam_entra.storage.wire import Response
+from beam_entra.storage.wire import Response, TooSlow
 
 __all__ = ["Authorise", "Authorization", "Call", "Exchange", "RetryPolicy"]
 
@@ -28,12 +29,16 @@ class Authorization:
     """What lets one request in: a SAS in its query, or an access token in its header.
 
     Attributes:
-        copy_source: For a copy: URL of the blob that Storage is to read, with the SAS to read it.
+        copy_source: For a copy: URL of the blob that Storage is to read, with the SAS to read it, if there is one.
+        copy_source_bearer: The access token that Storage is to read it with, if there is none.
+        renew: Called with the claims of a challenge: has `authorise` give a token with them from then on.
     """
 
     sas: Secret | None = None
     bearer: Secret | None = None
     copy_source: Secret | None = None
+    renew: Callable[[str], object] | None = None
+    copy_source_bearer: Secret | None = None
 
 
 Authorise = Callable[[], Authorization]
@@ -77,7 +82,14 @@ class RetryPolicy:
 
 
 class Exchange:
-    """Sends calls over one connection pool."""
+    """Sends calls over one connection pool.
+
+    A claims challenge (continuous access evaluation) to a request that went out under a token is answered once: the
+    `Authorization` renews its token, and the request is sent again. A second one is a refusal.
+
+    Args:
+        clock: Hears from each answer what time it is.
+    """
 
     def __init__(
         self,
@@ -85,10 +97,12 @@ class Exchange:
         *,
         pause: Callable[[float], object] = time.sleep,
         policy: RetryPolicy = RetryPolicy(),
+        clock: ServiceClock | None = None,
     ) -> None:
         self._pool = pool
         self._pause = pause
         self.policy = policy
+        self._clock = clock or ServiceClock(utc_now)
 
     def send(self, call: Call, *, ca_file: str, made: int = 0) -> tuple[Answer, Response, int]:
         """Send until there is an answer that is no error. Its body is still to be read.
@@ -102,10 +116,13 @@ class Exchange:
         Raises:
             BeamEntraError: As `answers.refusal` says, or `StorageError` when nothing answered.
         """
+        challenged = False
+        pool = self._pool(ca_file)  # that there can be none is told before anything is authorised
         for attempt in itertools.count(made + 1):
             asked_s: float | None = None
             try:
-                response = self._once(call, ca_file)
+                authorization = call.authorise()
+                response = self._once(call, authorization, pool)
                 answer = _head(call, response)
                 if answer.status in _GOOD:
                     return answer, response, attempt
@@ -115,7 +132,14 @@ class Exchange:
                     client_request_id=call.client_request_id,
                     body=response.read(),
                 )
+                claims = claims_challenge(answer) if authorization.renew is not None else ""
+                if claims and authorization.renew is not None and not challenged:
+                    challenged = True
+                    authorization.renew(claims)
+                    continue
                 failure = refusal(answer, tried=call.tried, attempts=attempt)
+                if claims:
+                    failure = _still_challenged(failure)
                 again = answer.status in RETRIED_STATUSES
                 asked_s = retry_after_s(answer.headers)
             except HTTPError as error:
@@ -150,8 +174,7 @@ class Exchange:
         backoff_s = min(policy.first_delay_s * 2 ** (attempt - 1), policy.longest_delay_s)
         self._pause((asked_s or 0) + random.uniform(0, backoff_s))  # noqa: S311 - jitter, not a secret
 
-    def _once(self, call: Call, ca_file: str) -> Response:
-        pool, authorization = self._pool(ca_file), call.authorise()
+    def _once(self, call: Call, authorization: Authorization, pool: ConnectionPool) -> Response:
         headers = {
             "x-ms-version": SERVICE_VERSION,
             "x-ms-client-request-id": call.client_request_id,
@@ -165,7 +188,24 @@ class Exchange:
             headers["Authorization"] = f"Bearer {authorization.bearer.reveal()}"
         if authorization.copy_source is not None:
             headers["x-ms-copy-source"] = authorization.copy_source.reveal()
-        return pool.open(call.method, url, headers=headers, body=call.body)
+        if authorization.copy_source_bearer is not None:
+            headers["x-ms-copy-source-authorization"] = f"Bearer {authorization.copy_source_bearer.reveal()}"
+        sent = self._clock.worker()
+        response = pool.open(call.method, url, headers=headers, body=call.body)
+        self._clock.hear(response.headers.get("date", ""), sent)
+        return response
+
+
+def _still_challenged(failure: BeamEntraError) -> AccessDenied:
+    """The refusal of a token that has the claims which the first challenge wanted."""
+    hint = (
+        "see in Entra's sign-in log whether the principal was disabled or its sessions revoked, and whether a "
+        "Conditional Access policy lets it in from this worker's network"
+    )
+    return AccessDenied(
+        "Storage wants other claims in the job's token, and refuses the new token that was got with them as well",
+        replace(failure.diagnosis, hint=hint),
+    )
 
 
 def _head(call: Call, response: Response) -> Answer:
@@ -181,6 +221,8 @@ def unreachable(call: Call, error: HTTPError, attempts: int) -> BeamEntraError:
     """The error for a request without an answer; says nothing of the URL."""
     if _untrusted(error):
         problem, hint = "its certificate is not trusted", "name the CA's file as ca_file of the account"
+    elif isinstance(error, TooSlow):
+        problem, hint = str(error), "see what is slow between this worker and the account: proxy, network, throttling"
     else:
         problem, hint = type(error).__name__, "see that the account's endpoint can be reached from this worker"
     return StorageError(

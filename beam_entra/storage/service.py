@@ -20,7 +20,7 @@ from xml.etree import ElementTree
 from urllib3.exceptions import HTTPError
 
 from beam_entra.access.manifest import AccountSettings
-from beam_entra.clock import Clock, utc_now
+from beam_entra.clock import MOST_SKEW, Clock, utc_now
 from beam_entra.errors import (
     AccessDenied,
     BeamEntraError,
@@ -38,11 +38,11 @@ from beam_entra.storage.blobs import BlobProperties, ListPage, block_list_xml, p
 from beam_entra.storage.exchange import Authorise, Authorization, Call, Exchange, unreachable
 from beam_entra.storage.sas import DelegationKey
 from beam_entra.storage.transport import connection_pool
-from beam_entra.storage.wire import Response
+from beam_entra.storage.wire import Response, TooSlow
 
-__all__ = ["BlobService", "Commit"]
+__all__ = ["BlobService", "Commit", "bearer"]
 
-_KEY_START_TOLERANCE = timedelta(minutes=5)
+_KEY_START_TOLERANCE = MOST_SKEW + timedelta(minutes=5)  # the first answer of a job may be this one's
 _READ_BYTES = 256 << 10  # what is lost, at most, when a connection breaks
 _NO_SUCH_RANGE = 416
 _RESUMES_WITHOUT_PROGRESS = 5
@@ -169,6 +169,7 @@ class BlobService:
             )
             answer, response, attempts = self._exchange.send(call, ca_file=self._account(blob.path.account).ca_file)
             failure: BeamEntraError | None = None
+            too_slow = False
             try:
                 with closing(response):
                     _check_range(answer, blob, begin, stop, call)
@@ -176,8 +177,8 @@ class BlobService:
                     for count in _received(response, room, filled, call):
                         filled += count
             except HTTPError as error:
-                failure = unreachable(call, error, attempts)
-            fruitless = 0 if filled > before else fruitless + 1
+                failure, too_slow = unreachable(call, error, attempts), isinstance(error, TooSlow)
+            fruitless = 0 if filled > before and not too_slow else fruitless + 1
             if fruitless > _RESUMES_WITHOUT_PROGRESS:
                 raise failure or StorageError("Storage sends no bytes of this range", Diagnosis(tried=call.tried))
             if failure is not None:
@@ -245,7 +246,7 @@ class BlobService:
         """Have Storage itself stage bytes [start, stop) of this version of another blob as a block.
 
         Args:
-            authorise_source: Gives the SAS that Storage reads the other blob with.
+            authorise_source: Gives the SAS, or the access token, that Storage reads the other blob with.
 
         Raises:
             BlobChanged: The other blob is no longer this version.
@@ -253,10 +254,12 @@ class BlobService:
         location = self._url(source.path)
 
         def both() -> Authorization:
-            reading = authorise_source().sas
-            if reading is None:
-                raise ValueError("Storage reads the source of a copy with a SAS")
-            return replace(authorise(), copy_source=Secret(f"{location}?{reading.reveal()}", what="URL with a SAS"))
+            reading = authorise_source()
+            if (reading.sas is None) is (reading.bearer is None):
+                raise ValueError("Storage reads the source of a copy with a SAS or a token")
+            url = f"{location}?{reading.sas.reveal()}" if reading.sas is not None else location
+            source_url = Secret(url, what="URL with a SAS")
+            return replace(authorise(), copy_source=source_url, copy_source_bearer=reading.bearer)
 
         query = {"comp": "block", "blockid": block_id}
         headers = {"x-ms-source-range": f"bytes={start}-{stop - 1}", "x-ms-source-if-match": source.etag}
@@ -400,12 +403,19 @@ class BlobService:
     # Delegation
 
     def delegation_key(
-        self, account: str, token: Callable[[], AccessToken], *, expires: datetime, client_request_id: str
+        self,
+        account: str,
+        token: Callable[[], AccessToken],
+        *,
+        expires: datetime,
+        client_request_id: str,
+        renew: Callable[[AccessToken, str], object] | None = None,
     ) -> tuple[DelegationKey, Answer]:
         """Ask for a user delegation key under an access token.
 
         Args:
             token: Called for each attempt, since a token may end during a pause. The key names the one that got it.
+            renew: Called with a token that Storage wants other claims in, and these: the next one has them.
 
         Raises:
             AccessDenied: The identity lacks generateUserDelegationKey (role Storage Blob Delegator).
@@ -420,7 +430,7 @@ class BlobService:
 
         def authorise() -> Authorization:
             shown.append(token())
-            return Authorization(bearer=shown[-1].secret)
+            return bearer(shown[-1], renew)
 
         call = Call(
             method="POST",
@@ -464,6 +474,15 @@ class BlobService:
 
     def _receive(self, call: Call, path: BlobPath) -> Answer:
         return self._exchange.receive(call, ca_file=self._account(path.account).ca_file)
+
+
+def bearer(token: AccessToken, renew: Callable[[AccessToken, str], object] | None = None) -> Authorization:
+    """Let a request in with an access token.
+
+    Args:
+        renew: Called with it and the claims that Storage wants in the next one: `TokenBroker.renew`.
+    """
+    return Authorization(bearer=token.secret, renew=partial(renew, token) if renew is not None else None)
 
 
 def _described(path: BlobPath, answer: Answer, size: str, call: Call) -> BlobProperties:

@@ -17,7 +17,7 @@ from functools import partial
 import urllib3
 
 from beam_entra.errors import ConfigError, Diagnosis
-from beam_entra.storage.wire import Connection, Response
+from beam_entra.storage.wire import Connection, Pace, Response
 
 __all__ = ["ConnectionPool", "connection_pool", "redact"]
 
@@ -27,6 +27,7 @@ _LOCK = threading.Lock()
 _CONNECTIONS_PER_HOST = 64
 _HOSTS = 32
 _CONNECT_S, _READ_S = 5.0, 60.0
+_PACE = Pace()
 
 _SIGNATURE = re.compile(r"((?:^|[?&])sig=)[^&\s\"']+")
 
@@ -53,9 +54,9 @@ for _name in ("connection", "connectionpool", "poolmanager", "response", "util.r
 class ConnectionPool(urllib3.PoolManager):
     """Kept connections by host. `open` is the way of the data plane; all else is urllib3's."""
 
-    def __init__(self, context: ssl.SSLContext) -> None:
+    def __init__(self, context: ssl.SSLContext, *, pace: Pace = _PACE) -> None:
         super().__init__(num_pools=_HOSTS, maxsize=_CONNECTIONS_PER_HOST, ssl_context=context, retries=False)
-        self._context = context
+        self._context, self._pace = context, pace
         self._idle: dict[str, list[Connection]] = {}
         weakref.finalize(self, _close, self._idle)
 
@@ -93,7 +94,9 @@ class ConnectionPool(urllib3.PoolManager):
                 return connection
             connection.close()
         name, _, port = host.rpartition(":") if host.rpartition(":")[2].isdigit() else (host, "", "443")
-        return Connection(name.strip("[]"), int(port), self._context, connect_s=_CONNECT_S, read_s=_READ_S)
+        return Connection(
+            name.strip("[]"), int(port), self._context, connect_s=_CONNECT_S, read_s=_READ_S, pace=self._pace
+        )
 
     def _keep(self, idle: list[Connection], connection: Connection) -> None:
         if len(idle) < _CONNECTIONS_PER_HOST:

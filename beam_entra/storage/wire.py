@@ -10,8 +10,10 @@ from __future__ import annotations
 import re
 import socket
 import ssl
+import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from io import BufferedReader, RawIOBase
 
 from urllib3.exceptions import (
@@ -25,7 +27,7 @@ from urllib3.exceptions import (
 )
 from urllib3.util.wait import wait_for_read
 
-__all__ = ["Connection", "Response"]
+__all__ = ["Connection", "Pace", "Response", "TooSlow"]
 
 _BUFFER_BYTES = 32 * 1024  # two TLS records: a small answer is here at once
 _LINE_BYTES = 64 * 1024
@@ -42,18 +44,81 @@ _CONTROL_IN_LINE = "a line of the answer does not end as lines do, or holds a co
 _CONTROLS = bytes({*range(32), 127} - {ord("\t")})
 
 
-class _Received(RawIOBase):
-    """What comes in. While this is `quiet`, the reader that buffers it shows what it holds and asks for no more."""
+class TooSlow(HTTPError):
+    """Bytes came, and fewer than the pace."""
 
-    def __init__(self, source: socket.socket) -> None:
-        self._source = source
-        self.quiet = False
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pace:
+    """How slow an answer may come. A limit on each read alone would let a drip go on for ever.
+
+    Attributes:
+        least_bytes: So many have to come
+        within_s: in so many seconds of waiting for them; the first byte of an answer may take longer.
+    """
+
+    least_bytes: int = 64 << 10
+    within_s: float = 30.0
+
+    def __str__(self) -> str:
+        return f"{self.least_bytes / 1024:g} KiB in {self.within_s:g} s"
+
+
+class _Meter:
+    """Holds an answer to a pace. What the caller does between two waits takes none of the time."""
+
+    def __init__(self, pace: Pace) -> None:
+        self._pace = pace
+        self.begin()
+
+    def begin(self) -> None:
+        """Another answer."""
+        self._bytes, self._waited_s = 0, 0.0
+
+    def add(self, count: int, waited_s: float) -> None:
+        """So many bytes after such a wait."""
+        self._bytes += count
+        self._waited_s += waited_s
+        if self._bytes >= self._pace.least_bytes:
+            self.begin()
+
+    @property
+    def late(self) -> bool:
+        """Whether it was too slow."""
+        return self._waited_s >= self._pace.within_s
+
+    def check(self) -> None:
+        """Raise TooSlow if it was."""
+        if self.late:
+            raise TooSlow(f"less than {self._pace} came over the connection")
+
+
+class _Received(RawIOBase):
+    """What comes in.
+
+    Attributes:
+        quiet: The reader that buffers this shows what it holds and asks for no more.
+        first: The next byte is the first of an answer, and may take as long as the socket's timeout lets it.
+        spare: When it is too slow there is no error but nothing more, so that the reader gives what it has gathered.
+    """
+
+    def __init__(self, source: socket.socket, meter: _Meter) -> None:
+        self._source, self._meter = source, meter
+        self.quiet = self.first = self.spare = False
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: memoryview) -> int | None:  # type: ignore[override]  # it is one
-        return None if self.quiet else self._source.recv_into(buffer)
+        if self.quiet or (self.spare and self._meter.late):
+            return None
+        self._meter.check()
+        began = time.monotonic()
+        count = self._source.recv_into(buffer)
+        waited_s = 0.0 if self.first else time.monotonic() - began
+        self.first = False
+        self._meter.add(count, waited_s)
+        return count
 
 
 class Connection:
@@ -62,13 +127,23 @@ class Connection:
     Args:
         host, port: Where to; the certificate must be for the host.
         connect_s: Seconds for TCP and TLS together to be there, each.
-        read_s: Seconds without a byte after which a request has failed.
+        read_s: Seconds without a byte after which a request has failed; also, all the time that its body may take.
+        pace: Of the answer.
 
     Raises:
         HTTPError: It could not be opened.
     """
 
-    def __init__(self, host: str, port: int, context: ssl.SSLContext, *, connect_s: float, read_s: float) -> None:
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        context: ssl.SSLContext,
+        *,
+        connect_s: float,
+        read_s: float,
+        pace: Pace = Pace(),
+    ) -> None:
         self._host = f"[{host}]" if ":" in host else host
         self._host += f":{port}" if port != 443 else ""
         try:
@@ -90,7 +165,8 @@ class Connection:
             raw.close()
             raise ProtocolError("the connection ended within the TLS handshake", error) from None
         self._socket.settimeout(read_s)
-        self._received = _Received(self._socket)
+        self._meter = _Meter(pace)
+        self._received = _Received(self._socket, self._meter)
         self._reader: BufferedReader = BufferedReader(self._received, _BUFFER_BYTES)
 
     @property
@@ -106,6 +182,14 @@ class Connection:
     def dropped(self) -> bool:
         """Whether the other side has ended it, or said something that nobody asked for."""
         return self.holds or wait_for_read(self._socket, timeout=0)
+
+    def check_pace(self) -> None:
+        """See whether the answer has been fast enough.
+
+        Raises:
+            TooSlow: It was not.
+        """
+        self._meter.check()
 
     def close(self) -> None:
         """End it."""
@@ -139,8 +223,12 @@ class Connection:
                     self._socket.sendall(body)
                 else:
                     self._socket.sendall(head + body)
+            self._meter.begin()
+            self._received.first, self._received.spare = True, False
             status, answered = self._answer()
-            return Response(self, self._reader, status, answered, bodiless=method == "HEAD", done=done)
+            response = Response(self, self._reader, status, answered, bodiless=method == "HEAD", done=done)
+            self._received.spare = not response.chunked
+            return response
         except OSError as error:
             self.close()
             raise _translated(error) from None
@@ -191,6 +279,7 @@ class Response:
 
     Attributes:
         headers: By their names in lower case.
+        chunked: Whether its body comes in chunks.
     """
 
     def __init__(
@@ -207,7 +296,7 @@ class Response:
         self._connection: Connection | None = connection
         self._reader, self._done = reader, done
         self._keep = "close" not in headers.get("connection", "").lower()
-        self._chunked = False
+        self.chunked = False
         self._left = 0  # of the body, or of its chunk
         self._ends_with_connection = False
         length = headers.get("content-length")
@@ -218,7 +307,7 @@ class Response:
                 raise ProtocolError("the answer has a length, and chunks that have their own")
             if headers["transfer-encoding"].lower() != "chunked":
                 raise ProtocolError("the answer has a transfer encoding that was not asked for")
-            self._chunked = True
+            self.chunked = True
             self._next_chunk(first=True)
         elif length is None:
             self._ends_with_connection = True
@@ -243,7 +332,7 @@ class Response:
         if self._connection is None:
             return 0
         try:
-            return self._readinto(buffer)
+            return self._readinto(self._connection, buffer)
         except OSError as error:
             self.close()
             raise _translated(error) from None
@@ -277,18 +366,20 @@ class Response:
         if connection is not None:
             connection.close()
 
-    def _readinto(self, buffer: memoryview) -> int:
+    def _readinto(self, connection: Connection, buffer: memoryview) -> int:
         if self._ends_with_connection:
             count = self._reader.readinto(buffer)
             if not count:
+                connection.check_pace()
                 self.close()
             return count
         count = self._reader.readinto(buffer[: self._left])
         if not count and len(buffer):
+            connection.check_pace()
             raise IncompleteRead(0, self._left)
         self._left -= count
         if not self._left:
-            if self._chunked:
+            if self.chunked:
                 self._next_chunk(first=False)
             else:
                 self._end()

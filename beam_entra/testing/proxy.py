@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import http.client
+import json
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -22,6 +24,7 @@ from beam_entra.testing.watch import Fault, Faults, Gate, Journal
 __all__ = ["StorageFault", "StorageProxy"]
 
 _PIECE_BYTES = 256 << 10
+_DROP_S = 0.1
 _IDLE_S = 3.0  # Azurite hangs up after 5 s; a connection older than this is not used again
 _UPSTREAM_S = 120.0
 _HOP_BY_HOP = frozenset({"connection", "keep-alive", "expect", "transfer-encoding", "proxy-connection", "te"})
@@ -45,6 +48,7 @@ class _Action:
     after: Callable[[], None] | None = None
     lose_answer: bool = False
     keep_bytes: int | None = None
+    drip: Callable[[Iterator[bytes]], Iterator[bytes]] | None = None
 
 
 StorageFault = Fault[StorageRequest, _Action]
@@ -137,6 +141,30 @@ class StorageProxy:
         message = "This request is not authorized to perform this operation using this permission."
         return self.respond(403, "AuthorizationPermissionMismatch", message=message, where=where, times=times)
 
+    def challenge(
+        self,
+        claims: Mapping[str, object] | None = None,
+        *,
+        where: Where = lambda request: request.credential == "bearer",
+        times: int | None = None,
+        skip: int = 0,
+    ) -> StorageFault:
+        """Answer with a claims challenge, as a service that evaluates access continuously does; requests under a token.
+
+        Args:
+            claims: What the next token is to be asked for with; by default that it is issued from now on.
+        """
+        issued = {"essential": True, "value": str(int(utc_now().timestamp()))}
+        wanted = json.dumps(claims or {"access_token": {"nbf": issued}}).encode("utf-8")
+        header = (
+            'Bearer realm="", authorization_uri="https://login.microsoftonline.com/common/oauth2/authorize", '
+            f'error="insufficient_claims", claims="{base64.b64encode(wanted).decode("ascii")}"'
+        )
+        headers = {"WWW-Authenticate": header}
+        return self.respond(
+            401, "InvalidAuthenticationInfo", headers=headers, where=where, times=times, skip=skip
+        )
+
     def reset(self, *, where: Where = _anything, times: int | None = None, skip: int = 0) -> StorageFault:
         """Reset the connection before anything is forwarded."""
         return self._fault(_Action(name="reset", reset=True), where, times, skip)
@@ -146,10 +174,45 @@ class StorageProxy:
         return self._fault(_Action(name="lose_answer", lose_answer=True), where, times, skip)
 
     def truncate(
-        self, after_bytes: int, *, where: Where = _anything, times: int | None = None, skip: int = 0
+        self,
+        after_bytes: int,
+        *,
+        reset: bool = False,
+        where: Where = _anything,
+        times: int | None = None,
+        skip: int = 0,
     ) -> StorageFault:
-        """Pass the head and the first bytes of the answer's body, then hang up."""
-        return self._fault(_Action(name="truncate", keep_bytes=after_bytes), where, times, skip)
+        """Pass the head and the first bytes of the answer's body, then hang up.
+
+        Args:
+            reset: Hang up with a reset, which may overtake the last of the bytes.
+        """
+        return self._fault(_Action(name="truncate", keep_bytes=after_bytes, reset=reset), where, times, skip)
+
+    def drip(
+        self, bytes_per_s: float, *, where: Where = _anything, times: int | None = None, skip: int = 0
+    ) -> StorageFault:
+        """Pass the answer's body at this rate, ten times a second some; the rest at once when the fault is cleared."""
+        gate = Gate()
+        size = max(1, round(bytes_per_s * _DROP_S))
+
+        def drops(pieces: Iterator[bytes]) -> Iterator[bytes]:
+            for piece in pieces:
+                for begin in range(0, len(piece), size):
+                    gate.arrive(_DROP_S)
+                    yield piece[begin : begin + size]
+
+        return self._fault(_Action(name="drip", drip=drops), where, times, skip, gate)
+
+    def run(
+        self, does: Callable[[], object], *, where: Where = _anything, times: int | None = 1, skip: int = 0
+    ) -> StorageFault:
+        """Do something when a request arrives, by default one; then it goes on as usual: the weather changes there."""
+
+        def act() -> None:
+            does()
+
+        return self._fault(_Action(name="run", before=act), where, times, skip)
 
     def hold(
         self,
@@ -254,7 +317,7 @@ class _ProxyHandler(RequestHandler):
         request = StorageRequest(method=self.command, path=path, query=query, headers=headers)
         action = self._proxy.take_fault(request) or _Action(name="")
         running = _Running(request=request, began=time.monotonic(), fault=action.name)
-        if action.reset:
+        if action.reset and action.keep_bytes is None:
             self._record(running)
             raise DropConnection
         if action.before is not None:
@@ -286,7 +349,9 @@ class _ProxyHandler(RequestHandler):
         if action.lose_answer:
             self._record(running)
             raise DropConnection
-        self._return(running, response, action.keep_bytes)
+        self._return(running, response, action)
+        if action.reset:
+            raise DropConnection
         self._upstream.used = time.monotonic()
 
     def _forward(self, running: _Running) -> http.client.HTTPResponse:
@@ -315,7 +380,8 @@ class _ProxyHandler(RequestHandler):
             connection.send(b"0\r\n\r\n")
         return connection.getresponse()
 
-    def _return(self, running: _Running, response: http.client.HTTPResponse, keep_bytes: int | None) -> None:
+    def _return(self, running: _Running, response: http.client.HTTPResponse, action: _Action) -> None:
+        keep_bytes = action.keep_bytes
         chunked = response.chunked
         lines = [f"HTTP/1.1 {response.status} {response.reason}"]
         lines += [f"{name}: {value}" for name, value in response.headers.items() if name.lower() not in _HOP_BY_HOP]
@@ -323,10 +389,13 @@ class _ProxyHandler(RequestHandler):
             lines.append("Transfer-Encoding: chunked")
         waiting = ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
         bodyless = self.command == "HEAD" or response.status in _BODYLESS
-        for piece in _cut(_pieces(response), keep_bytes):  # none for HEAD, but reading frees the connection
+        if action.drip is not None:
+            self._record(running)  # the client may not live to see the end
+        pieces = _cut(_pieces(response), keep_bytes)  # none for HEAD, but reading frees the connection
+        for piece in pieces if action.drip is None else action.drip(pieces):
             running.received_bytes += len(piece)
             framed = _chunk(piece) if chunked else piece
-            if len(waiting) + len(framed) <= _PIECE_BYTES:
+            if action.drip is None and len(waiting) + len(framed) <= _PIECE_BYTES:
                 waiting += framed
             else:
                 self.wfile.write(waiting)
@@ -336,7 +405,8 @@ class _ProxyHandler(RequestHandler):
             self._upstream.close()
         elif chunked and not bodyless:
             waiting += b"0\r\n\r\n"
-        self._record(running)  # before the last write: who has the answer finds its record
+        if action.drip is None:
+            self._record(running)  # before the last write: who has the answer finds its record
         self.wfile.write(waiting)
 
     def _body(self) -> Iterator[bytes]:

@@ -67,6 +67,7 @@ def refusal_answer(
         headers={
             "Cache-Control": "no-store, no-cache",
             "Content-Type": "application/json; charset=utf-8",
+            "Pragma": "no-cache",
             "x-ms-request-id": trace_id,
             **(headers or {}),
         },

@@ -35,7 +35,11 @@ STORAGE = "https://storage.azure.com"
 GRAPH = "https://graph.microsoft.com"
 _BACKDATED = timedelta(minutes=5)  # as Entra does, for clients whose clock runs behind
 _ASSERTION_TYPE = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
-_JSON = {"Content-Type": "application/json; charset=utf-8", "Cache-Control": "no-store, no-cache"}
+_JSON = {
+    "Content-Type": "application/json; charset=utf-8",
+    "Cache-Control": "no-store, no-cache",
+    "Pragma": "no-cache",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

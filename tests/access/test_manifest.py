@@ -22,6 +22,7 @@ from beam_entra.access import (
     IdentitySettings,
     Lifetime,
     Permission,
+    Scoping,
 )
 from beam_entra.errors import ConfigError
 from beam_entra.paths import BlobPath
@@ -192,7 +193,16 @@ WRONG = {
     "a setting with an odd name": Wrong(
         "assertion_file", '"a b" = "c"\nassertion_file', "[identity] 'a b': is no name"
     ),
+    # scoping
+    "an unknown scoping": Wrong("[identity]", 'scoping = "key"\n[identity]', 'scoping: is not known. Write "sas", or'),
+    "a scoping in upper case": Wrong("[identity]", 'scoping = "Bearer"\n[identity]', "scoping: is not known. Write"),
+    "a scoping of another type": Wrong("[identity]", "scoping = true\n[identity]", "scoping: must be text"),
+    "no scoping": Wrong("[identity]", 'scoping = ""\n[identity]', "scoping: is not known. Write"),
+    "a scoping in the identity": Wrong(
+        "assertion_file", 'scoping = "bearer"\nassertion_file', "[identity] scoping: stands at the top of the manifest"
+    ),
     # lifetimes
+    "a rolling life in quotes": Wrong('"2h"', '"2h"\nrolling = "true"', "[lifetime] rolling: must be true or false"),
     "no lifetime of the job": Wrong('job = "2h"', "", '[lifetime] job: is missing. Add job = "2h"'),
     "a job that is too short": Wrong('"2h"', '"59s"', "[lifetime] job: is out of range. Choose 1m to 7d"),
     "a job that is too long": Wrong('"2h"', '"8d"', "[lifetime] job: is out of range"),
@@ -360,6 +370,24 @@ def test_all_problems_of_a_file_are_told_at_once() -> None:
     ]
 
 
+def test_scoping_is_by_sas_unless_it_is_said_otherwise() -> None:
+    """What is wider has to be asked for by name, and what only a SAS can keep is not promised with it."""
+    bearer = "[identity]", 'scoping = "bearer"\n[identity]'
+    assert manifest().scoping is Scoping.SAS
+    assert manifest(("[identity]", 'scoping = "sas"\n[identity]')).scoping is Scoping.SAS
+    assert manifest(bearer).scoping is Scoping.BEARER
+    create_only = AUDIT, ACCOUNT + "create_only = true"
+    assert manifest(create_only)
+    (line,) = refused(bearer, create_only)
+    assert line.startswith(f"{FILE}: [accounts.contosolake] create_only: is a promise that only a SAS can keep. With")
+
+
+def test_a_life_is_fixed_unless_it_is_said_to_be_rolling() -> None:
+    """A streaming job says so."""
+    assert not manifest().lifetime.rolling
+    assert manifest(('"2h"', '"2h"\nrolling = true')).lifetime.rolling
+
+
 def test_a_manifest_that_grants_nothing_is_refused() -> None:
     """Empty lists, and no lists at all."""
     grants = MANIFEST[MANIFEST.index("read  =") : MANIFEST.index("[audit]")]
@@ -491,6 +519,7 @@ def test_a_manifest_travels_as_json_and_as_a_pickle() -> None:
         + '[accounts.contosolake]\nendpoint = "https://127.0.0.1:1/contosolake"\nemulator = true\nca_file = "c"',
         file=FILE,
     )
+    made = replace(made, scoping=Scoping.BEARER, lifetime=replace(made.lifetime, rolling=True))
     assert AccessManifest.from_dict(json.loads(json.dumps(made.to_dict()))) == made
     assert pickle.loads(pickle.dumps(made)) == made  # noqa: S301  # our own bytes
     assert pickle.loads(pickle.dumps(made.identity)) == made.identity  # noqa: S301  # our own bytes

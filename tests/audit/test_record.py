@@ -22,6 +22,7 @@ from beam_entra.audit.record import (
     BundleOpened,
     Denied,
     Previous,
+    Probed,
     Read,
     Record,
     Sealed,
@@ -256,6 +257,52 @@ def test_a_line_from_before_a_token_had_a_source(trails: ModuleType) -> None:
     assert parse_line(line) == TokenAcquired(**LINK, **facts, source=None)
     with pytest.raises(ValueError, match="canonical"):
         parse_line(line[:-1] + b',"source":null}')
+
+
+PRESENTED: dict[str, dict[str, str | None]] = {
+    "nothing": {"sas": None},
+    "both": {"token": "t1"},
+}
+
+
+@pytest.mark.parametrize("name", PRESENTED)
+@pytest.mark.parametrize("model", [Read, records.Copied, records.CommitIntended, records.Deleted])
+def test_an_access_presents_one_thing(trails: ModuleType, model: type[Record], name: str) -> None:
+    """A SAS or a token, never both and never neither."""
+    with pytest.raises(ValidationError, match="presents a SAS or a token"):
+        model(**(LINK | trails.valid_facts()[model] | PRESENTED[name]))
+
+
+def test_what_was_not_presented_is_not_written(trails: ModuleType) -> None:
+    """The line of an access names a SAS or a token, in one place; so older lines verify as they are."""
+    facts = trails.valid_facts()[Read]
+    with_sas = Read(**LINK, **facts).line()
+    with_token = Read(**LINK, **(facts | {"sas": None, "token": "s1"})).line()
+    assert with_token == with_sas.replace(b'"sas":"s1"', b'"token":"s1"')
+    assert b"token" not in with_sas
+    assert parse_line(with_token).line() == with_token
+    with pytest.raises(ValueError, match="canonical"):
+        parse_line(with_token.replace(b'"token"', b'"sas":null,"token"'))
+
+
+@pytest.mark.parametrize("both", [True, False])
+def test_a_probe_presents_one_thing_or_nothing(trails: ModuleType, both: bool) -> None:
+    """Not a SAS and a token; and what is not there is not written."""
+    facts = trails.valid_facts()[Probed] | LINK
+    if both:
+        with pytest.raises(ValidationError, match="a SAS, or a token, or nothing"):
+            Probed(**(facts | {"token": "t1"}))
+    else:
+        line = Probed(**(facts | {"sas": None})).line()
+        assert b'"sas"' not in line
+        assert parse_line(line) == Probed(**(facts | {"sas": None}))
+
+
+@pytest.mark.parametrize("changed", [{"source_sas": None}, {"source_token": "t1"}, {"sas": None, "token": "t1"}])
+def test_a_copy_presents_two_of_a_kind(trails: ModuleType, changed: dict[str, str | None]) -> None:
+    """Two SAS or two tokens: a job has one scoping."""
+    with pytest.raises(ValidationError, match="two SAS or two tokens"):
+        records.Copied(**(LINK | trails.valid_facts()[records.Copied] | changed))
 
 
 def test_digest_is_of_the_line() -> None:

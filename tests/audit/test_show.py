@@ -75,6 +75,17 @@ def test_blob(trails: ModuleType) -> None:
     assert "2.jsonl" not in text
 
 
+def test_a_job_that_presents_its_token(trails: ModuleType) -> None:
+    """The header says that its scoping is wider and its life a rolling one; a blob's story has no key and no SAS."""
+    text = _shown(trails.bearer_sample())
+    assert "deadline   rolling, 1:00:00 after the last fresh token of each process" in text
+    assert "scoping    bearer: " in text
+    assert "scoping" not in _shown(trails.sample()[0])
+    story = _shown(trails.bearer_sample(), trails.LAKE + "clean/2.jsonl")
+    chain = [line.split()[4] for line in story.splitlines() if "└" in line]
+    assert chain == ["token_acquired", "staged", "copied", "commit_intended", "committed"]
+
+
 def test_blob_by_pattern(trails: ModuleType) -> None:
     """A glob asks for many blobs; token and key are said once."""
     text = _shown(trails.sample()[0], trails.LAKE + "clean/*.jsonl")
@@ -141,10 +152,10 @@ def test_nothing_for_the_terminal_to_act_on(trails: ModuleType) -> None:
 
 def test_describes_every_kind(trails: ModuleType) -> None:
     """Each kind of record has its words, and long ids are shortened."""
-    store, _ = trails.sample()
-    story = Story.read(store)
-    assert story.seal is not None
-    seen: list[Any] = [story.seal, *(record for records in story.segments.values() for record in records)]
+    stories = [Story.read(store) for store in (trails.sample()[0], trails.bearer_sample())]
+    assert stories[0].seal is not None
+    records = [record for story in stories for segment in story.segments.values() for record in segment]
+    seen: list[Any] = [stories[0].seal, *records]
     assert {type(record) for record in seen} == set(get_args(AnyRecord))
     assert all(any(describe(record)) for record in seen)
     read = next(record for record in seen if isinstance(record, Read))

@@ -39,6 +39,14 @@ def _drop(kind: str) -> Change:
     return change
 
 
+def _drop_field(kind: str, field: str) -> Change:
+    def change(trails: Any, records: Any) -> None:
+        found, at = trails.find(records, kind)
+        del found[at][field]
+
+    return change
+
+
 def _repeat(kind: str) -> Change:
     def change(trails: Any, records: Any) -> None:
         found, at = trails.find(records, kind)
@@ -57,6 +65,18 @@ def _name(trails: Any, process: int, number: int) -> str:
 
 def _in_second_process(**changed: Any) -> Change:
     return lambda trails, records: records[_name(trails, 1, 0)][0].update(changed)
+
+
+def _in_second_process_after(field: str, **added: Any) -> Change:
+    """Add to the opening of the second process's segment, in the place where the field is written."""
+
+    def change(trails: Any, records: Any) -> None:
+        opened = records[_name(trails, 1, 0)]
+        at = list(opened[0]).index(field) + 1
+        facts = list(opened[0].items())
+        opened[0] = dict([*facts[:at], *added.items(), *facts[at:]])
+
+    return change
 
 
 def _drop_segment(process: int, number: int) -> Change:
@@ -133,6 +153,12 @@ def _sas_of(kind: str, **changed: Any) -> Change:
     return change
 
 
+def _probe_with_a_token(trails: Any, records: Any) -> None:
+    found, at = trails.find(records, "probed")
+    token = next(r["token"] for of_one in records.values() for r in of_one if r["kind"] == "token_acquired")
+    found[at] = {("token" if name == "sas" else name): value for name, value in found[at].items()} | {"token": token}
+
+
 def _second_key_of_another_token(trails: Any, records: Any) -> None:
     found, at = trails.find(records, "token_acquired")
     found.insert(at + 1, found[at] | {"token": "other"})
@@ -158,6 +184,8 @@ SEMANTIC: dict[str, tuple[int, Change]] = {
     "a segment of another tenant": (5, _in_second_process(tenant="fabrikam.example")),
     "a segment of another client": (5, _in_second_process(client="somebody")),
     "a segment of another credential": (5, _in_second_process(credential="secret")),
+    "a segment of another scoping": (5, _in_second_process_after("credential", scoping="sas")),
+    "a segment of a rolling life": (5, _in_second_process_after("deadline", rolling_s=60)),
     "a segment with another deadline": (5, _in_second_process(deadline=LATE)),
     "a segment under another manifest": (5, _in_second_process(manifest_digest="cd" * 32)),
     "a seal inside a segment": (5, _seal_inside),
@@ -224,6 +252,10 @@ SEMANTIC: dict[str, tuple[int, Change]] = {
         _edit("listed", path="abfss://raw@contosolake.dfs.core.windows.net/orders-secret/"),
     ),
     "a read for another bundle": (12, _edit("read", bundle=None)),
+    "a probe without its SAS": (12, _edit("probed", sas="s99")),
+    "a probe that says another permission": (12, _edit("probed", permission="append")),
+    "a probe of another blob": (12, _edit("probed", path="abfss://raw@contosolake.dfs.core.windows.net/hr/x")),
+    "a probe with a token, of a job scoped by SAS": (12, _probe_with_a_token),
     "a read after the SAS's end": (12, _sas_of("read", expires="2030-01-31T09:30:00.500000Z")),
     "a commit without an intent": (13, _drop("commit_intended")),
     "a commit found without an intent": (13, _both(_drop("commit_intended"), _edit("committed", confirmed=True))),
@@ -253,6 +285,95 @@ def test_rule(trails: ModuleType, name: str) -> None:
         change = _both(change, _later("read", "2030-01-31T09:33:00.000000Z"))
     with pytest.raises(TrailBroken, match=rf"^\S+ line \d+: rule {rule}: "):
         verify(trails.MemoryTrail(trails.rewritten(files, lambda records: change(trails, records))))
+
+
+def _every(kind: str, /, **changed: Any) -> Change:
+    """Change fields of all records of a kind."""
+    return lambda trails, records: [r.update(changed) for found in records.values() for r in found if r["kind"] == kind]
+
+
+def _presenting(kind: str, credential: str, /, *, as_: str) -> Change:
+    """Let the first record of a kind present something else, as a SAS or as a token."""
+
+    def change(trails: Any, records: Any) -> None:
+        found, at = trails.find(records, kind)
+        old = "sas" if "sas" in found[at] else "token"
+        found[at] = {(as_ if k == old else k): (credential if k == old else v) for k, v in found[at].items()}
+
+    return change
+
+
+def _key_after_token(trails: Any, records: Any) -> None:
+    found, at = trails.find(records, "token_acquired")
+    envelope = {key: found[at][key] for key in ("seq", "prev", "time")}
+    key = {"key": "k1", "account": "contosolake", "token": "t1", "expires": found[at]["expires"]}
+    found.insert(at + 1, envelope | {"kind": "key_acquired", "bundle": None} | trails.request(1) | key)
+
+
+def _extension_of_second(**changed: Any) -> Change:
+    """Change the second extension of the deadline."""
+
+    def change(trails: Any, records: Any) -> None:
+        (found,) = records.values()
+        [r for r in found if r["kind"] == "deadline_extended"][1].update(changed)
+
+    return change
+
+
+def _token(identifier: str, /, **changed: Any) -> Change:
+    def change(trails: Any, records: Any) -> None:
+        (found,) = records.values()
+        next(r for r in found if r["kind"] == "token_acquired" and r["token"] == identifier).update(changed)
+
+    return change
+
+
+BEARER: dict[str, tuple[int, Change]] = {
+    "an access with a token, of a job scoped by SAS": (12, _edit("segment_opened", scoping="sas")),
+    "an access with a token, of a job from before it could be scoped": (12, _drop_field("segment_opened", "scoping")),
+    "a token that was not acquired": (12, _edit("read", token="t99")),
+    "a listing with a token that was not acquired": (12, _edit("listed", token="t99")),
+    "a block with a token that was not acquired": (12, _edit("staged", token="t99")),
+    "a copy with a token that was not acquired": (12, _edit("copied", token="t99")),
+    "a copy from a blob with a token that was not acquired": (12, _edit("copied", source_token="t99")),
+    "an intent with a token that was not acquired": (12, _edit("commit_intended", token="t99")),
+    "a commit with a token that was not acquired": (12, _edit("committed", token="t99")),
+    "an intended deletion with a token that was not acquired": (12, _edit("delete_intended", token="t99")),
+    "a deletion with a token that was not acquired": (12, _edit("deleted", token="t99")),
+    "a token that came later": (12, _edit("read", token="t2")),
+    "a token for another service": (12, _edit("read", token="g1")),
+    "a token that had expired": (12, _both(_token("t1", expires=EARLY), _edit("listed", token="t1"))),
+    "an access of no bundle": (12, _edit("read", bundle=None)),
+    "a SAS in a job scoped by bearer": (12, _presenting("read", "s1", as_="sas")),
+    "a key in a job scoped by bearer": (10, _key_after_token),
+    "an access after the deadline": (
+        12,
+        _both(_every("deadline_extended", deadline="2030-01-31T09:40:00.000000Z"), _edit("segment_opened")),
+    ),
+    "a deadline that is extended where it is fixed": (17, _drop_field("segment_opened", "rolling_s")),
+    "a deadline that is extended by too much": (17, _edit("deadline_extended", deadline="2030-01-31T10:33:00.000000Z")),
+    "a deadline that is extended by a token that was not acquired": (17, _edit("deadline_extended", token="t99")),
+    "a deadline that is extended by a token for another service": (17, _extension_of_second(token="g1")),
+    "a deadline that is extended by the same token": (17, _extension_of_second(token="t1")),
+    "a deadline that is extended by a token from a cache": (17, _token("t2", expires="2030-01-31T10:20:00.000000Z")),
+    "a commit without an intent": (13, _drop("commit_intended")),
+}
+
+
+@pytest.mark.parametrize("name", BEARER)
+def test_rule_of_a_job_that_presents_its_token(trails: ModuleType, name: str) -> None:
+    """Scoped by bearer, with a rolling life: chained and sealed again, and found."""
+    rule, change = BEARER[name]
+    files = trails.bearer_sample().files
+    with pytest.raises(TrailBroken, match=rf"^\S+ line \d+: rule {rule}: "):
+        verify(trails.MemoryTrail(trails.rewritten(files, lambda records: change(trails, records))))
+
+
+def test_a_job_that_presents_its_token_verifies(trails: ModuleType) -> None:
+    """Each access with a live token of its process; the deadline moves on with each fresh one, past the first."""
+    summary = verify(trails.bearer_sample())
+    assert (summary.scoping, summary.counts["deadline_extended"]) == ("bearer", 2)
+    assert verify(trails.sample()[0]).scoping == "sas", "a trail from before it could be chosen"
 
 
 def _later(kind: str, time: str) -> Change:
@@ -368,8 +489,8 @@ def test_tables_break_every_rule() -> None:
     import beam_entra.audit.verify as module  # noqa: PLC0415  for its docstring only
 
     documented = set(map(int, re.findall(r"^ +(\d+)  \S", module.__doc__ or "", re.MULTILINE)))
-    assert documented == set(range(1, 17))
-    assert {rule for rule, _ in (*SEMANTIC.values(), *BYTES.values())} == documented - {16}
+    assert documented == set(range(1, 18))
+    assert {rule for rule, _ in (*SEMANTIC.values(), *BYTES.values(), *BEARER.values())} == documented - {16}
 
 
 def test_seal_digest(trails: ModuleType) -> None:

@@ -21,11 +21,13 @@ from beam_entra.audit.record import (
     CommitIntended,
     Committed,
     Copied,
+    DeadlineExtended,
     Deleted,
     DeleteIntended,
     Denied,
     KeyAcquired,
     Listed,
+    Probed,
     Read,
     SasIssued,
     Staged,
@@ -125,6 +127,7 @@ def valid_facts() -> dict[type[Any], dict[str, Any]]:
     copied = {"source_sas": "s1", "source": blob, "source_etag": '"0x8D"', "start": 0, "end": 10}
     return {
         TokenAcquired: {"token": "t1", **token, "expires": DEADLINE, "attempts": 1, "source": "federated_file"},
+        DeadlineExtended: {"token": "t1", "deadline": DEADLINE},
         KeyAcquired: {"key": "k1", "account": "contosolake", "token": "t1", "expires": DEADLINE, **request(1)},
         BundleOpened: {"step": "Read/ParDo(Split)", "token": "t1"},
         SasIssued: {**sas, "path": blob, "permission": "read"},
@@ -136,6 +139,14 @@ def valid_facts() -> dict[type[Any], dict[str, Any]]:
         Committed: {"sas": "s2", **commit, "etag": '"0x8E"', "confirmed": False, **request(5)},
         DeleteIntended: {"sas": "s3", "path": out, "etag": '"0x8E"'},
         Deleted: {"sas": "s3", "path": out, "etag": '"0x8E"', "missing": False, **request(7)},
+        Probed: {
+            "sas": "s2",
+            "path": out,
+            "permission": "write",
+            "asked": "write",
+            "answer": "412 ConditionNotMet",
+            **request(8),
+        },
         Denied: {
             "path": LAKE + "hr/x",
             "permission": "read",
@@ -151,10 +162,13 @@ def valid_facts() -> dict[type[Any], dict[str, Any]]:
 class Worker:
     """Plays one worker process on a real writer."""
 
-    def __init__(self, rng: random.Random, store: MemoryTrail, process: str, clock: Clock, *, max_bytes: int) -> None:
-        self.rng, self.process = rng, process
-        self.writer = SegmentWriter(store, facts(pid=rng.randint(1, 9)), clock, process=process, max_bytes=max_bytes)
-        self.number = 0
+    def __init__(
+        self, rng: random.Random, store: MemoryTrail, process: str, clock: Clock, *, max_bytes: int, **job: Any
+    ) -> None:
+        self.rng, self.process, self.job = rng, process, job
+        opened = facts(pid=rng.randint(1, 9), **job)
+        self.writer = SegmentWriter(store, opened, clock, process=process, max_bytes=max_bytes)
+        self.number = self.ends_s = 0
 
     def id(self, letter: str) -> str:
         self.number += 1
@@ -165,9 +179,19 @@ class Worker:
 
     def key(self) -> tuple[str, str]:
         token, key = self.id("t"), self.id("k")
-        self.add(TokenAcquired, token=token)
-        self.add(KeyAcquired, key=key, token=token, **request(self.number))
+        self.ends_s += 1
+        self.add(TokenAcquired, token=token, expires=DEADLINE + timedelta(seconds=self.ends_s))
+        if self.job.get("rolling_s"):
+            self.add(DeadlineExtended, token=token)
+        if self.job.get("scoping") != "bearer":
+            self.add(KeyAcquired, key=key, token=token, **request(self.number))
         return key, token
+
+    def present(self, bundle: str | None, key: tuple[str, str], path: str, permission: str) -> dict[str, str | None]:
+        """What an access presents, by the name of its field: a SAS of its own, or the job's token."""
+        if self.job.get("scoping") == "bearer":
+            return {"sas": None, "token": key[1]}
+        return {"sas": self.sas(bundle, key, path, permission)}
 
     def sas(self, bundle: str | None, key: tuple[str, str], path: str, permission: str) -> str:
         sas = self.id("s")
@@ -178,21 +202,23 @@ class Worker:
 
     def read(self, bundle: str | None, key: tuple[str, str]) -> None:
         if self.rng.random() < 0.5:
-            listing = self.sas(bundle, key, LAKE + "orders/", "list")
-            self.add(Listed, bundle, sas=listing, blobs=self.rng.randint(0, 9), **request(self.number))
+            listing = self.present(bundle, key, LAKE + "orders/", "list")
+            self.add(Listed, bundle, **listing, blobs=self.rng.randint(0, 9), **request(self.number))
         path = f"{LAKE}orders/{self.rng.randint(0, 3)}.jsonl"
-        sas = self.sas(bundle, key, path, "read")
+        shown = self.present(bundle, key, path, "read")
         for part in range(self.rng.randint(1, 3)):
             self.add(
-                Read, bundle, sas=sas, path=path, start=part * 10, end=part * 10 + 10, **request(self.number + part)
+                Read, bundle, **shown, path=path, start=part * 10, end=part * 10 + 10, **request(self.number + part)
             )
 
     def write(self, bundle: str | None, key: tuple[str, str]) -> None:
         commit = self.id("c")
         path, size = f"{LAKE}clean/{commit}.jsonl", self.rng.randint(0, 99)
-        sas = self.sas(bundle, key, path, "write")
-        self.add(Staged, bundle, sas=sas, path=path, size=size, **request(self.number))
-        about = {"sas": sas, "path": path, "commit": commit, "size": size, "rows": self.rng.choice([None, size])}
+        shown = self.present(bundle, key, path, "write")
+        if self.rng.random() < 0.3:
+            self.add(Probed, bundle, **self.rng.choice([{"sas": None}, shown]), path=path, **request(self.number))
+        self.add(Staged, bundle, **shown, path=path, size=size, **request(self.number))
+        about = {**shown, "path": path, "commit": commit, "size": size, "rows": self.rng.choice([None, size])}
         self.add(CommitIntended, bundle, **about)
         if self.rng.random() < 0.8:
             self.add(Committed, bundle, **about, confirmed=self.rng.random() < 0.2, **request(self.number))
@@ -201,9 +227,11 @@ class Worker:
         """Copy a blob and delete it, as a rename does."""
         name = self.id("m")
         source, target = f"{LAKE}from/{name}", f"{LAKE}to/{name}"
-        reading, writing = self.sas(bundle, key, source, "read"), self.sas(bundle, key, target, "write")
-        self.add(Copied, bundle, sas=writing, path=target, source_sas=reading, source=source, **request(self.number))
-        about = {"sas": self.sas(bundle, key, source, "delete"), "path": source}
+        reading = self.present(bundle, key, source, "read")
+        shown = {f"source_{what}": identifier for what, identifier in reading.items()}
+        shown |= self.present(bundle, key, target, "write")
+        self.add(Copied, bundle, **shown, path=target, source=source, **request(self.number))
+        about = {**self.present(bundle, key, source, "delete"), "path": source}
         self.add(DeleteIntended, bundle, **about)
         if self.rng.random() < 0.8:
             self.add(Deleted, bundle, **about, **request(self.number))
@@ -220,10 +248,12 @@ class Worker:
 
 
 def random_trail(rng: random.Random, *, processes: int | None = None) -> tuple[MemoryTrail, Seal]:
-    """A valid sealed trail of one to three processes: rolled ones, empty ones, unclosed bundles."""
+    """A valid sealed trail of one to three processes, of any kind of job: rolled ones, empty ones, unclosed bundles."""
     store, clock = MemoryTrail(), Clock()
+    kinds = {}, {"scoping": "sas"}, {"scoping": "bearer"}, {"scoping": "bearer", "rolling_s": 7200}
+    job: dict[str, Any] = rng.choice(kinds)
     for process in PROCESSES[: processes or rng.randint(1, 3)]:
-        worker = Worker(rng, store, process, clock, max_bytes=rng.choice([1500, 4000, 1_000_000]))
+        worker = Worker(rng, store, process, clock, max_bytes=rng.choice([1500, 4000, 1_000_000]), **job)
         with contextlib.closing(worker.writer):  # hypothesis may stop in the middle
             key = worker.key()
             for _ in range(rng.randint(0, 3)):
@@ -245,6 +275,34 @@ def refused() -> MemoryTrail:
     return store
 
 
+def bearer_sample() -> MemoryTrail:
+    """The same sealed trail each time, of a job whose scoping is bearer and whose life is a rolling one of an hour."""
+    store, clock, rng = MemoryTrail(), Clock(), random.Random(0)  # noqa: S311  no secret is made from it
+    life = timedelta(hours=1)
+    worker = Worker(rng, store, PROCESSES[0], clock, max_bytes=100_000, scoping="bearer", rolling_s=3600)
+    for number in (1, 2):
+        bundle, token = str(uuid.UUID(int=number, version=4)), f"t{number}"
+        worker.add(TokenAcquired, token=token, expires=clock.now + timedelta(minutes=50))
+        worker.add(DeadlineExtended, token=token, deadline=clock.now + life)
+        worker.add(TokenAcquired, token=f"g{number}", audience="https://graph.microsoft.com")
+        worker.add(BundleOpened, bundle, token=token)
+        source, target = f"{LAKE}orders/{number}.jsonl", f"{LAKE}clean/{number}.jsonl"
+        shown = {"sas": None, "token": token}
+        worker.add(Listed, bundle, **shown)
+        worker.add(Read, bundle, **shown, path=source)
+        worker.add(Staged, bundle, **shown, path=target)
+        worker.add(Copied, bundle, **shown, path=target, source_sas=None, source_token=token, source=source)
+        worker.add(CommitIntended, bundle, **shown, path=target)
+        worker.add(Committed, bundle, **shown, path=target)
+        worker.add(DeleteIntended, bundle, **shown, path=source)
+        worker.add(Deleted, bundle, **shown, path=source)
+        worker.add(BundleClosed, bundle)
+        clock.now += timedelta(minutes=40)
+    worker.writer.close()
+    seal(store, store, job=JOB, outcome="ok", error=None, clock=clock)
+    return store
+
+
 def sample() -> tuple[MemoryTrail, Seal]:
     """The same trail each time: 1 rolls, reads, lists, writes; process 2 moves a blob and leaves a bundle open."""
     store, clock, rng = MemoryTrail(), Clock(), random.Random(0)  # noqa: S311  no secret is made from it
@@ -261,6 +319,7 @@ def sample() -> tuple[MemoryTrail, Seal]:
         first.add(Staged, bundle, **about)
         first.add(CommitIntended, bundle, **about, commit=f"c{number}")
         first.add(Committed, bundle, **about, commit=f"c{number}")
+        first.add(Probed, bundle, **about)
         first.add(BundleClosed, bundle)
     first.add(Denied, None)
     first.writer.close()

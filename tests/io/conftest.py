@@ -69,6 +69,8 @@ class Lake:
         sas: str = "5m",
         audit: str = "",
         client: str = "",
+        scoping: str = "sas",
+        rolling: bool = False,
     ) -> str:
         """An access manifest: by default over `raw/in/` and `curated/out/`."""
         grants = {
@@ -81,6 +83,7 @@ class Lake:
             [
                 'pipeline = "orders"',
                 'environment = "test"',
+                f'scoping = "{scoping}"',
                 "[identity]",
                 f'tenant = "{self.cloud.tenant_id}"',
                 f'client = "{client or self.cloud.client_id}"',
@@ -89,6 +92,7 @@ class Lake:
                 "[lifetime]",
                 f'job = "{job}"',
                 f'token = "{sas}"',
+                f"rolling = {str(rolling).lower()}",
                 "[grants]",
                 *(f"{kind} = {json.dumps(paths)}" for kind, paths in grants.items() if paths),
                 "[audit]",

@@ -286,6 +286,31 @@ def upload(files: Files, name: str, data: bytes) -> str:
 LARGE = bytes(range(256)) * 40_000  # three blocks
 
 
+def test_files_of_a_job_whose_token_opens_the_blobs(make_files: Callable[..., Files]) -> None:
+    """Scoped by bearer, it writes, reads, copies, renames, lists and deletes, and what is not granted sends nothing."""
+    files = make_files(scoping="bearer")
+    files.lake.cloud.proxy.without_role()
+    system, one, two, three = files.system, *(files.path(name) for name in ("one", "two", "deep/three"))
+    with system.create(one) as stream:
+        stream.write(b"content")
+    system.copy([one], [two])
+    system.rename([two], [three])
+    with system.open(three) as stream:
+        assert stream.read() == b"content"
+    found = [each.path for each in system.match([files.path("**")])[0].metadata_list]
+    assert sorted(found) == [three, one]
+    system.delete([one, three])
+    files.lake.curated.upload("a.txt", b"not for this job")
+    before = len(files.lake.cloud.proxy.requests)
+    with pytest.raises(BeamIOError) as caught:
+        system.delete([files.lake.curated.url("a.txt")])
+    assert isinstance(caught.value.__cause__, NotGranted)
+    requests = [exchange.request for exchange in files.lake.cloud.proxy.requests]
+    assert {request.container for request in requests[before:]} <= {files.lake.audit.name}
+    assert {request.credential for request in requests} == {"bearer"}
+    assert len({record["token"] for record in files.records("read", "staged", "committed", "deleted")}) == 1
+
+
 def test_storage_itself_copies(files: Files) -> None:
     """The bytes do not come here: Storage reads the source with a SAS of its own, the version pinned."""
     source = upload(files, "a.bin", LARGE)

@@ -118,13 +118,20 @@ FAILURES: dict[str, Fault | None] = {
 }
 
 
-@pytest.mark.parametrize("fault", FAILURES.values(), ids=FAILURES)
+RUNS = [pytest.param("sas", fault, id=name) for name, fault in FAILURES.items()] + [
+    pytest.param("bearer", fault, id=f"scoped by bearer, {name}")
+    for name, fault in FAILURES.items()
+    if name != "the delegation key is refused"
+]
+
+
+@pytest.mark.parametrize(("scoping", "fault"), RUNS)
 def test_nothing_that_was_issued_is_found_anywhere(
-    lake: Any, fault: Fault | None, capfd: pytest.CaptureFixture[str]
+    lake: Any, scoping: str, fault: Fault | None, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """Proto, options, display data, pickles, logs at DEBUG, streams, trail, report and errors of a whole run."""
     lake.raw.upload("in/a.jsonl", b'{"id":1}\n{oops\n{"id":2}\n')
-    pipeline = lake.pipeline(manifest=lake.manifest(token=[GRAPH]))
+    pipeline = lake.pipeline(manifest=lake.manifest(token=[GRAPH], scoping=scoping))
     session = Watched(pipeline.scope)
     adopt_session(session)
     if fault is not None:
@@ -157,12 +164,13 @@ def test_nothing_that_was_issued_is_found_anywhere(
         for where, text in shown.items():
             assert key not in (text if isinstance(text, str) else text.decode("latin-1")), where
     if fault is None:
-        assert session.got
+        assert bool(session.got) is (scoping == "sas")
         assert not errors
         careless = [line for line in logged if line.startswith("careless")]
         assert careless, "the run logs at DEBUG"
         assert any(line.startswith("urllib3") for line in logged), "and so do the libraries below"
-        assert lake.cloud.find_leaks("&".join(e.request.query for e in lake.cloud.proxy.requests)) == ["SAS signature"]
+        signatures = lake.cloud.find_leaks("&".join(e.request.query for e in lake.cloud.proxy.requests))
+        assert signatures == (["SAS signature"] if scoping == "sas" else [])
         assert lake.cloud.find_leaks(lake.cloud.tenant.issued[0].token.reveal()) == ["access token"]
 
 

@@ -270,6 +270,16 @@ def test_a_job_without_a_sound_identity_runs_nothing(lake: Any) -> None:
     assert touched(lake) == 0
 
 
+def test_a_job_whose_rolling_life_tokens_outlive_runs_nothing(lake: Any) -> None:
+    """It would end between two tokens, though its identity is alive; the launch says what to change."""
+    lake.upload_json("in/a.jsonl", [{"id": 1}])
+    pipeline = lake.pipeline(manifest=lake.manifest(job="30m", rolling=True))
+    with pytest.raises(ConfigError, match="a rolling life of 0:30:00 is shorter than that of"), pipeline as p:
+        copy_orders(lake, p)
+    assert pipeline.result is None, "no runner was asked to run anything"
+    assert touched(lake) == 0
+
+
 def test_a_job_whose_audit_has_no_container_runs_nothing(lake: Any) -> None:
     """Audited or it did not happen: without a place for the trail there is no access."""
     lake.upload_json("in/a.jsonl", [{"id": 1}])

@@ -42,6 +42,27 @@ def test_the_outcome_is_the_one_computed_without_beam(shop: Shop, runner: str) -
     assert shop.cloud.find_leaks(done.said + json.dumps(report)) == []
 
 
+def test_under_bearer_the_outcome_is_the_same(shop: Shop) -> None:
+    """An identity that may not get a delegation key: no request for one, no SAS; it is said, recorded and verified."""
+    source = shop.upload_sample(500)
+    shop.cloud.proxy.without_role()
+    manifest = shop.manifest(('environment = "prod"', 'environment = "prod"\nscoping = "bearer"'))
+    done = shop.run(manifest=manifest)
+    assert done.status == 0, done.said
+    assert differences(compute(source, url=shop.raw.url()).outcome, outcome(shop)) == []
+    requests = [each.request for each in shop.cloud.proxy.requests]
+    assert {request.credential for request in requests} == {"bearer"}
+    assert "GetUserDelegationKey" not in {request.operation for request in requests}
+    assert done.err.count('scoping = "bearer"') == 1, "warned once, at launch"
+    assert '    caution   scoping = "bearer": requests for data carry the access token itself' in done.out
+    report = shop.report()
+    assert report["caution"].startswith('scoping = "bearer"')
+    summary = verify(shop.trail(), seal_digest=report["seal_digest"])
+    assert summary.scoping == "bearer"
+    assert {"key_acquired", "sas_issued"} & summary.counts.keys() == set()
+    assert shop.cloud.find_leaks(done.said + json.dumps(report)) == []
+
+
 def test_nothing_but_the_summary_is_printed(shop: Shop) -> None:
     """A person at a shell sees how the job went, and no warning of a library."""
     shop.upload_sample(100)

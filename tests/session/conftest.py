@@ -54,23 +54,29 @@ class Job:
         client: str = "",
         audiences: tuple[str, ...] = (),
         lasts: timedelta | None = None,
+        scoping: str = "sas",
+        rolling: str = "",
+        delete: tuple[str, ...] = (),
     ) -> None:
         self.cloud = cloud
         self.raw, self.curated, self.audit = make("raw"), make("curated"), make("audit")
         self.text = f"""
             pipeline = "orders"
             environment = "test"
+            scoping = "{scoping}"
             [identity]
             tenant = "{cloud.tenant_id}"
             client = "{client or cloud.client_id}"
             credential = "federated_file"
             assertion_file = "{cloud.assertion_file}"
             [lifetime]
-            job = "1h"
+            job = "{rolling or "1h"}"
+            rolling = {str(bool(rolling)).lower()}
             token = "{sas_life}"
             [grants]
             read = ["{self.raw.url("orders/")}", "{self.raw.url("products.csv")}"]
             write = ["{self.curated.url("orders/")}"]
+            delete = {json.dumps([self.curated.url(path) for path in delete])}
             token = {json.dumps(list(audiences))}
             [audit]
             path = "{self.audit.url("trails/")}"

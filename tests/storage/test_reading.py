@@ -13,6 +13,7 @@ import pytest
 from beam_entra.errors import AccessDenied, BlobChanged, BlobNotFound, StorageError, Throttled
 from beam_entra.paths import BlobPath
 from beam_entra.storage.transport import ConnectionPool
+from beam_entra.storage.wire import Pace
 from beam_entra.testing.proxy import StorageFault, StorageProxy
 from beam_entra.testing.storage_requests import matching
 from tests.storage.conftest import ACCOUNT, Desk
@@ -93,6 +94,40 @@ def test_a_read_that_gets_nowhere_ends(desk):
     assert fault.hits == 6
     assert str(blob.path) in caught.value.diagnosis.tried
     assert "certificate" not in str(caught.value)
+
+
+@pytest.fixture
+def slow(desk):
+    """The same service, which waits a quarter of a second for 100 KB and not half a minute."""
+    pool = ConnectionPool(
+        ssl.create_default_context(cafile=str(desk.cloud.ca_file)), pace=Pace(least_bytes=100_000, within_s=0.25)
+    )
+    yield desk.service_at(pool=lambda ca_file: pool)
+    pool.clear()
+
+
+@pytest.mark.timeout(30)
+def test_a_body_that_drips_is_asked_for_again_from_the_byte_it_has_come_to(desk, slow):
+    """As with a break: what has come stays, the rest is another request, and the bytes are the blob's."""
+    blob = desk.upload(CONTENT)
+    desk.cloud.proxy.drip(20_000, where=GET, times=2)
+    authorise = desk.may("a.jsonl", "r")
+    assert bytes(slow.read_range(blob, 0, len(CONTENT), authorise, desk.next_id, lambda *_: None)) == CONTENT
+    begins = [int(asked.removeprefix("bytes=").partition("-")[0]) for asked in ranges(desk)]
+    assert begins == sorted(set(begins))
+    assert len(begins) == 3
+    assert begins[1] > 0
+
+
+@pytest.mark.timeout(30)
+def test_a_body_that_never_comes_faster_is_an_error(desk, slow):
+    """Each answer brings some bytes, but at this rate nobody would live to see the end."""
+    blob = desk.upload(CONTENT)
+    fault = desk.cloud.proxy.drip(20_000, where=GET)
+    with pytest.raises(StorageError, match=r"less than .* came over the connection") as caught:
+        slow.read_range(blob, 0, len(CONTENT), desk.may("a.jsonl", "r"), desk.next_id, lambda *_: None)
+    assert fault.hits == 6
+    assert "slow" in caught.value.hint
 
 
 def test_each_attempt_is_authorised_anew(desk):

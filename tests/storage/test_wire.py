@@ -27,10 +27,11 @@ from beam_entra.storage import Authorization, BlobProperties
 from beam_entra.storage.exchange import Exchange
 from beam_entra.storage.service import BlobService
 from beam_entra.storage.transport import ConnectionPool
-from beam_entra.storage.wire import Connection, Response
+from beam_entra.storage.wire import Connection, Pace, Response, TooSlow, _Meter
 from beam_entra.testing.certificates import RunCertificates
 
 END = b"\r\n\r\n"
+PACE = Pace()
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2" + END + b"ok"
 
 
@@ -100,9 +101,10 @@ def served(
     close: bool = False,
     address: str = "127.0.0.1",
     trusted: Path | None = None,
+    pace: Pace = PACE,
 ) -> Iterator[tuple[Callable[..., Response], Server]]:
     """A way to ask a server that answers so."""
-    pool = ConnectionPool(ssl.create_default_context(cafile=str(trusted or certificates.ca_file)))
+    pool = ConnectionPool(ssl.create_default_context(cafile=str(trusted or certificates.ca_file)), pace=pace)
     server = Server(certificates, list(answers), close=close, address=address, pool=pool)
     url = f"https://{address}:{server.listener.getsockname()[1]}/a?sig=b"
 
@@ -283,10 +285,105 @@ def test_a_server_that_says_nothing(certificates: RunCertificates) -> None:
             connection.request("GET", "/", {}, b"", done=lambda _: None)
 
 
+def drops(data: bytes) -> Iterator[bytes]:
+    """A byte each hundredth of a second."""
+    for at in range(len(data)):
+        threading.Event().wait(0.01)
+        yield data[at : at + 1]
+
+
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize(
+    "answer",
+    [
+        [b"HTTP/1.1 200 OK\r\nContent-Length: 9000" + END, drops(b"x" * 9000)],
+        [b"HTTP/1.1 200 OK\r\nServer: ", drops(b"x" * 9000)],
+    ],
+    ids=["body", "head"],
+)
+def test_an_answer_that_drips_is_given_up(certificates: RunCertificates, answer: list[Any]) -> None:
+    """Though a byte comes long before a read would time out."""
+
+    def pieces() -> Iterator[bytes]:
+        yield answer[0]
+        yield from answer[1]
+
+    with (
+        served(certificates, pieces(), pace=Pace(least_bytes=5120, within_s=0.2)) as (ask, _),
+        pytest.raises(TooSlow, match=r"less than 5 KiB in 0\.2 s"),
+    ):
+        ask().read()
+
+
+@pytest.mark.timeout(30)
+def test_a_request_that_the_server_takes_in_drops_is_given_up(certificates: RunCertificates) -> None:
+    """What it does not read fills the buffers between; all of the request has the time that one read has."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
+        ended = threading.Event()
+
+        def sip() -> None:
+            raw, _ = listener.accept()
+            with suppress(OSError), certificates.server_context().wrap_socket(raw, server_side=True) as connection:
+                while not ended.wait(0.01) and connection.recv(16384):
+                    pass
+
+        thread = threading.Thread(target=sip)
+        thread.start()
+        context = ssl.create_default_context(cafile=str(certificates.ca_file))
+        connection = Connection("127.0.0.1", listener.getsockname()[1], context, connect_s=5, read_s=0.5)
+        try:
+            with pytest.raises(ReadTimeoutError):
+                connection.request("PUT", "/", {}, bytes(64 << 20), done=lambda _: None)
+        finally:
+            ended.set()
+            thread.join()
+
+
+def test_the_first_byte_may_take_longer_than_the_pace(certificates: RunCertificates) -> None:
+    """A server may think for as long as a read may take; only what comes then has to come at a pace."""
+
+    def pieces() -> Iterator[bytes]:
+        threading.Event().wait(0.3)
+        yield OK
+
+    with served(certificates, pieces(), pieces(), pace=Pace(within_s=0.2)) as (ask, server):
+        assert ask().read() == ask().read() == b"ok"
+        assert server.connections == 1
+
+
+def test_the_time_of_the_caller_is_not_the_server_s(certificates: RunCertificates) -> None:
+    """Who reads slowly what is there to be read is not told that it came slowly."""
+    size = 300_000
+    answer = b"HTTP/1.1 200 OK\r\nContent-Length: %d" % size + END + bytes(size)
+    with served(certificates, answer, pace=Pace(least_bytes=size + 1000, within_s=0.2)) as (ask, _):
+        response, content = ask(), b""
+        while piece := response.read(100_000):
+            content += piece
+            threading.Event().wait(0.15)
+        assert content == bytes(size)
+
+
+def test_a_pace_is_kept_anew_for_each_so_many_bytes() -> None:
+    """A long body may take long, and an idle end of it no longer than the pace."""
+    meter = _Meter(Pace(least_bytes=10, within_s=1))
+    for _ in range(100):
+        meter.add(1, 0.9)
+        meter.add(9, 0.09)
+    meter.add(9, 0.9)
+    meter.begin()
+    meter.add(9, 0.9)
+    meter.check()
+    meter.add(0, 0.2)
+    with pytest.raises(TooSlow):
+        meter.check()
+
+
 class _Canned(Connection):
     """A connection over bytes, without a wire."""
 
     holds = False
+    _meter = _Meter(PACE)
 
     def __init__(self, answer: bytes, buffer_bytes: int = 64) -> None:
         raw = io.BytesIO(answer)

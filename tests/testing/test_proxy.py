@@ -300,6 +300,39 @@ def test_a_truncated_body_ends_early(
     assert len(send("GET", "a").data) == 1_000_000
 
 
+def test_a_body_is_cut_by_a_reset(beam_entra_container: LocalContainer, send: Send, proxy: StorageProxy) -> None:
+    """The head promises all, and the connection ends as when a machine dies."""
+    beam_entra_container.upload("a", b"x" * 1_000_000)
+    proxy.truncate(1000, reset=True, times=1)
+    reply = send("GET", "a", preload_content=False)
+    with pytest.raises((urllib3.exceptions.ProtocolError, urllib3.exceptions.SSLError)):
+        reply.read()
+    reply.close()
+    assert len(send("GET", "a").data) == 1_000_000
+
+
+def test_a_body_drips_until_the_fault_is_cleared(
+    beam_entra_container: LocalContainer, send: Send, proxy: StorageProxy
+) -> None:
+    """Some of it comes, and all of it at once when the weather is fine again."""
+    beam_entra_container.upload("a", b"x" * 1_000_000)
+    fault = proxy.drip(1000)
+    reply = send("GET", "a", preload_content=False)
+    assert len(reply.read(150)) == 150
+    assert fault.hits == 1
+    fault.clear()
+    assert len(reply.read()) == 1_000_000 - 150
+
+
+def test_something_is_done_when_a_request_arrives(
+    beam_entra_container: LocalContainer, send: Send, proxy: StorageProxy
+) -> None:
+    """Before the request goes on: it finds what was done."""
+    beam_entra_container.upload("a", b"old")
+    proxy.run(lambda: beam_entra_container.upload("a", b"new"), where=matching("GetBlob"), skip=1)
+    assert [send("GET", "a").data for _ in range(3)] == [b"old", b"new", b"new"]
+
+
 @pytest.mark.parametrize("answer", [False, True], ids=["the request", "the answer"])
 def test_a_request_is_held_until_it_is_released(
     beam_entra_container: LocalContainer, send: Send, proxy: StorageProxy, answer: bool

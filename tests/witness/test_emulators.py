@@ -1,0 +1,66 @@
+"""What starts the emulators: their processes end with the tests, and a missing one is a reason to skip."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.witness.emulators import find_witness
+
+ROOT = Path(__file__).parents[2]
+_PARENT = """
+import sys, time
+from pathlib import Path
+from tests.witness.emulators import Process
+
+folder = Path(sys.argv[1])
+kept = Process(["/bin/sh", "-c", "echo $$ >&2; exec sleep 600"], folder=folder, environment={})
+while not kept.said.strip():
+    time.sleep(0.01)
+print(kept.said.strip(), flush=True)
+sys.stdin.read()
+if sys.argv[2] == "closes":
+    kept.close()
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="waits on a pidfd")
+@pytest.mark.parametrize("end", ["closes", "exits", "is killed"])
+def test_a_process_ends_with_its_parent(tmp_path: Path, end: str) -> None:
+    """However the tests end, nothing of theirs goes on."""
+    with subprocess.Popen(
+        [sys.executable, "-c", _PARENT, str(tmp_path), end],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as parent:
+        assert parent.stdout is not None
+        assert parent.stdin is not None
+        child = os.pidfd_open(int(parent.stdout.readline()))
+        try:
+            if end == "is killed":
+                parent.send_signal(signal.SIGKILL)
+            parent.stdin.close()
+            parent.wait(30)
+            ended, _, _ = select.select([child], [], [], 10)
+            assert ended
+        finally:
+            os.close(child)
+
+
+def test_a_missing_emulator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The reason to skip names it; so does that for a file that cannot be executed."""
+    monkeypatch.setenv("BEAM_ENTRA_CACHE", str(tmp_path))
+    (tmp_path / "witnesses").mkdir()
+    for content in (None, "no program"):
+        if content:
+            (tmp_path / "witnesses" / "entra-emulator").write_text(content)
+        with pytest.raises(pytest.skip.Exception, match=r"^entra-emulator is not on this machine"):
+            find_witness("entra-emulator")

@@ -1,0 +1,127 @@
+"""`keyvault:` references against azure-keyvault-emulator, which checks the tokens of entra-emulator."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import pytest
+
+from beam_entra.access import IdentitySettings
+from beam_entra.clock import utc_now
+from beam_entra.errors import IdentityRejected, IdentityUnavailable
+from beam_entra.identity import STORAGE_AUDIENCE, AccessToken, EntraSource
+from beam_entra.testing.local import LocalCloud
+from tests.identity.hosts import VAULT
+from tests.identity.leaks import everything_in
+from tests.witness.emulators import EmulatedApp, EntraEmulator, VaultEmulator
+
+pytestmark = pytest.mark.witness
+
+
+@dataclass(kw_only=True)
+class Box:
+    """An app whose client secret lies in the vault, which it reads by a federated assertion."""
+
+    cloud: LocalCloud
+    entra: EntraEmulator
+    vault: VaultEmulator
+    app: EmulatedApp
+    told: list[AccessToken] = field(default_factory=list)
+
+    def token(self) -> str:
+        """A token for the vault."""
+        identity = self.identity("federated_file", assertion_file=str(self.cloud.assertion_file))
+        return EntraSource(identity, clock=utc_now).acquire(VAULT).secret.reveal()
+
+    def put(self, value: str) -> str:
+        """Put the secret there, and return its version."""
+        return self.vault.set_secret("job", value, self.token())
+
+    def identity(self, credential: str, **settings: str) -> IdentitySettings:
+        return IdentitySettings(
+            tenant=self.entra.tenant_id,
+            client=self.app.client_id,
+            authority=self.entra.authority,
+            ca_file=str(self.cloud.ca_file),
+            credential=credential,
+            settings=settings,
+        )
+
+    def acquire(self, path: str = "secrets/job") -> AccessToken:
+        """One attempt at a token for Storage."""
+        identity = self.identity(
+            "client_secret",
+            client_secret=f"keyvault:{self.vault.url}/{path}",
+            keyvault_host=self.vault.host,
+            keyvault_credential="federated:file",
+            assertion_file=str(self.cloud.assertion_file),
+        )
+        return EntraSource(identity, clock=utc_now, on_the_way=self.told.append).acquire(STORAGE_AUDIENCE)
+
+
+@pytest.fixture
+def box(beam_entra_cloud: LocalCloud, emulator: EntraEmulator, vault: VaultEmulator) -> Box:
+    """An app of its own, and a vault that is empty yet."""
+    app = emulator.register_app()
+    app.add_federated_credential(beam_entra_cloud.issuer.url, beam_entra_cloud.subject)
+    return Box(cloud=beam_entra_cloud, entra=emulator, vault=vault, app=app)
+
+
+def test_a_client_secret_in_a_vault(box: Box) -> None:
+    """The vault challenges, takes the job's token for it, and gives the secret; Entra's stand-in takes that."""
+    box.put(box.app.add_secret().reveal())
+    token = box.acquire()
+    assert (token.source, token.claims.appid, token.claims.audience) == (
+        "client_secret",
+        box.app.client_id,
+        STORAGE_AUDIENCE,
+    )
+    assert [(each.source, each.claims.audience) for each in box.told] == [("federated:file", VAULT)]
+
+
+def test_a_version_of_a_secret(box: Box) -> None:
+    """The newest is given unless the reference says which."""
+    good = box.put(box.app.add_secret().reveal())
+    box.put("a secret that is none of the app's")
+    with pytest.raises(IdentityRejected, match="AADSTS7000215"):
+        box.acquire()
+    assert box.acquire(f"secrets/job/{good}").source == "client_secret"
+
+
+def test_a_secret_that_is_not_there(box: Box) -> None:
+    """The vault's code and what to check."""
+    with pytest.raises(IdentityRejected, match="HTTP 404") as refused:
+        box.acquire()
+    assert refused.value.diagnosis.code == "SecretNotFound"
+    assert "name and version" in refused.value.hint
+
+
+def test_a_vault_that_throttles(box: Box) -> None:
+    """It says how long to wait, and the broker is told; the next attempt goes through."""
+    secret = box.app.add_secret().reveal()
+    box.put(secret)
+    box.vault.ask("POST", "/_emulator/faults", {"throttleNextRequests": 1})
+    with pytest.raises(IdentityUnavailable) as throttled:
+        box.acquire()
+    assert throttled.value.diagnosis.status == 429
+    assert (throttled.value.diagnosis.retry_after_s or 0) > 0
+    assert secret not in everything_in(throttled.value)
+    assert box.acquire().source == "client_secret"
+
+
+def test_a_vault_that_forbids(box: Box) -> None:
+    """A principal without the right to read is told which role it needs."""
+    box.put(box.app.add_secret().reveal())
+    box.vault.ask("POST", "/_emulator/permissions", {box.app.client_id: ["keys/get"]})
+    with pytest.raises(IdentityRejected, match="HTTP 403") as refused:
+        box.acquire()
+    assert "Key Vault Secrets User" in refused.value.hint
+
+
+def test_a_token_whose_time_is_over_for_the_vault(box: Box) -> None:
+    """The vault's clock is two hours ahead: it does not take the token, and the error says what may be wrong."""
+    box.put(box.app.add_secret().reveal())
+    box.vault.ask("POST", "/_emulator/clock", {"advance": 7200})
+    with pytest.raises(IdentityRejected, match="HTTP 401") as refused:
+        box.acquire()
+    assert "clock" in refused.value.hint
