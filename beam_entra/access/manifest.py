@@ -17,11 +17,13 @@ What travels, in a pickle or as JSON, is the document itself, and it comes back 
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from datetime import timedelta
 from enum import StrEnum
+from functools import lru_cache
 from os import PathLike
 from pathlib import Path
 from types import MappingProxyType
@@ -281,7 +283,13 @@ class AccessManifest:
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return AccessManifest.from_dict, (self.to_dict(),)
+        return _remade, (json.dumps(self.to_dict()),)
+
+
+@lru_cache(maxsize=64)
+def _remade(document: str) -> AccessManifest:
+    """The manifest of a pickle. Beam unpickles it for every step of every stage; the same text is checked once."""
+    return AccessManifest.from_dict(json.loads(document))
 
 
 def _anchored(document: Mapping[str, Any], folder: Path) -> Mapping[str, Any]:

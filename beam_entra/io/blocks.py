@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import Executor, Future, wait
+from concurrent.futures import Future, wait
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
@@ -20,6 +20,8 @@ __all__ = [
     "BadRecord",
     "Block",
     "Claims",
+    "PlannedSource",
+    "Range",
     "Source",
     "fetch_ahead",
     "split_blocks",
@@ -28,6 +30,9 @@ __all__ = [
 ]
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+
+Range = tuple[int, int]
+"""Bytes [start, stop) of a blob."""
 
 _TAIL_BYTES = 64 * 1024  # fetched first beyond the end of a range, to complete its last record; doubles each time
 
@@ -88,7 +93,7 @@ class Source(Protocol):
         """Bytes [start, stop) in pieces, in order, fetched ahead."""
         ...  # pragma: no cover
 
-    def ranges(self, wanted: Sequence[tuple[int, int]]) -> Iterator[bytes | bytearray]:
+    def ranges(self, wanted: Sequence[Range]) -> Iterator[bytes | bytearray]:
         """Each of these ranges whole, in order, fetched ahead."""
         ...  # pragma: no cover
 
@@ -98,6 +103,18 @@ class Source(Protocol):
 
     def content(self) -> bytes:
         """The whole blob, in one piece."""
+        ...  # pragma: no cover
+
+
+class PlannedSource(Source, Protocol):
+    """A source that says beforehand what it will ask for."""
+
+    def requests(self, start: int, stop: int) -> Iterator[Range]:
+        """The ranges that `stream` asks for."""
+        ...  # pragma: no cover
+
+    def content_requests(self) -> Iterator[Range]:
+        """The ranges that `content` asks for."""
         ...  # pragma: no cover
 
 
@@ -131,18 +148,20 @@ Chunk = TypeVar("Chunk")
 
 
 def fetch_ahead(
-    fetch: Callable[[int, int], Chunk],
-    wanted: Iterable[tuple[int, int]],
+    ask: Callable[[int, int], Future[Chunk]],
+    wanted: Iterable[Range],
     *,
-    executor: Executor,
     depth: int,
-    ahead_bytes: int | None = None,
+    ahead_bytes: int,
+    drained: Callable[[int], object] = lambda room_bytes: None,
 ) -> Generator[Chunk, None, None]:
     """These ranges of bytes, in order, fetched ahead of the consumer.
 
     Args:
+        ask: Begins to fetch a range.
         depth: Requests that are under way or answered ahead of the consumer, at most.
-        ahead_bytes: Bytes that are, at most, unless a single range is longer. None: as many as the depth makes.
+        ahead_bytes: Bytes that are, at most, unless a single range is longer.
+        drained: Told how much of `ahead_bytes` is free when all has been asked for, and with each piece after that.
     """
     ranges = iter(wanted)
     following = next(ranges, None)
@@ -153,11 +172,13 @@ def fetch_ahead(
         nonlocal following, under_way_bytes
         while following is not None and len(waiting) < depth:
             start, stop = following
-            if waiting and ahead_bytes is not None and under_way_bytes + stop - start > ahead_bytes:
+            if waiting and under_way_bytes + stop - start > ahead_bytes:
                 return
-            waiting.append((executor.submit(fetch, start, stop), stop - start))
+            waiting.append((ask(start, stop), stop - start))
             under_way_bytes += stop - start
             following = next(ranges, None)
+        if following is None:
+            drained(ahead_bytes - under_way_bytes)
 
     try:
         refill()

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import logging
 import re
+import threading
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, wait
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +43,7 @@ from beam_entra.session import JobScope, Session, close_session, open_session, s
 __all__ = ["JobReport", "ScopedPipeline"]
 
 _LOGGER = logging.getLogger(__name__)
+_GIVE_UP_LAUNCH_S = 5.0  # for a token that a pipeline which could not be built has no use for
 _LONGEST_REMARK = 2000  # what a seal keeps of it
 _WHERE = re.compile(r"the record at byte (?P<byte>\d+) of (?P<path>abfss://.*?) (?:cannot be decoded|is longer than)")
 _ISSUED = {"token_acquired": "token", "key_acquired": "delegation key"}
@@ -119,9 +122,10 @@ class ScopedPipeline(beam.Pipeline):  # type: ignore[misc]  # Beam's Pipeline is
             p | ReadFromBlob(...) | ...
 
     1. When made, it loads the manifest and makes the job scope; nothing is sent.
-    2. While it is built, each source and sink is held against the grants.
-    3. At the end of the block it proves that the job gets a token and can write its audit, and only then runs. With
-       `--preflight` all the checks of `beam-entra doctor` come first.
+    2. While it is built, each source and sink is held against the grants. Meanwhile it gets the job's token and begins
+       its audit trail.
+    3. At the end of the block, only if the job has got a token and its audit could be written, it runs. With
+       `--preflight` all the checks of `beam-entra doctor` come first, and the token after them.
     4. When the job has ended, however it ended, it seals the audit trail. `report` then says how it went.
 
     A worker's error is raised as the error it was, where the runner carries its text.
@@ -157,6 +161,7 @@ class ScopedPipeline(beam.Pipeline):  # type: ignore[misc]  # Beam's Pipeline is
         self._preflight = bool(entra.preflight)
         self._started = time.monotonic()
         self._launch_recorded = False
+        self._launch: Future[None] | None = None
         self._refused_launch: BeamEntraError | None = None
         super().__init__(runner=runner, options=chosen)
         self._wait = not chosen.view_as(StandardOptions).no_wait_until_finish
@@ -176,23 +181,47 @@ class ScopedPipeline(beam.Pipeline):  # type: ignore[misc]  # Beam's Pipeline is
         """
         if self._preflight:
             check_before_launch(self.scope.manifest)
-        session = self.session
         if self.scope.caution:
             _LOGGER.warning("job %s: %s", self.scope.job, self.scope.caution)
+        launch = self._launch or self._begin_launch()
         try:
-            with session.bundle("launch"):
-                pass
+            launch.result()
         except (IdentityError, ConfigError) as refused:
             self._refused_launch = refused
             raise
         finally:
-            self._launch_recorded = session.started
+            wait([launch])  # however this thread was interrupted
         return super().run(test_runner_api)
+
+    def __enter__(self) -> ScopedPipeline:
+        if not self._preflight:
+            self._launch = self._begin_launch()
+        return super().__enter__()  # type: ignore[no-any-return]  # Beam's is untyped
+
+    def _begin_launch(self) -> Future[None]:
+        """Prove, in the background, that the job gets a token and can write its audit."""
+        launch: Future[None] = Future()
+        threading.Thread(target=self._prove, args=(self.session, launch), name="beam-entra-launch", daemon=True).start()
+        return launch
+
+    def _prove(self, session: Session, launch: Future[None]) -> None:
+        try:
+            with session.bundle("launch"):
+                pass
+        except BaseException as error:  # noqa: BLE001 - raised where it is waited for
+            self._launch_recorded = session.started
+            launch.set_exception(error)
+        else:
+            self._launch_recorded = session.started
+            launch.set_result(None)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         failure = error
+        if self._launch is not None and error is not None and wait([self._launch], _GIVE_UP_LAUNCH_S).not_done:
+            self.session.broker.close()  # which ends its pauses; a request under way ends by its own time limit
+            wait([self._launch])  # nothing is recorded behind the seal
         try:
             super().__exit__(kind, error, trace)
             if failure is None and self._wait:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import io
-from collections.abc import Callable, Generator, Iterable, Iterator
+import pickle
+from collections.abc import Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
 import apache_beam as beam
 import pyarrow as pa
+from apache_beam.coders import Coder, registry
 from apache_beam.io.restriction_trackers import OffsetRange, OffsetRestrictionTracker, UnsplittableRestrictionTracker
 from apache_beam.metrics import Metrics
 from apache_beam.metrics.metric import Lineage
@@ -19,24 +20,22 @@ from beam_entra.access import Permission, downscope
 from beam_entra.access.downscope import require_grant
 from beam_entra.errors import BeamEntraError, BlobNotFound, ConfigError, Diagnosis, FormatError, NotGranted
 from beam_entra.io import batches as _batches  # noqa: F401 - registers the coder of record batches
-from beam_entra.io.blocks import BadRecord, Block, fetch_ahead
+from beam_entra.io.ahead import LookAhead, Piece, ReadOrder
+from beam_entra.io.blocks import BadRecord, Block, Range
 from beam_entra.io.compression import Codec, Compression, check_readable, codec_for
 from beam_entra.io.dofn import METRICS_NAMESPACE, Scoped, ScopedDoFn, scope_of
 from beam_entra.io.formats import BlobFormat, Lines
 from beam_entra.io.packs import Pack, fetch_unordered, packed
+from beam_entra.io.source import BlobSource
 from beam_entra.io.threads import fetch_threads
 from beam_entra.paths import BlobPath, BlobPattern
-from beam_entra.session import BundleSession, Fetched, open_session
+from beam_entra.session import BundleSession, open_session
 from beam_entra.storage import BlobProperties
 
 __all__ = ["BadRecord", "Compression", "ReadAllFromBlob", "ReadFromBlob"]
 
 _BLOCK_BYTES = 1 << 20  # what is made of one stays in the processor's cache, and in memory that is used again
 _PREFETCH_BYTES = 32 << 20
-_REQUESTS_AHEAD = 32
-_REQUESTS_AT_ONCE = 4  # of long ones, at least
-_BLOCKS_A_REQUEST = 8
-_LONG_BYTES = 1 << 20
 _BLOCKS_A_SPLIT = 64
 _SMALL = 2  # blobs up to so many to a block are small
 _PACK_BLOBS = 256
@@ -291,84 +290,34 @@ class _Claims:
         return stop
 
 
-class _Blob:
-    """One version of a blob, as a format reads it."""
+class _BlockCoder(Coder):  # type: ignore[misc]  # Beam's class is untyped
+    """Blocks as pickles. When Beam asks how long an element is, as it does now and then, it is told without one."""
 
-    def __init__(self, bundle: BundleSession, blob: BlobProperties, settings: ReadSettings) -> None:
-        self._bundle, self._blob = bundle, blob
-        self._block_bytes, self._prefetch_bytes = settings.block_bytes, settings.prefetch_bytes
-        self._threads = fetch_threads(bundle.session)
-        self.path = str(blob.path)
-        self.size_bytes = blob.size_bytes
-        self.max_record_bytes = settings.max_record_bytes
-        self._peeked: list[Fetched] = []
+    def encode(self, value: Block) -> bytes:
+        return pickle.dumps(value, pickle.HIGHEST_PROTOCOL)
 
-    def stream(self, start: int, stop: int) -> Iterator[bytes | bytearray]:
-        """Bytes [start, stop) in pieces, in order, fetched ahead."""
-        step = self._block_bytes
-        for piece in self.ranges(self._requests(start, stop)):
-            if len(piece) <= step:
-                yield piece
-            else:
-                yield from (piece[at : at + step] for at in range(0, len(piece), step))
-                self._bundle.session.buffers.give(piece)
+    def decode(self, encoded: bytes) -> Block:
+        block: Block = pickle.loads(encoded)  # noqa: S301 - what `encode` gave, as with Beam's own coder of objects
+        return block
 
-    def _requests(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
-        """First a block, which is soon here, then longer ones: a request costs the service what many bytes do."""
-        longest = max(min(_BLOCKS_A_REQUEST * self._block_bytes, self._prefetch_bytes // _REQUESTS_AT_ONCE), 1)
-        length = min(self._block_bytes, longest)
-        while start < stop:
-            end = min(start + length, stop)
-            yield start, end
-            start, length = end, min(2 * length, longest)
+    def estimate_size(self, value: Block) -> int:
+        data = value.data
+        size: int = data.nbytes if isinstance(data, pa.RecordBatch) else len(data)
+        return size
 
-    def ranges(self, wanted: Iterable[tuple[int, int]]) -> Iterator[bytearray]:
-        """Each of these ranges whole, in order, fetched ahead."""
-        with closing(self._fetched(self._fetch, wanted)) as arriving:
-            for fetched in arriving:
-                yield fetched.take()  # waits for the record here, where it keeps no thread from fetching
-
-    def peek(self, start: int, stop: int) -> bytearray:
-        """Bytes [start, stop) to plan by; `recorded` comes before anything that was planned."""
-        fetched = self._bundle.fetch(self._blob, start, stop)
-        self._peeked.append(fetched)
-        return fetched.plan()
-
-    def content(self) -> bytes:
-        """The whole blob, received where it stays."""
-        length = min(_BLOCKS_A_REQUEST * self._block_bytes, max(self._prefetch_bytes // _REQUESTS_AT_ONCE, 1))
-        requests = ((at, min(at + length, self.size_bytes)) for at in range(0, self.size_bytes, length))
-        file = io.BytesIO(bytes(self.size_bytes))
-        with file.getbuffer() as whole:
-
-            def fetch(start: int, stop: int) -> Fetched:
-                return self._bundle.fetch(self._blob, start, stop, into=whole[start:stop])
-
-            with closing(self._fetched(fetch, requests)) as arriving:
-                for fetched in arriving:
-                    fetched.take()
-        return file.getvalue()
-
-    def recorded(self) -> None:
-        """Wait for the records of what was peeked at."""
-        while self._peeked:
-            self._peeked.pop().take()
-
-    def _fetch(self, start: int, stop: int) -> Fetched:
-        """What is short is here before its record could be durable: then those of several go in one append."""
-        return self._bundle.fetch(self._blob, start, stop, prompt=stop - start >= _LONG_BYTES)
-
-    def _fetched(
-        self, fetch: Callable[[int, int], Fetched], wanted: Iterable[tuple[int, int]]
-    ) -> Generator[Fetched, None, None]:
-        return fetch_ahead(
-            fetch, wanted, executor=self._threads, depth=_REQUESTS_AHEAD, ahead_bytes=self._prefetch_bytes
-        )
+    def is_deterministic(self) -> bool:
+        """No: nothing is grouped by a block."""
+        return False
 
 
+registry.register_coder(Block, _BlockCoder)
 
+
+@beam.typehints.with_output_types(Block)
 class _ReadBlocks(ScopedDoFn, RestrictionProvider):  # type: ignore[misc]  # Beam's class is untyped
     """Packs of blobs to blocks of whole records; a large blob in byte ranges where the format can be split."""
+
+    _ahead: LookAhead | None = None
 
     def __init__(self, settings: ReadSettings) -> None:
         self._settings = settings
@@ -386,10 +335,13 @@ class _ReadBlocks(ScopedDoFn, RestrictionProvider):  # type: ignore[misc]  # Bea
 
     def split(self, pack: Pack, restriction: OffsetRange) -> Iterator[OffsetRange]:
         if isinstance(restriction, _Whole):
-            yield restriction
+            pieces = [restriction]
         else:
             split_bytes = _BLOCKS_A_SPLIT * self._settings.block_bytes
-            yield from restriction.split(split_bytes, split_bytes // 2)
+            pieces = list(restriction.split(split_bytes, split_bytes // 2))
+        for piece in pieces:
+            self._order().add(_piece(pack, piece) if len(pack) == 1 else None)
+        yield from pieces
 
     def restriction_size(self, pack: Pack, restriction: OffsetRange) -> int:
         whole = isinstance(restriction, _Whole)
@@ -402,11 +354,10 @@ class _ReadBlocks(ScopedDoFn, RestrictionProvider):  # type: ignore[misc]  # Bea
             self._blobs.inc(len(pack))
         if isinstance(restriction, _Whole):
             if tracker.try_claim(0):
-                yield from self._whole(pack[0]) if len(pack) == 1 else self._each(pack)
+                yield from self._whole(pack) if len(pack) == 1 else self._each(pack)
             return
-        (blob,) = pack
         claims = _Claims(tracker)
-        source = _Blob(self.bundle(), blob, self._settings)
+        source = self._look_ahead().source(_piece(pack, restriction))
         for block in self._settings.format.split(source, restriction.start, restriction.stop, claims):
             source.recorded()
             yield block
@@ -432,8 +383,9 @@ class _ReadBlocks(ScopedDoFn, RestrictionProvider):  # type: ignore[misc]  # Bea
                 for blob, fetched in some:  # the first one waits, for the records of all
                     yield from self._blocks(blob, iter((fetched.take(),)))
 
-    def _whole(self, blob: BlobProperties) -> Iterator[Block]:
-        source = _Blob(self.bundle(), blob, self._settings)
+    def _whole(self, pack: Pack) -> Iterator[Block]:
+        (blob,) = pack
+        source = self._look_ahead().source(_piece(pack, _Whole()))
         if self._settings.codec(blob.path):
             return self._blocks(blob, source.stream(0, blob.size_bytes))
         return self._settings.format.read(source)
@@ -443,6 +395,49 @@ class _ReadBlocks(ScopedDoFn, RestrictionProvider):  # type: ignore[misc]  # Bea
         if codec := settings.codec(blob.path):
             pieces = codec.decompress(path, pieces, piece_bytes=settings.block_bytes)
         return settings.format.stream(path, pieces, max_record_bytes=settings.max_record_bytes)
+
+    # What comes next
+
+    def _look_ahead(self) -> LookAhead:
+        if self._ahead is None:
+            self._ahead = LookAhead(
+                self._order(), open_source=self._source, wanted=self._wanted, executor=fetch_threads(self.session())
+            )
+        return self._ahead
+
+    def _order(self) -> ReadOrder:
+        return self.session().resource(f"read order of {self.step}", ReadOrder)
+
+    def _source(self, piece: Piece) -> BlobSource:
+        settings = self._settings
+        return BlobSource(
+            self.bundle(),
+            piece.blob,
+            block_bytes=settings.block_bytes,
+            prefetch_bytes=settings.prefetch_bytes,
+            max_record_bytes=settings.max_record_bytes,
+        )
+
+    def _wanted(self, piece: Piece, source: BlobSource) -> Iterator[Range]:
+        if self._settings.codec(piece.blob.path):
+            return source.requests(0, piece.stop)
+        return self._settings.format.wanted(source, piece.start, piece.stop)
+
+    def _close(self, outcome: Any) -> None:
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None:
+            ahead.close()
+        super()._close(outcome)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in super().__getstate__().items() if name != "_ahead"}
+
+
+def _piece(pack: Pack, restriction: OffsetRange) -> Piece:
+    (blob,) = pack
+    return Piece(blob, 0, blob.size_bytes) if isinstance(restriction, _Whole) else Piece(
+        blob, restriction.start, restriction.stop
+    )
 
 
 class _Decode(beam.DoFn):  # type: ignore[misc]  # Beam's DoFn is untyped

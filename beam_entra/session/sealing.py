@@ -72,9 +72,13 @@ class _Closing:
     def __init__(self, session: Session, bundle: BundleSession, folder: BlobPath) -> None:
         self._service = session.service
         self._folder = folder
+        self._found: dict[str, BlobProperties] | None = None
         trail = StorageTrail(bundle, folder)
         names = trail.names()
         own = [name for name in names if session.process in name]
+        if not own:  # it is begun by the record of that very listing
+            names = trail.names()
+            own = [name for name in names if session.process in name]
         others = [name for name in names if session.process not in name]
         with ThreadPoolExecutor(_READERS, thread_name_prefix="beam-entra-seal") as pool:
             self._contents = dict(zip(others, pool.map(trail.read, others), strict=True))
@@ -82,9 +86,8 @@ class _Closing:
         self._listing = bundle.authorise(folder, Permission.LIST)
 
     def names(self) -> list[str]:
-        """Every file below the folder, relative to it, sorted."""
-        pages = self._service.list_pages(self._folder, self._folder.name, _with(self._listing), _request_id)
-        return sorted(blob.path.name.removeprefix(self._folder.name) for page, _ in pages for blob in page.blobs)
+        """Every file below the folder when this was asked first, relative to it, sorted."""
+        return sorted(self._blobs())
 
     def read(self, name: str) -> bytes:
         """All bytes of one of them."""
@@ -95,12 +98,19 @@ class _Closing:
                 f"{name} was begun while the trail was being sealed: a worker of the job is still at work",
                 Diagnosis(tried=f"seal {self._folder}", hint="seal the trail when the job has ended"),
             )
-        authorise = _with(self._own[name])
-        blob, _ = self._service.properties(self._folder.child(name), authorise, _request_id())
+        blob = self._blobs()[name]
         content = self._service.read_range(
-            blob, 0, blob.size_bytes, authorise, _request_id, lambda answer, start, stop: None
+            blob, 0, blob.size_bytes, _with(self._own[name]), _request_id, lambda answer, start, stop: None
         )
         return bytes(content)
+
+    def _blobs(self) -> dict[str, BlobProperties]:
+        if self._found is None:
+            pages = self._service.list_pages(self._folder, self._folder.name, _with(self._listing), _request_id)
+            self._found = {
+                blob.path.name.removeprefix(self._folder.name): blob for page, _ in pages for blob in page.blobs
+            }
+        return self._found
 
 
 def seal_job(session: Session, *, outcome: str, error: str | None) -> Seal:
@@ -127,7 +137,6 @@ def seal_job(session: Session, *, outcome: str, error: str | None) -> Seal:
             session.end_trail()
         return _seal_unrecorded(session, folder, outcome=outcome, error=error)
     with _SealingBundle(session, "seal the audit trail") as bundle:
-        bundle.settle()  # the own segment is there from here on
         reader = _Closing(session, bundle, folder)
         seal_authorization = session._authorise_append(folder.child(SEAL_NAME))
     session.end_trail()

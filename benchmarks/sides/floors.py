@@ -20,7 +20,7 @@ __all__ = ["gets", "lines_in_memory", "orders_in_memory"]
 Work = Callable[[], Done]
 
 _BLOBS: list[bytes] = []
-_PIECE_BYTES = 4 << 20
+_PIECE_BYTES = 8 << 20
 
 
 def lines_in_memory(task: Task) -> Work:

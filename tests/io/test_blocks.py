@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 import pytest
 from apache_beam.io.restriction_trackers import OffsetRange, OffsetRestrictionTracker
@@ -321,7 +322,8 @@ def executor() -> Iterator[ThreadPoolExecutor]:
 def test_chunks_come_in_order_and_no_deeper_than_asked(executor: ThreadPoolExecutor, depth: int) -> None:
     """Order is the blob's; requests under way are never more than the depth."""
     source = Source()
-    chunks = fetch_ahead(source.fetch, pieces_of(3, 201, 7), executor=executor, depth=depth)
+    ask = partial(executor.submit, source.fetch)
+    chunks = fetch_ahead(ask, pieces_of(3, 201, 7), depth=depth, ahead_bytes=NO_LIMIT)
     found = b""
     for number, chunk in enumerate(chunks, start=1):
         found += chunk
@@ -334,7 +336,8 @@ def test_chunks_come_in_order_and_no_deeper_than_asked(executor: ThreadPoolExecu
 def test_bytes_ahead_are_bounded(executor: ThreadPoolExecutor, ahead_bytes: int, most: int) -> None:
     """However few may be ahead, one range is; more are as long as both bounds allow."""
     source = Source()
-    arriving = fetch_ahead(source.fetch, pieces_of(3, 199, 7), executor=executor, depth=6, ahead_bytes=ahead_bytes)
+    ask = partial(executor.submit, source.fetch)
+    arriving = fetch_ahead(ask, pieces_of(3, 199, 7), depth=6, ahead_bytes=ahead_bytes)
     found = b""
     for number, chunk in enumerate(arriving, start=1):
         found += chunk
@@ -343,11 +346,22 @@ def test_bytes_ahead_are_bounded(executor: ThreadPoolExecutor, ahead_bytes: int,
     assert source.most <= most
 
 
+def test_room_is_told_when_all_has_been_asked_for(executor: ThreadPoolExecutor) -> None:
+    """From the moment on in which nothing more is to be asked for, and more of it with each piece that is taken."""
+    source, room = Source(), list[int]()
+    ask = partial(executor.submit, source.fetch)
+    arriving = fetch_ahead(ask, pieces_of(0, 50, 10), depth=9, ahead_bytes=30, drained=room.append)
+    assert next(arriving) == bytes(range(10))
+    assert room == []
+    assert len(list(arriving)) == 4
+    assert room == [0, 10, 20, 30]
+
+
 def test_an_early_end_cancels_what_waits_and_waits_for_what_runs() -> None:
     """When the consumer stops, no request of its own is left under way, and none that waited is sent."""
     source = Source(held=True)
     with ThreadPoolExecutor(1) as pool:
-        chunks = fetch_ahead(source.fetch, pieces_of(0, 100, 10), executor=pool, depth=4)
+        chunks = fetch_ahead(partial(pool.submit, source.fetch), pieces_of(0, 100, 10), depth=4, ahead_bytes=NO_LIMIT)
         source.gate.set()
         assert next(chunks) == bytes(range(10))
         source.gate.clear()
@@ -368,7 +382,7 @@ def test_an_early_end_does_not_wait_for_a_busy_pool() -> None:
             pool.submit(others.wait, 10)
             return bytes(range(start, stop))
 
-        chunks = fetch_ahead(fetch, pieces_of(0, 100, 10), executor=pool, depth=1)
+        chunks = fetch_ahead(partial(pool.submit, fetch), pieces_of(0, 100, 10), depth=1, ahead_bytes=NO_LIMIT)
         assert next(chunks) == bytes(range(10))
         closed = threading.Event()
         closer = threading.Thread(target=lambda: (chunks.close(), closed.set()))
@@ -383,7 +397,7 @@ def test_an_early_end_does_not_wait_for_a_busy_pool() -> None:
 def test_an_error_in_a_range_surfaces_once(executor: ThreadPoolExecutor) -> None:
     """What was fetched before it comes first, then the error, then nothing more; the others are not left running."""
     source = Source(fail_at=20)
-    chunks = fetch_ahead(source.fetch, pieces_of(0, 100, 10), executor=executor, depth=3)
+    chunks = fetch_ahead(partial(executor.submit, source.fetch), pieces_of(0, 100, 10), depth=3, ahead_bytes=NO_LIMIT)
     assert [next(chunks), next(chunks)] == [bytes(range(10)), bytes(range(10, 20))]
     with pytest.raises(OSError, match="no bytes at 20"):
         next(chunks)
@@ -401,7 +415,8 @@ def test_a_read_that_stops_early_leaves_no_request_behind(executor: ThreadPoolEx
         return data[start:stop]
 
     def chunks(start: int, stop: int) -> Iterator[bytes | bytearray]:
-        return fetch_ahead(fetch, pieces_of(start, stop, 40), executor=executor, depth=2)
+        ask = partial(executor.submit, fetch)
+        return fetch_ahead(ask, pieces_of(start, stop, 40), depth=2, ahead_bytes=NO_LIMIT)
 
     tracker = OffsetRestrictionTracker(OffsetRange(0, len(data)))
     claims = _Claims(tracker)

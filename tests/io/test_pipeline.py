@@ -8,6 +8,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
@@ -69,10 +70,35 @@ def test_a_job_that_ends_well_is_sealed_and_reported(lake: Any) -> None:
     assert report.wall_s > 0
 
 
-def test_an_error_while_the_pipeline_is_built_leaves_no_trail(lake: Any) -> None:
-    """Nothing was accessed, so there is nothing to seal, and the error is the user's own."""
+def test_an_error_while_the_pipeline_is_built_is_on_record(lake: Any) -> None:
+    """The error is the user's own, no data was touched, and the token that was on its way is accounted for."""
     with pytest.raises(ZeroDivisionError), lake.pipeline():
         raise ZeroDivisionError
+    seal = lake.only_trail().verify().seal
+    assert (seal.outcome, seal.error) == ("failed", "ZeroDivisionError")
+    assert lake.only_trail().records("token_acquired")
+    assert lake.only_trail().records("read") == []
+
+
+def test_an_error_while_the_pipeline_is_built_does_not_wait_for_a_token(lake: Any) -> None:
+    """The token endpoint throttles: the user's error is raised as soon as the pauses have been ended."""
+    throttled = lake.cloud.tenant.throttle(100)
+    started = time.monotonic()
+    try:
+        with pytest.raises(ZeroDivisionError), lake.pipeline():
+            raise ZeroDivisionError
+    finally:
+        throttled.clear()
+    assert time.monotonic() - started < 60
+    assert lake.jobs() == []
+
+
+def test_a_pipeline_that_is_never_entered_sends_nothing(lake: Any) -> None:
+    """What makes a pipeline for its graph alone gets no token."""
+    lake.cloud.tenant.clear()
+    pipeline = lake.pipeline()
+    pipeline | ReadFromBlob(lake.raw.url("in/*"), JsonLines())
+    assert lake.cloud.tenant.token_requests == 0
     assert lake.jobs() == []
 
 

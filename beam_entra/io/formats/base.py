@@ -22,7 +22,17 @@ import numpy as np
 import pyarrow as pa
 
 from beam_entra.errors import Diagnosis, FormatError
-from beam_entra.io.blocks import BadRecord, Block, Claims, Source, split_blocks, stream_blocks, strip_line_end
+from beam_entra.io.blocks import (
+    BadRecord,
+    Block,
+    Claims,
+    PlannedSource,
+    Range,
+    Source,
+    split_blocks,
+    stream_blocks,
+    strip_line_end,
+)
 
 __all__ = [
     "BlobFormat",
@@ -95,6 +105,13 @@ class BlobFormat(ABC):
     def read(self, source: Source) -> Iterator[Block]:
         """All records of a blob that is neither compressed nor split."""
         return self.stream(source.path, source.stream(0, source.size_bytes), max_record_bytes=source.max_record_bytes)
+
+    def wanted(self, source: PlannedSource, start: int, stop: int) -> Iterator[Range]:
+        """What reading [start, stop) will ask for, in order, as far as that is known beforehand; it may peek.
+
+        These ranges are asked for while something else is still being read.
+        """
+        return iter(())
 
     def decode_all(self, block: Block) -> Sequence[Any] | None:
         """The elements of a block at once, if that is faster and every record is a good one; else None."""
@@ -187,6 +204,9 @@ class Format(BlockFormat):
             claims,
             max_record_bytes=source.max_record_bytes,
         )
+
+    def wanted(self, source: PlannedSource, start: int, stop: int) -> Iterator[Range]:
+        return source.requests(max(start - 1, 0), min(stop, source.size_bytes))
 
     def stream(self, path: str, pieces: Iterator[bytes | bytearray], *, max_record_bytes: int) -> Iterator[Block]:
         return stream_blocks(path, pieces, self, max_record_bytes=max_record_bytes)

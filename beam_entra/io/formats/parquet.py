@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from beam_entra.errors import BeamEntraError, ConfigError, Diagnosis, FormatError
-from beam_entra.io.blocks import BadRecord, Block, Claims, Source
+from beam_entra.io.blocks import BadRecord, Block, Claims, PlannedSource, Range, Source
 from beam_entra.io.formats.base import Everything, FileFormat, FileWriter, as_mapping, batch_of, not_writable, reason_of
 from beam_entra.io.formats.rows import check_times, plain, weight_bytes
 
@@ -35,8 +35,6 @@ _BATCH_BYTES = 16 << 20
 _GATHERED_ROWS = 512  # dicts that wait to become a batch, unless they are long
 _SMALL_BYTES = 64 << 10  # may be held for nothing
 _MOST_FLOAT32 = (2 - 2**-23) * 2.0**127
-
-Range = tuple[int, int]
 
 
 class Parquet(FileFormat):
@@ -90,14 +88,7 @@ class Parquet(FileFormat):
     # Reading
 
     def split(self, source: Source, start: int, stop: int, claims: Claims) -> Iterator[Block]:
-        held = _Held(source)
-        held.add(*_footer_of(source))
-        with _explained(f"{source.path} cannot be read as Parquet"):
-            file = pq.ParquetFile(pa.PythonFile(held, mode="r"), pre_buffer=False, page_checksum_verification=True)
-        wanted = self._columns_to_read(source.path, file.schema_arrow)
-        groups = [group for group in _row_groups(file.metadata, wanted) if start <= group.start < stop]
-        if self.filter is not None and groups:
-            groups = _pruned(groups, held, file.schema_arrow, self.filter)
+        held, file, groups, wanted = self._planned(source, start, stop)
         pieces = _plan(groups)
         fetched = source.ranges(pieces)
         arrived, claimed = 0, -1
@@ -111,6 +102,24 @@ class Parquet(FileFormat):
             claimed = group.start
             for batch in self._batches(source.path, file, group.number, wanted):
                 yield Block(path=source.path, offset=group.start, data=batch)
+
+    def wanted(self, source: PlannedSource, start: int, stop: int) -> Iterator[Range]:
+        if self.filter is None:  # else statistics decide
+            yield from _plan(self._planned(source, start, stop)[2])
+
+    def _planned(
+        self, source: Source, start: int, stop: int
+    ) -> tuple[_Held, pq.ParquetFile, list[_RowGroup], list[str]]:
+        """The file, of which the footer is here, its row groups that begin in [start, stop), the columns to fetch."""
+        held = _Held(source)
+        held.add(*_footer_of(source))
+        with _explained(f"{source.path} cannot be read as Parquet"):
+            file = pq.ParquetFile(pa.PythonFile(held, mode="r"), pre_buffer=False, page_checksum_verification=True)
+        wanted = self._columns_to_read(source.path, file.schema_arrow)
+        groups = [group for group in _row_groups(file.metadata, wanted) if start <= group.start < stop]
+        if self.filter is not None and groups:
+            groups = _pruned(groups, held, file.schema_arrow, self.filter)
+        return held, file, groups, wanted
 
     def stream(self, path: str, pieces: Iterator[bytes | bytearray], *, max_record_bytes: int) -> Iterator[Block]:
         whole = bytearray()

@@ -8,7 +8,7 @@ from typing import IO, Any, ClassVar
 import pyarrow as pa
 
 from beam_entra.errors import Diagnosis, FormatError
-from beam_entra.io.blocks import BadRecord, Block, Claims, Source
+from beam_entra.io.blocks import BadRecord, Block, Claims, PlannedSource, Range, Source
 from beam_entra.io.formats.base import FileFormat, FileWriter, not_writable
 
 __all__ = ["Bytes"]
@@ -45,6 +45,9 @@ class Bytes(FileFormat):
         if source.size_bytes > source.max_record_bytes:
             raise _too_long(source.path, source.max_record_bytes)
         yield Block(path=source.path, offset=0, data=source.content())
+
+    def wanted(self, source: PlannedSource, start: int, stop: int) -> Iterator[Range]:
+        return source.content_requests() if source.size_bytes <= source.max_record_bytes else iter(())
 
     def stream(self, path: str, pieces: Iterator[bytes | bytearray], *, max_record_bytes: int) -> Iterator[Block]:
         kept: list[bytes | bytearray] = []
