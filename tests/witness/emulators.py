@@ -6,6 +6,7 @@ They are looked for as executables in `$BEAM_ENTRA_CACHE/witnesses`; docs/testin
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import os
 import re
@@ -16,7 +17,7 @@ import subprocess
 import tempfile
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,6 +38,7 @@ from beam_entra.testing.watch import Journal
 _START_S = 20.0
 _POLL_S = 0.02
 _PORTS_TO_TRY = 3
+_DAY_S = 86_400
 _NOT_PASSED_ON = frozenset({"connection", "content-length", "host", "keep-alive", "transfer-encoding"})
 # The emulators watch no standard input, so a shell does: when the tests end, however they end, the kernel closes its
 # pipe, and it ends the emulator; when the emulator ends, it ends.
@@ -211,6 +213,15 @@ class EntraEmulator(Server):
     def authority(self) -> str:
         return self._authority or self.url
 
+    @contextlib.contextmanager
+    def days_ago(self, days: int) -> Iterator[None]:
+        """Its clock is so many days behind meanwhile."""
+        self.ask("POST", "/admin/api/clock", {"offsetSeconds": -days * _DAY_S})
+        try:
+            yield
+        finally:
+            self.ask("DELETE", "/admin/api/clock")
+
     def command(self, executable: Path, port: int, folder: Path) -> tuple[list[str], dict[str, str]]:
         return [str(executable)], {
             "HOST": "127.0.0.1",
@@ -320,6 +331,15 @@ class VaultEmulator(Server):
     @property
     def host(self) -> str:
         return self.url.removeprefix("https://")
+
+    @contextlib.contextmanager
+    def days_ago(self, days: int) -> Iterator[None]:
+        """Its clock is so many days behind meanwhile."""
+        self.ask("POST", "/_emulator/clock", {"offset": -days * _DAY_S})
+        try:
+            yield
+        finally:
+            self.ask("POST", "/_emulator/clock", {"offset": 0})
 
     def set_secret(self, name: str, value: str, token: str) -> str:
         """Put a secret there, and return its version."""

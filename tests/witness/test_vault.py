@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 
@@ -10,6 +12,7 @@ from beam_entra.access import IdentitySettings
 from beam_entra.clock import utc_now
 from beam_entra.errors import IdentityRejected, IdentityUnavailable
 from beam_entra.identity import STORAGE_AUDIENCE, AccessToken, EntraSource
+from beam_entra.testing.certificates import write_private
 from beam_entra.testing.local import LocalCloud
 from tests.identity.hosts import VAULT
 from tests.identity.leaks import everything_in
@@ -36,6 +39,14 @@ class Box:
     def put(self, value: str) -> str:
         """Put the secret there, and return its version."""
         return self.vault.set_secret("job", value, self.token())
+
+    def put_days_ago(self, days: int, value: str, tmp_path: Path) -> None:
+        """Put it there so many days ago, as the clocks of both emulators have it."""
+        write_private(tmp_path / "secret", self.app.add_secret().reveal().encode())
+        by_secret = self.identity("client_secret", client_secret=f"file:{tmp_path / 'secret'}")
+        with self.entra.days_ago(days), self.vault.days_ago(days):
+            token = EntraSource(by_secret, clock=utc_now).acquire(VAULT).secret.reveal()
+            self.vault.set_secret("job", value, token)
 
     def identity(self, credential: str, **settings: str) -> IdentitySettings:
         return IdentitySettings(
@@ -86,6 +97,16 @@ def test_a_version_of_a_secret(box: Box) -> None:
     with pytest.raises(IdentityRejected, match="AADSTS7000215"):
         box.acquire()
     assert box.acquire(f"secrets/job/{good}").source == "client_secret"
+
+
+def test_a_secret_of_ninety_one_days(box: Box, tmp_path: Path) -> None:
+    """The vault says when it was made, by its own clock; it opens the door still."""
+    box.put_days_ago(91, box.app.add_secret().reveal(), tmp_path)
+    made = box.vault.ask("GET", "/secrets/job?api-version=7.5", Authorization=f"Bearer {box.token()}")["attributes"]
+    age = utc_now() - datetime.fromtimestamp(made["created"], UTC)
+    assert timedelta(days=91) <= age < timedelta(days=91, minutes=5)
+    assert made["updated"] == made["created"]
+    assert box.acquire().source == "client_secret"
 
 
 def test_a_secret_that_is_not_there(box: Box) -> None:
