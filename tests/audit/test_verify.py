@@ -353,7 +353,7 @@ BEARER: dict[str, tuple[int, Change]] = {
     "a deadline that is extended where it is fixed": (17, _drop_field("segment_opened", "rolling_s")),
     "a deadline that is extended by too much": (17, _edit("deadline_extended", deadline="2030-01-31T10:33:00.000000Z")),
     "a deadline that is extended by a token that was not acquired": (17, _edit("deadline_extended", token="t99")),
-    "a deadline that is extended by a token for another service": (17, _extension_of_second(token="g1")),
+    "a deadline that is extended by a token for another service": (17, _extension_of_second(token="g2")),
     "a deadline that is extended by the same token": (17, _extension_of_second(token="t1")),
     "a deadline that is extended by a token from a cache": (17, _token("t2", expires="2030-01-31T10:20:00.000000Z")),
     "a commit without an intent": (13, _drop("commit_intended")),

@@ -283,8 +283,8 @@ def bearer_sample() -> MemoryTrail:
     for number in (1, 2):
         bundle, token = str(uuid.UUID(int=number, version=4)), f"t{number}"
         worker.add(TokenAcquired, token=token, expires=clock.now + timedelta(minutes=50))
-        worker.add(DeadlineExtended, token=token, deadline=clock.now + life)
         worker.add(TokenAcquired, token=f"g{number}", audience="https://graph.microsoft.com")
+        worker.add(DeadlineExtended, token=token, deadline=clock.now + life)
         worker.add(BundleOpened, bundle, token=token)
         source, target = f"{LAKE}orders/{number}.jsonl", f"{LAKE}clean/{number}.jsonl"
         shown = {"sas": None, "token": token}

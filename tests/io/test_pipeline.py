@@ -274,8 +274,9 @@ def test_a_job_whose_rolling_life_tokens_outlive_runs_nothing(lake: Any) -> None
     """It would end between two tokens, though its identity is alive; the launch says what to change."""
     lake.upload_json("in/a.jsonl", [{"id": 1}])
     pipeline = lake.pipeline(manifest=lake.manifest(job="30m", rolling=True))
-    with pytest.raises(ConfigError, match="a rolling life of 0:30:00 is shorter than that of"), pipeline as p:
+    with pytest.raises(ConfigError, match="a rolling life of 0:30:00 is shorter than that of") as caught, pipeline as p:
         copy_orders(lake, p)
+    assert "could not be sealed" not in "".join(caught.value.__notes__), "nobody tried: there is nothing to seal"
     assert pipeline.result is None, "no runner was asked to run anything"
     assert touched(lake) == 0
 

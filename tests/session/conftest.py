@@ -17,6 +17,7 @@ from beam_entra.audit import TrailSummary, check_segments
 from beam_entra.audit.verify import verify
 from beam_entra.clock import Clock, utc_now
 from beam_entra.errors import AuditError
+from beam_entra.identity import CredentialSource
 from beam_entra.paths import BlobPath
 from beam_entra.session import JobScope, Session, seal_job
 from beam_entra.storage import new_block_id
@@ -90,9 +91,15 @@ class Job:
             self.scope = replace(self.scope, deadline=ends, launched=ends - self.manifest.lifetime.job)
         self.sessions: list[Session] = []
 
-    def session(self, *, clock: Clock = utc_now, pause: Callable[[float], object] = time.sleep) -> Session:
+    def session(
+        self,
+        *,
+        clock: Clock = utc_now,
+        pause: Callable[[float], object] = time.sleep,
+        source: CredentialSource | None = None,
+    ) -> Session:
         """A worker process's session."""
-        session = Session(self.scope, clock=clock, pause=pause)
+        session = Session(self.scope, clock=clock, pause=pause, source=source)
         self.sessions.append(session)
         return session
 

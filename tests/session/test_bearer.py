@@ -6,6 +6,7 @@ import base64
 import hashlib
 import json
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
@@ -17,6 +18,7 @@ from beam_entra.audit.record import SEAL_NAME
 from beam_entra.audit.verify import verify
 from beam_entra.clock import utc_now
 from beam_entra.errors import AuditUnavailable, BlobChanged, IdentityExpired, IdentityRejected, NotGranted, TrailBroken
+from beam_entra.identity import AccessToken, CredentialSource, EntraSource
 from beam_entra.session import copy_blob
 from beam_entra.storage import new_block_id
 from beam_entra.testing.clock import FakeClock
@@ -143,6 +145,7 @@ def test_the_trail_is_appended_to_in_its_own_folder_alone(bearer: Job) -> None:
         with pytest.raises(NotGranted):
             session._authorise_append(path)
     assert bearer.requests() == []
+    assert bearer.cloud.tenant.token_requests == 0, "no token is asked for what may not be done"
 
 
 def test_a_listing_stays_below_its_prefix(bearer: Job) -> None:
@@ -211,6 +214,38 @@ def test_after_the_deadline_nothing_is_done(make_job: Callable[..., Job]) -> Non
     with pytest.raises(IdentityExpired):
         session.bundle("late")
     assert len(job.requests()) == asked
+
+
+class Slow:
+    """A credential source at which time passes."""
+
+    def __init__(self, source: CredentialSource, clock: FakeClock) -> None:
+        self.source, self.clock, self.takes = source, clock, timedelta(0)
+
+    def acquire(self, audience: str, **claims: str) -> AccessToken:
+        """Take so long."""
+        token = self.source.acquire(audience, **claims)
+        self.clock.advance(self.takes)
+        return token
+
+
+def test_a_token_that_comes_after_the_deadline_is_not_presented(
+    make_job: Callable[..., Job], short_tokens: None
+) -> None:
+    """It was asked for in time, and Entra took long."""
+    job = make_job(scoping="bearer", lasts=timedelta(minutes=5))
+    job.raw.upload("orders/a.jsonl", DATA)
+    clock = FakeClock(utc_now())
+    source = Slow(EntraSource(job.manifest.identity, clock=clock), clock)
+    session = job.session(clock=clock, source=source)
+    with suppress(AuditUnavailable), session.bundle("read") as bundle:
+        blob = bundle.properties(job.source())
+        asked = len(job.data_requests())
+        clock.advance(timedelta(seconds=3))
+        source.takes = timedelta(minutes=5)
+        with pytest.raises(IdentityExpired):
+            bundle.read(blob, 0, 10)
+        assert len(job.data_requests()) == asked
 
 
 def test_a_closed_bundle_presents_nothing(bearer: Job) -> None:

@@ -18,6 +18,7 @@ from beam_entra.session import JobScope, adopt_session, close_session, live_scop
 from beam_entra.session.deadline import Deadline
 from beam_entra.testing.clock import FakeClock
 from beam_entra.testing.local import LocalCloud
+from beam_entra.testing.tenant import GRAPH
 from tests.session.conftest import DATA, Job, read_blob, write_blob
 from tests.session.test_scope import SCOPE
 
@@ -155,11 +156,28 @@ def test_a_job_that_goes_on_long_after_its_first_deadline(
     assert session.deadline > first
     write_blob(session, job)
     summary = job.seal_and_verify(session)
+    assert job.records("bundle_opened")[-1]["step"] == "seal the audit trail", "it had time to record that"
     assert 2 <= summary.counts["deadline_extended"] <= summary.counts["token_acquired"]
     (opened,) = job.records("segment_opened")
     assert (opened["rolling_s"], opened["deadline"][:10]) == (60, f"{job.scope.deadline:%Y-%m-%d}")
     for issued in job.records("key_acquired") + job.records("sas_issued"):
         assert issued["expires"] <= max(record["deadline"] for record in job.records("deadline_extended"))
+
+
+def test_a_token_for_another_service_moves_nothing(
+    rolling: Callable[..., Job], token_life: Callable[[int], None]
+) -> None:
+    """What a connector is given says nothing about the right to the blobs."""
+    job = rolling(audiences=(GRAPH,))
+    session = job.session()
+    read_blob(session, job)
+    token_life(30)
+    with session.bundle("look up", audience=GRAPH):
+        pass
+    assert len(job.records("deadline_extended")) == len(
+        [record for record in job.records("token_acquired") if record["audience"] != GRAPH]
+    )
+    job.check_unsealed()
 
 
 def test_an_idle_process_goes_on_while_its_identity_is_alive(
