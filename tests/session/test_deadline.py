@@ -168,10 +168,11 @@ def test_a_token_for_another_service_moves_nothing(
     rolling: Callable[..., Job], token_life: Callable[[int], None]
 ) -> None:
     """What a connector is given says nothing about the right to the blobs."""
-    job = rolling(audiences=(GRAPH,))
-    session = job.session()
+    job, clock = rolling(audiences=(GRAPH,)), FakeClock(utc_now())
+    session = job.session(clock=clock)
     read_blob(session, job)
     token_life(30)
+    clock.advance(timedelta(seconds=2))
     with session.bundle("look up", audience=GRAPH):
         pass
     assert len(job.records("deadline_extended")) == len(
