@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 
 from beam_entra.access.manifest import AccessManifest
@@ -49,11 +50,18 @@ class Examination:
     Args:
         load: Gives the manifest, endpoints included; raises ConfigError.
         clock: This machine's.
+        pause: Waits so many seconds between attempts at Storage.
     """
 
-    def __init__(self, load: Callable[[], AccessManifest], *, clock: Clock = utc_now) -> None:
+    def __init__(
+        self,
+        load: Callable[[], AccessManifest],
+        *,
+        clock: Clock = utc_now,
+        pause: Callable[[float], object] = time.sleep,
+    ) -> None:
         self.findings: list[Finding] = []
-        self._visit = Visit(load=load, clock=clock)
+        self._visit = Visit(load=load, clock=clock, pause=pause)
 
     def run(self) -> Iterator[Finding]:
         """The findings, in the order of the checks."""

@@ -27,7 +27,7 @@ def check_manifest(visit: Visit) -> Iterator[Finding]:
     try:
         manifest = visit.load()
         visit.scope = probing_scope(JobScope.launch(manifest, now=visit.clock()))
-        visit.session = Session(visit.scope, clock=visit.clock)
+        visit.session = Session(visit.scope, clock=visit.clock, pause=visit.pause)
     except ConfigError as error:
         visit.lost["manifest"] = "there is no manifest to go by"
         yield failed_with("manifest", "", error, error.hint or "mend the access manifest as it says")

@@ -27,6 +27,7 @@ class Visit:
     Attributes:
         load: Gives the manifest, endpoints included.
         clock: This machine's.
+        pause: Waits so many seconds between attempts at Storage.
         lost: What could not be had, as `authority` or `account contosolake`, to the reason.
         ahead: By service, by how much this machine's clock is ahead.
         blobs: By container, a blob that is there.
@@ -35,6 +36,7 @@ class Visit:
 
     load: Callable[[], AccessManifest]
     clock: Clock
+    pause: Callable[[float], object]
     lost: dict[str, str] = field(default_factory=dict)
     ahead: dict[str, timedelta] = field(default_factory=dict)
     blobs: dict[str, BlobPath] = field(default_factory=dict)

@@ -71,7 +71,7 @@ class Patient:
         Args:
             at: Changes where the services are, in the manifest as data.
         """
-        examination = Examination(lambda: self._placed(at, **changes), clock=clock)
+        examination = Examination(lambda: self._placed(at, **changes), clock=clock, pause=lambda seconds: None)
         assert [*examination.run()] == examination.findings
         return Seen(examination)
 

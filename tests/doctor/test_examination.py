@@ -5,7 +5,11 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from beam_entra.doctor import as_json
+import pytest
+
+from beam_entra.doctor import Examination, as_json
+from beam_entra.errors import IdentityUnavailable
+from beam_entra.identity import STORAGE_AUDIENCE
 from beam_entra.testing.storage_requests import StorageExchange
 from tests.doctor.conftest import LAKE, Patient
 
@@ -144,6 +148,19 @@ def test_nothing_secret_is_said(patient: Patient) -> None:
     patient.cloud.proxy.without_role(where=lambda request: request.operation in {"PutBlockList", "ListBlobs"})
     said += patient.examine().everything()
     assert patient.cloud.find_leaks(said) == []
+
+
+def test_no_credential_outlives_it(patient: Patient) -> None:
+    """Also where somebody stops in the middle: the session is closed, its token gone."""
+    examination = Examination(patient.manifest)
+    running = examination.run()
+    while next(running).check != "read":
+        pass
+    session = examination._visit.live
+    assert session.broker.get(STORAGE_AUDIENCE)
+    running.close()
+    with pytest.raises(IdentityUnavailable, match="closed"):
+        session.broker.get(STORAGE_AUDIENCE)
 
 
 def test_two_accounts_each_have_their_lines(patient: Patient, beam_entra_containers: Any) -> None:

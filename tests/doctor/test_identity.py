@@ -117,7 +117,7 @@ def test_a_managed_identity_needs_no_authority(patient: Patient) -> None:
     ("minutes", "mark", "says"),
     [
         (0, "ok", f"agrees with authority and {LAKE}"),
-        (1, "warn", " s ahead of "),
+        (1, "warn", " ahead of "),
         (8, "warn", "about 8 min ahead of "),
         (-8, "warn", "about 8 min behind "),
         (20, "fail", "about 20 min ahead of "),

@@ -106,6 +106,29 @@ def test_what_carries_out_a_request_that_cannot_be_is_not_storage(patient: Patie
     assert (line.mark, "is not Storage" in line.fix) == ("fail", True)
 
 
+@pytest.mark.parametrize("grant", ["read", "write", "delete"])
+def test_no_answer_says_nothing_of_the_right(patient: Patient, grant: str) -> None:
+    """A connection that breaks each time: the line fails, with what to look at; nothing is recorded as answered."""
+    at = patient.raw if grant == "read" else patient.curated
+    operations = {"read": "ListBlobs", "write": "PutBlockList", "delete": "DeleteBlob"}
+    patient.cloud.proxy.reset(where=doing(operations[grant], at))
+    seen = patient.examine(delete=[patient.curated.url("out/old")])
+    assert seen.failures == (grant,)
+    assert "Storage did not answer" in seen.of(grant).found
+    assert seen.of(grant).fix == "see that the account's endpoint can be reached from this worker"
+    assert grant not in {each["asked"] for each in patient.records(seen.job, "probed") if each["permission"] == grant}
+
+
+def test_throttling_is_not_a_refusal(patient: Patient) -> None:
+    """It is asked again, and then the line says so."""
+    patient.cloud.proxy.respond(503, "ServerBusy", where=doing("PutBlockList", patient.curated), times=2)
+    assert patient.examine().failures == ()
+    patient.cloud.proxy.respond(503, "ServerBusy", where=doing("PutBlockList", patient.curated))
+    seen = patient.examine()
+    assert (seen.failures, seen.of("write").facts["code"]) == (("write",), "ServerBusy")
+    assert "throttling" in seen.of("write").found
+
+
 def test_nothing_secret_is_logged(patient: Patient, caplog: pytest.LogCaptureFixture) -> None:
     """Not at DEBUG, and not of a request that fails."""
     patient.cloud.proxy.respond(400, "InvalidHeaderValue", where=doing("DeleteBlob", patient.curated))
