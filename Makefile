@@ -23,7 +23,7 @@ AZURITE   := $(BEAM_ENTRA_CACHE)/.azurite-installed
 TESTS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench bench-page lint format azurite constraints clean
+.PHONY: help demo test bench bench-page reliability-page lint format azurite constraints clean
 .DELETE_ON_ERROR:
 MAKEFLAGS += --no-print-directory
 
@@ -43,6 +43,9 @@ bench: $(INSTALLED) $(AZURITE) ## Run side by side with Beam's azfs (ROW=text fo
 
 bench-page: $(INSTALLED) ## Make docs/benchmarks.md from the figures of the last `make bench`
 	@exec $(RUN) -m benchmarks.page
+
+reliability-page: $(INSTALLED) ## Make docs/reliability.md from the last run of tests/weather
+	@exec $(RUN) -m tests.weather.page
 
 lint: $(INSTALLED) ## Check style and types
 	@$(RUN) -m ruff check . && $(RUN) -m mypy

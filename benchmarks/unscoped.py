@@ -58,6 +58,7 @@ class UnscopedSession(Session):
         self._static = {
             container: Sas(
                 sas_id=f"static-{container}",
+                key_id="static",
                 spec=cast("SasSpec", None),
                 query=Secret(os.environ[variable], what="SAS"),
                 expires=ends,

@@ -20,6 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from beam_entra.access.downscope import Permission, SasSpec, downscope, granted
@@ -617,4 +618,4 @@ class _Access:
             return authorization
         sas = self._bundle.sas(self._path, self._permission)
         self.presented = {"sas": sas.sas_id}
-        return Authorization(sas=sas.query)
+        return Authorization(sas=sas.query, resign=partial(self._bundle.session.retire_key, sas))

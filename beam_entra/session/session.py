@@ -43,6 +43,7 @@ _LONGEST_KEY = timedelta(days=7) - timedelta(minutes=10)  # Storage's limit is 7
 _LEAD_UP = (BundleOpened, SasIssued, BundleClosed)  # recorded before or after an access; they let no data out
 _KEPT_BYTES = 48 << 20  # of one reader: 32 MiB under way, 8 in hand, and the shorter ones that it begins with
 _RENEWED_AT = 0.75  # of a SAS's life
+_NEXT_RETIREMENT = timedelta(minutes=1)  # of a delegation key
 
 T = TypeVar("T")
 
@@ -79,6 +80,8 @@ class Session:
         )
         self.broker = TokenBroker(self.source, clock=self.clock, acquired=self._token_acquired)
         self._keys: dict[str, DelegationKey] = {}
+        self._retired: set[str] = set()
+        self._kept_until: dict[str, datetime] = {}
         self._key_locks = {account: threading.Lock() for account in scope.manifest.accounts}
         self._audit_sas: dict[BlobPath, Sas] = {}
         self._audit_sas_lock = threading.Lock()
@@ -177,7 +180,8 @@ class Session:
             now = self.check_deadline(f"get a user delegation key of account {account}")
             key = self._keys.get(account)
             life = self.scope.manifest.lifetime.token
-            if key is not None and (now + life < key.expires or self.deadline <= key.expires):
+            good = key is not None and key.key_id not in self._retired
+            if key is not None and good and (now + life < key.expires or self.deadline <= key.expires):
                 return key
             key, answer = self.service.delegation_key(
                 account,
@@ -196,6 +200,24 @@ class Session:
             self.count("delegation_keys")
             self._keys[account] = key
             return key
+
+    def retire_key(self, sas: Sas) -> bool:
+        """Sign with a new key from now on, since Storage takes this SAS for none.
+
+        Once a minute for each account: where a new key does not help, something else is wrong.
+
+        Returns:
+            Whether another SAS will be under another key.
+        """
+        account = sas.spec.account
+        with self._key_locks[account]:
+            now = self.clock()
+            if sas.key_id not in self._retired:
+                if now < self._kept_until.get(account, now):
+                    return False
+                self._kept_until[account] = now + _NEXT_RETIREMENT
+                self._retired.add(sas.key_id)
+            return True
 
     def issue(
         self,
@@ -220,6 +242,7 @@ class Session:
         correlation = bundle or self.process
         sas = Sas(
             sas_id=f"sas-{uuid.uuid4().hex[:12]}",
+            key_id=key.key_id,
             spec=spec,
             query=mint(spec, key, correlation=correlation, sign_correlation=signed),
             expires=spec.expires,
@@ -258,7 +281,7 @@ class Session:
 
     def live(self, sas: Sas | None) -> bool:
         """Whether a SAS can be used for a while longer, or no later one could be had."""
-        if sas is None:
+        if sas is None or sas.key_id in self._retired:
             return False
         now = self.clock()
         return now < sas.renew_at or (sas.expires >= self.deadline and now < sas.expires)
@@ -358,7 +381,7 @@ class Session:
                 sas = self._audit_sas[path] = self.issue(
                     spec_for, path=path, permission=Permission.APPEND, bundle=None
                 )
-            return Authorization(sas=sas.query)
+            return Authorization(sas=sas.query, resign=partial(self.retire_key, sas))
 
 
 def _facts(scope: JobScope, pid: int) -> SegmentFacts:

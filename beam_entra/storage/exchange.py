@@ -21,6 +21,7 @@ from beam_entra.storage.wire import Response, TooSlow
 __all__ = ["Authorise", "Authorization", "Call", "Exchange", "RetryPolicy"]
 
 SERVICE_VERSION = "2025-07-05"
+_BAD_SIGNATURE = "AuthenticationFailed"  # a key that has ended, or that the account's owner has revoked
 _GOOD = range(200, 300)  # a redirect is none: Storage sends none, and whoever sent it has not done what was asked
 
 
@@ -32,12 +33,14 @@ class Authorization:
         copy_source: For a copy: URL of the blob that Storage is to read, with the SAS to read it, if there is one.
         copy_source_bearer: The access token that Storage is to read it with, if there is none.
         renew: Called with the claims of a challenge: has `authorise` give a token with them from then on.
+        resign: Called when Storage takes the signature for none: says whether `authorise` gives one of a new key now.
     """
 
     sas: Secret | None = None
     bearer: Secret | None = None
     copy_source: Secret | None = None
     renew: Callable[[str], object] | None = None
+    resign: Callable[[], bool] | None = None
     copy_source_bearer: Secret | None = None
 
 
@@ -136,6 +139,10 @@ class Exchange:
                 if claims and authorization.renew is not None and not challenged:
                     challenged = True
                     authorization.renew(claims)
+                    continue
+                dead = answer.code == _BAD_SIGNATURE and authorization.resign is not None and not challenged
+                if dead and authorization.resign is not None and authorization.resign():
+                    challenged = True
                     continue
                 failure = refusal(answer, tried=call.tried, attempts=attempt)
                 if claims:

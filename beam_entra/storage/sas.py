@@ -55,11 +55,13 @@ class Sas:
 
     Attributes:
         sas_id: Our name for it in the audit trail.
+        key_id: That of the delegation key that signed it.
         query: The SAS itself, as URL query parameters.
         renew_at: When to mint the next one: some time before `expires`.
     """
 
     sas_id: str
+    key_id: str
     spec: SasSpec
     query: Secret
     expires: datetime
