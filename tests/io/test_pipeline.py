@@ -256,6 +256,16 @@ def test_a_deadline_that_passes_before_a_record_is_durable_is_sealed_too(lake: A
     assert lake.only_trail().verify().seal.outcome == "failed"
 
 
+def test_a_job_with_a_rolling_life(lake: Any) -> None:
+    """It runs as any other does; that its identity is alive is in the trail."""
+    lake.upload_json("in/a.jsonl", [{"id": 1}])
+    pipeline = lake.pipeline(manifest=lake.manifest(job="2h", rolling=True))
+    with pipeline as p:
+        copy_orders(lake, p)
+    assert lake.only_trail().verify().counts["deadline_extended"] == 1
+    assert pipeline.report.outcome == "ok"
+
+
 # When a job does not begin
 
 
