@@ -9,11 +9,13 @@ import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import pytest
 
 from beam_entra.errors import BeamEntraError, ConfigError, StorageError
-from beam_entra.storage import connection_pool, redact
+from beam_entra.secret import Secret
+from beam_entra.storage import Authorization, connection_pool, redact
 from beam_entra.storage.answers import Answer, refusal
 from beam_entra.testing.certificates import RunCertificates
 from beam_entra.testing.storage_requests import matching
@@ -45,6 +47,18 @@ def test_a_ca_file_that_is_none(desk, tmp_path, content):
     assert str(path) in caught.value.message
     assert "ca_file in [accounts" in caught.value.hint
     assert authorised == []
+
+
+def test_without_tls_nothing_is_sent(desk):
+    """Whatever the settings of an account came to say: neither a SAS nor a token leaves in the clear."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(0)
+        service = desk.service_at(f"http://127.0.0.1:{listener.getsockname()[1]}/contosolake")
+        for credential in ({"sas": Secret("sv=1", what="SAS")}, {"bearer": Secret("t", what="access token")}):
+            with pytest.raises(ValueError, match="without TLS nothing is sent"):
+                service.properties(desk.path(), partial(Authorization, **credential), "id")
+        with pytest.raises(BlockingIOError):
+            listener.accept()  # nobody has come
 
 
 @contextmanager
