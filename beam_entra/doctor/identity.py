@@ -10,7 +10,7 @@ from beam_entra.clock import MOST_SKEW
 from beam_entra.doctor.finding import Finding, Mark, blocked, failed, failed_with, good, skipped, warned
 from beam_entra.doctor.network import Place, reach
 from beam_entra.doctor.visit import Visit
-from beam_entra.errors import AccessDenied, BeamEntraError, ConfigError, IdentityRejected
+from beam_entra.errors import AccessDenied, BeamEntraError, ConfigError, IdentityUnavailable
 from beam_entra.identity import STORAGE_AUDIENCE
 from beam_entra.identity.registry import plan
 from beam_entra.session import JobScope, Session
@@ -87,12 +87,15 @@ def check_credential(visit: Visit) -> Iterator[Finding]:
         visit.token = token = visit.live.broker.get(STORAGE_AUDIENCE)
     except BeamEntraError as error:
         visit.lost["token"] = "there is no token"  # noqa: S105 - a reason
-        if isinstance(error, (ConfigError, IdentityRejected)) and error.diagnosis.status is None:
+        if not _is_of_entra(error):
             yield failed_with("credential", sources, error)
             yield blocked("token", "", "there is no credential to ask with")
+            return
+        if isinstance(error, IdentityUnavailable):
+            yield skipped("credential", sources, "not known: Entra gave no answer that says so")
         else:
             yield good("credential", sources, "found")
-            yield failed_with("token", "", error)
+        yield failed_with("token", "", error)
         return
     claims = token.claims
     yield good("credential", token.source or sources, "found", source=token.source or sources)
@@ -106,6 +109,12 @@ def check_credential(visit: Visit) -> Iterator[Finding]:
         expires=_iso(token.expires),
         **({"uti": claims.uti} if claims.uti else {}),
     )
+
+
+def _is_of_entra(error: BeamEntraError) -> bool:
+    """Whether it came of asking Entra; else of the file, provider, vault or machine that has the credential."""
+    of_entra = error.message.startswith(("Entra refused", "the token endpoint"))
+    return of_entra or error.diagnosis.code.startswith("AADSTS")
 
 
 def check_keys(visit: Visit) -> Iterator[Finding]:

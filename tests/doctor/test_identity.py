@@ -92,6 +92,27 @@ def test_a_source_that_has_no_credential(patient: Patient, tmp_path: Path, there
     check_nothing_after_it(seen, "there is no token")
 
 
+def test_an_authority_that_is_out_of_order(patient: Patient) -> None:
+    """Whether the credential is good nobody has said."""
+    patient.cloud.tenant.throttle(600)
+    seen = patient.examine()
+    assert (seen.marks()["credential"], seen.failures) == ("skipped", ("token",))
+    assert "HTTP 429" in seen.of("token").found
+    assert seen.of("token").facts["status"] == 429
+
+
+def test_a_provider_that_gives_no_assertion(patient: Patient, tmp_path: Path) -> None:
+    """What an executable prints is none: the credential's line fails, and Entra was not asked."""
+    vouch = tmp_path / "vouch"
+    vouch.write_text("#!/bin/sh\necho who are you\n")
+    vouch.chmod(0o700)
+    identity = {"credential": "federated", "assertion_from": "command", "assertion_command": str(vouch)}
+    seen = patient.examine(**identity, assertion_file="")
+    assert seen.failures == ("credential",)
+    assert seen.of("credential").about == "federated:command"
+    assert patient.cloud.tenant.token_requests == 0
+
+
 def test_a_chain_says_which_source_it_was(patient: Patient, monkeypatch: pytest.MonkeyPatch) -> None:
     """The member that gave the token, not the chain."""
     monkeypatch.delenv("ACTIONS_ID_TOKEN_REQUEST_URL", raising=False)
