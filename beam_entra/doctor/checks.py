@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
+from itertools import chain
 
 from beam_entra.access.manifest import AccessManifest
 from beam_entra.clock import Clock, utc_now
-from beam_entra.doctor.finding import Finding, Mark, blocked, failed_with
+from beam_entra.doctor.finding import Finding, Mark, blocked, failed_with, warned
 from beam_entra.doctor.identity import (
     check_clock,
     check_credential,
@@ -16,7 +19,14 @@ from beam_entra.doctor.identity import (
     check_network,
     check_time,
 )
-from beam_entra.doctor.storage import check_audit, check_grants, check_public_access, check_seal, check_shared_key
+from beam_entra.doctor.storage import (
+    check_audiences,
+    check_audit,
+    check_grants,
+    check_public_access,
+    check_seal,
+    check_shared_key,
+)
 from beam_entra.doctor.visit import Check, Visit
 from beam_entra.errors import BeamEntraError
 
@@ -30,12 +40,35 @@ CHECKS = (
     Check(name="delegation key", needs=("manifest", "token"), run=check_keys),
     Check(name="audit", needs=("manifest", "token"), run=check_audit),
     Check(name="grants", needs=("manifest",), run=check_grants),
+    Check(name="audience", needs=("manifest",), run=check_audiences),
     Check(name="public access", needs=("manifest",), run=check_public_access),
     Check(name="shared key", needs=("manifest",), run=check_shared_key),
     Check(name="time", needs=("manifest", "token"), run=check_time),
     Check(name="seal", needs=("manifest", "audit"), run=check_seal),
 )
+_LOGGER = logging.getLogger("beam_entra")
+_OF_THE_CLOCK = "this worker's clock"
 _SO_IS = {"authority": "token", "clock": "token", "token": "audit"}  # what is lost with what
+
+
+class _Overheard(logging.Handler):
+    """What the session warns of meanwhile, such as a secret that is old: a line, not a log record between lines."""
+
+    def __init__(self, level: int) -> None:
+        super().__init__(level)
+        self._said: deque[str] = deque()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep it, unless it is of the clock, which has its own check."""
+        text = record.getMessage()
+        if not text.startswith(_OF_THE_CLOCK):
+            self._said.append(text)
+
+    def findings(self, check: str) -> Iterator[Finding]:
+        """What was said while this check was run."""
+        while self._said:
+            found, _, fix = self._said.popleft().partition(". ")
+            yield warned(check, "", found, fix or "see that it is meant to be so")
 
 
 class Examination:
@@ -65,15 +98,17 @@ class Examination:
 
     def run(self) -> Iterator[Finding]:
         """The findings, in the order of the checks."""
-        visit = self._visit
+        visit, overheard = self._visit, _Overheard(level=logging.WARNING)
+        _LOGGER.addHandler(overheard)
         try:
             for check in CHECKS:
-                for finding in self._found(check):
+                for finding in chain(self._found(check), overheard.findings(check.name)):
                     if finding.mark is Mark.FAIL:
                         visit.failures.setdefault(finding.check)
                     self.findings.append(finding)
                     yield finding
         finally:
+            _LOGGER.removeHandler(overheard)
             visit.close()
 
     @property

@@ -15,7 +15,7 @@ from beam_entra.session.probing import NOT_TO_BE_DONE, Deed, Prober, a_blob_of
 from beam_entra.storage.answers import Answer
 from beam_entra.storage.probes import Refusal
 
-__all__ = ["check_audit", "check_grants", "check_public_access", "check_seal", "check_shared_key"]
+__all__ = ["check_audiences", "check_audit", "check_grants", "check_public_access", "check_seal", "check_shared_key"]
 
 _READER, _CONTRIBUTOR = "Storage Blob Data Reader", "Storage Blob Data Contributor"
 _ROLES = {Permission.READ: _READER, Permission.WRITE: _CONTRIBUTOR, Permission.DELETE: _CONTRIBUTOR}
@@ -79,6 +79,20 @@ def check_grants(visit: Visit) -> Iterator[Finding]:
         except BeamEntraError as error:
             fix = _fix(visit, grant.path, error, _ROLES[grant.permission])
             yield failed_with(grant.permission.value, str(grant.path), error, fix)
+
+
+def check_audiences(visit: Visit) -> Iterator[Finding]:
+    """Entra gives a token for each other service that the manifest grants one for."""
+    for audience in visit.manifest.audiences:
+        if why := visit.why_not("audit"):
+            yield blocked("audience", audience, why)
+            continue
+        try:
+            token = visit.asking.access_token(audience)
+        except BeamEntraError as error:
+            yield failed_with("audience", audience, error)
+        else:
+            yield good("audience", audience, "Entra gives a token", expires=f"{token.expires:%Y-%m-%dT%H:%M:%SZ}")
 
 
 def _granted(visit: Visit, grant: Grant) -> Finding:
@@ -153,11 +167,9 @@ def check_shared_key(visit: Visit) -> Iterator[Finding]:
 
 def check_seal(visit: Visit) -> Iterator[Finding]:
     """The trail of this examination can be read back, verified and sealed, as the launcher does at a job's end."""
-    bundle = visit.bundle
-    assert bundle is not None  # noqa: S101 - the check needs the audit
     outcome, error = ("failed", f"doctor: {', '.join(visit.failures)}") if visit.failures else ("ok", None)
     try:
-        bundle.close("failed" if visit.failures else "ok")
+        visit.asking.close("failed" if visit.failures else "ok")
         visit.seal = seal_job(visit.live, outcome=outcome, error=error)
     except BeamEntraError as problem:
         yield failed_with("seal", "", problem, _fix(visit, visit.manifest.audit, problem, _READER))

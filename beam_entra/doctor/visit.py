@@ -65,10 +65,15 @@ class Visit:
         return self.session
 
     @property
-    def prober(self) -> Prober:
-        """Asks Storage; the audit can be written."""
+    def asking(self) -> BundleSession:
+        """The bundle in which all is asked; the audit can be written."""
         assert self.bundle is not None  # noqa: S101 - likewise
-        return Prober(self.bundle)
+        return self.bundle
+
+    @property
+    def prober(self) -> Prober:
+        """Asks Storage in it."""
+        return Prober(self.asking)
 
     def why_not(self, *needs: str) -> str:
         """Why the first of these that is lost is; empty when none is."""

@@ -36,6 +36,7 @@ class Patient:
         read: Iterable[str] | None = None,
         write: Iterable[str] | None = None,
         delete: Iterable[str] = (),
+        token: Iterable[str] = (),
         audit: str = "",
         scoping: str = "",
         lifetime: str = 'job = "1h"\ntoken = "5m"',
@@ -46,6 +47,7 @@ class Patient:
             "read": [self.raw.url("in/")] if read is None else list(read),
             "write": [self.curated.url("out/")] if write is None else list(write),
             "delete": list(delete),
+            "token": list(token),
         }
         who = {
             "tenant": self.cloud.tenant_id,

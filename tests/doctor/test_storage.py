@@ -138,6 +138,19 @@ def test_nothing_secret_is_logged(patient: Patient, caplog: pytest.LogCaptureFix
     assert patient.cloud.find_leaks(caplog.text) == []
 
 
+def test_tokens_for_other_services(patient: Patient) -> None:
+    """Each that is granted is asked for; one that the tenant does not know fails, with Entra's code. None is shown."""
+    seen = patient.examine(token=["https://graph.microsoft.com", "https://nobody.example"])
+    assert seen.failures == ("audience",)
+    assert seen.of("audience", "graph").mark == "ok"
+    assert seen.of("audience", "nobody").facts["code"] == "AADSTS500011"
+    audiences = [each["audience"] for each in patient.records(seen.job, "token_acquired")]
+    assert audiences == ["https://storage.azure.com", "https://graph.microsoft.com"]
+    assert patient.cloud.find_leaks(seen.everything()) == []
+    patient.cloud.proxy.without_role()
+    assert patient.examine(token=["https://graph.microsoft.com"]).marks()["audience"] == "skipped"
+
+
 # The audit
 
 
