@@ -9,13 +9,14 @@ import sys
 import threading
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from apache_beam.io.filesystem import BeamIOError
 
 from beam_entra.errors import BeamEntraError, find_rendered_error
+from beam_entra.session.registry import end_pauses
 
 __all__ = ["TRACEBACK_VARIABLE", "Terminated", "command_line", "find_interrupt", "find_ours", "print_error"]
 
@@ -35,12 +36,12 @@ def command_line() -> Iterator[None]:
     An error of ours is printed once, with its fix, and the exit code is 1; Ctrl-C gives 130. What a runner logs of the
     same error on its way to the launcher is held back; worker processes that share the terminal print what they print.
     SIGTERM ends the job as Ctrl-C does, so that its trail is sealed, and gives 143; in the main thread only, and not
-    where somebody handles that signal already.
+    where somebody handles that signal already. Neither waits for a pause that Storage or Entra has asked for.
     With the environment variable `BEAM_ENTRA_TRACEBACK=1` nothing is held back and every traceback is shown.
     """
     if os.environ.get(TRACEBACK_VARIABLE) == "1":
         try:
-            with _sigterm_interrupts():
+            with _signals_interrupt():
                 yield
         except Terminated:
             traceback.print_exc()
@@ -51,7 +52,7 @@ def command_line() -> Iterator[None]:
     for handler in logging.getLogger().handlers:
         handler.addFilter(held_back)
     try:
-        with _sigterm_interrupts():
+        with _signals_interrupt():
             yield
     except BeamEntraError as error:
         print_error(error)
@@ -67,19 +68,36 @@ def command_line() -> Iterator[None]:
 
 
 @contextmanager
-def _sigterm_interrupts() -> Iterator[None]:
-    mine = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
-    if mine:
-        signal.signal(signal.SIGTERM, _terminate)
+def _signals_interrupt() -> Iterator[None]:
+    ours: dict[signal.Signals, tuple[Any, Any]] = {
+        signal.SIGTERM: (signal.SIG_DFL, _terminate),
+        signal.SIGINT: (signal.default_int_handler, _interrupt),
+    }
+    in_main = threading.current_thread() is threading.main_thread()
+    mine = {name: pair for name, pair in ours.items() if in_main and signal.getsignal(name) == pair[0]}
+    for name, (_, handler) in mine.items():
+        signal.signal(name, handler)
     try:
         yield
     finally:
-        if mine:
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        for name, (before, _) in mine.items():
+            signal.signal(name, before)
 
 
 def _terminate(number: int, frame: FrameType | None) -> NoReturn:
+    _end_pauses()
     raise Terminated
+
+
+def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
+    _end_pauses()
+    raise KeyboardInterrupt
+
+
+def _end_pauses() -> None:
+    """In a thread: the one that is interrupted may hold the lock of what it waits for."""
+    with suppress(RuntimeError):  # no more threads
+        threading.Thread(target=end_pauses, name="beam-entra-interrupt", daemon=True).start()
 
 
 def print_error(error: BeamEntraError) -> None:

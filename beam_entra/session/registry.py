@@ -12,7 +12,7 @@ from beam_entra.errors import AuditUnavailable
 from beam_entra.session.scope import JobScope
 from beam_entra.session.session import Session
 
-__all__ = ["adopt_session", "close_session", "has_ended", "live_scopes", "open_session"]
+__all__ = ["adopt_session", "close_session", "end_pauses", "has_ended", "live_scopes", "open_session"]
 
 _SESSIONS: dict[str, Session] = {}
 _ENDED: deque[str] = deque(maxlen=1000)
@@ -81,6 +81,12 @@ def close_session(job: str) -> None:
         _ENDED.append(job)
     if session is not None and session.pid == os.getpid():
         session.close()
+
+
+def end_pauses() -> None:
+    """Have nobody in this process wait for Entra or Storage to be better: somebody wants it to end."""
+    for session in list(_SESSIONS.values()):  # without the lock, which the interrupted thread may hold
+        session.interrupt()
 
 
 def _take_ended() -> list[Session]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import platform
 import threading
-import time
 import uuid
 from collections import Counter
 from collections.abc import Callable
@@ -41,6 +40,7 @@ __all__ = ["Session"]
 
 _LONGEST_KEY = timedelta(days=7) - timedelta(minutes=10)  # Storage's limit is 7 days, counted from a start in the past
 _LEAD_UP = (BundleOpened, SasIssued, BundleClosed)  # recorded before or after an access; they let no data out
+_BRIEF_S = 1.0  # a pause that an interrupted job makes still
 _KEPT_BYTES = 48 << 20  # of one reader: 32 MiB under way, 8 in hand, and the shorter ones that it begins with
 _RENEWED_AT = 0.75  # of a SAS's life
 _NEXT_RETIREMENT = timedelta(minutes=1)  # of a delegation key
@@ -55,7 +55,7 @@ class Session:
         scope: The job.
         clock: For every decision about time. If it goes back, the session stands still until it has caught up.
         source: Where tokens come from; by default what the manifest says.
-        pause: Waits so many seconds between attempts.
+        pause: Waits so many seconds between attempts, and says True to give up; see `interrupt` for the default.
     """
 
     def __init__(
@@ -64,21 +64,23 @@ class Session:
         *,
         clock: Clock = utc_now,
         source: CredentialSource | None = None,
-        pause: Callable[[float], object] = time.sleep,
+        pause: Callable[[float], object] | None = None,
     ) -> None:
         self.scope = scope
+        self._closed = threading.Event()
+        self._interrupted = threading.Event()
         self.clock = NeverBack(clock)
         self._deadline = Deadline(scope, self.clock())
         self.bearer = scope.manifest.scoping is Scoping.BEARER
         self.pid = os.getpid()
-        self.pause = pause
+        self.pause = pause or self._rest
         self.source = source or EntraSource(
             scope.manifest.identity, clock=clock, on_the_way=self._token_acquired
         )
         self.service = BlobService(
-            scope.manifest.accounts.__getitem__, exchange=Exchange(connection_pool, pause=pause), clock=clock
+            scope.manifest.accounts.__getitem__, exchange=Exchange(connection_pool, pause=self.pause), clock=clock
         )
-        self.broker = TokenBroker(self.source, clock=self.clock, acquired=self._token_acquired)
+        self.broker = TokenBroker(self.source, clock=self.clock, acquired=self._token_acquired, pause=self._rest)
         self._keys: dict[str, DelegationKey] = {}
         self._retired: set[str] = set()
         self._kept_until: dict[str, datetime] = {}
@@ -314,10 +316,24 @@ class Session:
         try:
             self.end_trail()
         finally:
+            self._closed.set()
+            self._interrupted.set()
             self.broker.close()
             self._keys.clear()
             self._audit_sas.clear()
             self._resources.clear()  # threads of a pool end with it
+
+    def interrupt(self) -> None:
+        """Nobody is to wait any more: who pauses gives up, and so does who would for more than a second. Does not wait.
+
+        What seals the trail may still try again.
+        """
+        self._interrupted.set()
+
+    def _rest(self, seconds: float) -> bool:
+        if not self._interrupted.is_set():
+            return self._interrupted.wait(seconds)
+        return seconds > _BRIEF_S or self._closed.wait(seconds)
 
     def end_trail(self) -> None:
         """Make the trail durable and end it: nothing can be accessed any more, since nothing can be recorded."""

@@ -91,6 +91,7 @@ class Exchange:
     `Authorization` renews its token, and the request is sent again. A second one is a refusal.
 
     Args:
+        pause: Waits so many seconds between attempts; true if there is to be no other.
         clock: Hears from each answer what time it is.
     """
 
@@ -154,7 +155,8 @@ class Exchange:
                 again = not _untrusted(error)
             if not again or attempt >= self.policy.attempts or (asked_s or 0) > self.policy.patience_s:
                 break
-            self.rest(attempt, asked_s)
+            if self.rest(attempt, asked_s):
+                break
         raise failure  # outside the except block: urllib3's error names the URL, and with it the SAS
 
     def receive(self, call: Call, *, ca_file: str) -> Answer:
@@ -170,16 +172,15 @@ class Exchange:
                 return Answer(
                     status=answer.status, headers=answer.headers, client_request_id=call.client_request_id, body=body
                 )
-            if made >= self.policy.attempts:
+            if made >= self.policy.attempts or self.rest(made, None):
                 break
-            self.rest(made, None)
         raise failure
 
-    def rest(self, attempt: int, asked_s: float | None) -> None:
-        """Pause after the failed attempt of this number."""
+    def rest(self, attempt: int, asked_s: float | None) -> bool:
+        """Pause after the failed attempt of this number; says whether there is to be no other."""
         policy = self.policy
         backoff_s = min(policy.first_delay_s * 2 ** (attempt - 1), policy.longest_delay_s)
-        self._pause((asked_s or 0) + random.uniform(0, backoff_s))  # noqa: S311 - jitter, not a secret
+        return self._pause((asked_s or 0) + random.uniform(0, backoff_s)) is True  # noqa: S311 - jitter, not a secret
 
     def _once(self, call: Call, authorization: Authorization, pool: ConnectionPool) -> Response:
         headers = {

@@ -181,8 +181,8 @@ class BlobService:
             fruitless = 0 if filled > before and not too_slow else fruitless + 1
             if fruitless > _RESUMES_WITHOUT_PROGRESS:
                 raise failure or StorageError("Storage sends no bytes of this range", Diagnosis(tried=call.tried))
-            if failure is not None:
-                self._exchange.rest(1 + fruitless, None)
+            if failure is not None and self._exchange.rest(1 + fruitless, None):
+                raise failure
 
     def read_beginning(
         self,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
@@ -95,7 +94,7 @@ class Job:
         self,
         *,
         clock: Clock = utc_now,
-        pause: Callable[[float], object] = time.sleep,
+        pause: Callable[[float], object] | None = None,
         source: CredentialSource | None = None,
     ) -> Session:
         """A worker process's session."""

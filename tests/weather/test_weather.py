@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -18,7 +19,7 @@ from beam_entra.testing.local import LocalCloud, LocalContainer
 from tests.io.conftest import Lake
 from tests.weather.cases import LONG, STORAGE, TOKEN, Case, data
 from tests.weather.page import keep
-from tests.weather.sky import Job, Met, expected, met, put_orders, recovered_after_s, sky_over
+from tests.weather.sky import DIRECT, Job, Met, expected, met, put_orders, recovered_after_s, sky_over
 
 MakeContainer: TypeAlias = Callable[..., LocalContainer]
 ASKED_FOR_BEFORE = 3  # blobs
@@ -128,3 +129,27 @@ def test_a_job_in_bad_weather(
     """The weather changes in the middle of it."""
     with ExitStack() as up:
         Run(case, beam_entra_cloud, tmp_path, beam_entra_containers, up).start().check(HARD_END_S)
+
+
+@pytest.mark.timeout(90)
+def test_nobody_waits_for_a_pause_of_a_job_that_is_interrupted(
+    beam_entra_cloud: LocalCloud, beam_entra_containers: MakeContainer, tmp_path: Path
+) -> None:
+    """Ctrl-C while Storage wants a job to come back in a minute and a half: it seals its trail, and is gone."""
+    make = beam_entra_containers
+    with sky_over(beam_entra_cloud, tmp_path) as sky:
+        cloud = cast("LocalCloud", sky)
+        lake = Lake(cloud=cloud, raw=make("raw"), curated=make("curated"), audit=make("audit"), folder=tmp_path)
+        put_orders(lake, padding=0)
+        where = data("GetBlob", lake)
+        busy = sky.proxy.respond(503, "ServerBusy", headers={"Retry-After": "90"}, where=where, skip=ASKED_FOR_BEFORE)
+        running = lake.launch(f"--input={lake.raw.url('in/*')}", f"--output={lake.curated.url('out/')}", flags=DIRECT)
+        try:
+            busy.wait_for_hits(timeout_s=60)
+            running.send_signal(signal.SIGINT)
+            _, said = running.communicate(timeout=30)
+        finally:
+            running.kill()
+        assert running.returncode == 130, said
+        assert lake.only_trail().verify().seal.outcome == "interrupted"
+        assert lake.curated.list("out/") == []
