@@ -10,6 +10,7 @@ import click
 from beam_entra.cli.audit import audit
 from beam_entra.cli.doctor import doctor
 from beam_entra.cli.local import local
+from beam_entra.cli.worker import worker
 from beam_entra.errors import BeamEntraError
 
 __all__ = ["main"]
@@ -38,3 +39,4 @@ def main() -> None:
 main.add_command(audit)
 main.add_command(doctor)
 main.add_command(local)
+main.add_command(worker)
