@@ -29,7 +29,7 @@ MAKEFLAGS += --no-print-directory
 
 help: ## Say what there is
 	@printf 'beam_entra: Apache Beam pipelines whose I/O is scoped to the job'"'"'s Entra identity\n\n'
-	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' Makefile | expand -t 20
+	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
 	@printf '\nAll of them set themselves up, in .venv and .local; all they need is Python 3.11 or newer and a network.\n'
 
 demo: $(INSTALLED) $(AZURITE) ## Run the orders pipeline against a local tenant and Azurite, and a refusal (KEEP=1: servers stay up)
@@ -54,6 +54,8 @@ format: $(INSTALLED) ## Mend what ruff can mend
 	@$(RUN) -m ruff check --fix-only .
 
 azurite: $(AZURITE) ## Install Azurite, which `demo` and `test` do anyway
+
+include engines.mk
 
 constraints: ## Write constraints.txt anew, from the newest versions that pyproject.toml allows
 	@$(call need_python)
