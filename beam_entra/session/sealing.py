@@ -134,6 +134,7 @@ def seal_job(session: Session, *, outcome: str, error: str | None) -> Seal:
             session.end_trail()
         return _seal_unrecorded(session, folder, outcome=outcome, error=error)
     begun = session.started
+    session.settle()
     with _SealingBundle(session, "seal the audit trail") as bundle:
         if not begun:
             bundle.settle()  # so that the own segment is there
