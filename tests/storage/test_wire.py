@@ -342,14 +342,27 @@ def test_a_request_that_the_server_takes_in_drops_is_given_up(certificates: RunC
 
 def test_the_first_byte_may_take_longer_than_the_pace(certificates: RunCertificates) -> None:
     """A server may think for as long as a read may take; only what comes then has to come at a pace."""
+    body = bytes(100_000)
 
-    def pieces() -> Iterator[bytes]:
-        threading.Event().wait(0.3)
-        yield OK
+    def thoughtful() -> Iterator[bytes]:
+        threading.Event().wait(1.2)
+        yield b"HTTP/1.1 200 OK\r\nContent-Length: %d" % len(body) + END + body
 
-    with served(certificates, pieces(), pieces(), pace=Pace(within_s=0.2)) as (ask, server):
-        assert ask().read() == ask().read() == b"ok"
-        assert server.connections == 1
+    with served(certificates, thoughtful(), pace=Pace(least_bytes=1 << 20, within_s=1)) as (ask, _):
+        assert ask().read() == body
+
+
+def test_each_answer_has_the_time_of_its_own(certificates: RunCertificates) -> None:
+    """What the last one on the connection took is forgotten."""
+    context = ssl.create_default_context(cafile=str(certificates.ca_file))
+    with served(certificates, OK) as (_, server):
+        port = server.listener.getsockname()[1]
+        connection = Connection("127.0.0.1", port, context, connect_s=5, read_s=5, pace=PACE)
+        connection._meter.add(1, PACE.within_s)
+        with pytest.raises(TooSlow):
+            connection.check_pace()
+        response = connection.request("GET", "/", {}, b"", done=lambda kept: kept.close())
+        assert response.read() == b"ok"
 
 
 def test_the_time_of_the_caller_is_not_the_server_s(certificates: RunCertificates) -> None:
