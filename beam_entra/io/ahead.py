@@ -101,11 +101,13 @@ class LookAhead:
     ) -> None:
         self._order = order
         self._open_source, self._wanted, self._executor = open_source, wanted, executor
+        self._reading: BlobSource | None = None
         self._prepared: deque[_Prepared] = deque()
         self._changed = threading.Condition()
 
     def source(self, piece: Piece) -> BlobSource:
         """The piece that is read now; of it, something may be here already."""
+        self._leave()
         prepared: _Prepared | None = None
         with self._changed:
             if self._prepared and self._prepared[0].piece == piece:
@@ -115,10 +117,12 @@ class LookAhead:
             self.close()
         source = self._open_source(piece) if prepared is None else prepared.source
         source.drained = lambda room_bytes: self._go_on(piece, room_bytes)
+        self._reading = source
         return source
 
     def close(self) -> None:
         """Give up what was prepared, and the hope that it goes on in this order if there was any."""
+        self._leave()
         with self._changed:
             dropped = list(self._prepared)
             self._prepared.clear()
@@ -127,6 +131,12 @@ class LookAhead:
             self._order.give_up()
         for each in dropped:
             each.source.give_up()
+
+    def _leave(self) -> None:
+        """Give up what was begun of the piece that was read, and not asked for."""
+        reading, self._reading = self._reading, None
+        if reading is not None:
+            reading.give_up()
 
     def _go_on(self, piece: Piece, room_bytes: int) -> None:
         """Begin as much of what comes as there is room for."""
@@ -138,7 +148,12 @@ class LookAhead:
             if prepared is None:
                 return
             prepared.at_work = True
-        self._executor.submit(self._begin, prepared, piece, room_bytes, left_bytes)
+        try:
+            self._executor.submit(self._begin, prepared, piece, room_bytes, left_bytes)
+        except RuntimeError:  # the interpreter ends, or has no more threads: it is read without having been prepared
+            with self._changed:
+                prepared.complete, prepared.at_work = True, False
+                self._changed.notify_all()
 
     def _prepare(self, piece: Piece) -> _Prepared | None:
         """One more piece, if there is one to come."""

@@ -309,6 +309,9 @@ class _BlockCoder(Coder):  # type: ignore[misc]  # Beam's class is untyped
         """No: nothing is grouped by a block."""
         return False
 
+    def to_type_hint(self) -> type:
+        return Block
+
 
 registry.register_coder(Block, _BlockCoder)
 
@@ -419,15 +422,19 @@ class _ReadBlocks(ScopedDoFn, RestrictionProvider):  # type: ignore[misc]  # Bea
         )
 
     def _wanted(self, piece: Piece, source: BlobSource) -> Iterator[Range]:
-        if self._settings.codec(piece.blob.path):
+        settings = self._settings
+        streamed = settings.format.splittable and piece.blob.size_bytes <= settings.small_bytes
+        if streamed or settings.codec(piece.blob.path):
             return source.requests(0, piece.stop)
-        return self._settings.format.wanted(source, piece.start, piece.stop)
+        return settings.format.wanted(source, piece.start, piece.stop)
 
     def _close(self, outcome: Any) -> None:
         ahead, self._ahead = self._ahead, None
-        if ahead is not None:
-            ahead.close()
-        super()._close(outcome)
+        try:
+            if ahead is not None:
+                ahead.close()
+        finally:
+            super()._close(outcome)
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in super().__getstate__().items() if name != "_ahead"}

@@ -5,10 +5,9 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, wait
-from contextlib import closing, suppress
+from contextlib import closing
 from functools import partial
 
-from beam_entra.errors import BeamEntraError
 from beam_entra.io.blocks import Range, fetch_ahead
 from beam_entra.io.threads import fetch_threads
 from beam_entra.session import BundleSession, Fetched
@@ -124,7 +123,7 @@ class BlobSource:
         for begun in self._begun.values():
             if not begun.cancel():
                 wait([begun])
-                with suppress(BeamEntraError):
+                if begun.exception() is None:
                     self._bundle.session.buffers.give(begun.result().plan())
         self._begun.clear()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -132,6 +133,76 @@ def test_a_piece_that_changed_meanwhile_fails_when_it_is_read(
     with pytest.raises(BlobChanged):
         read(ahead.source(pieces[1]))
     ahead.close()
+
+
+def test_what_was_begun_and_not_asked_for_ends_before_the_bundle(
+    lake: Any, bundle: BundleSession, executor: ThreadPoolExecutor
+) -> None:
+    """A reader that fails at once leaves nothing behind that would be recorded after the bundle's end."""
+    pieces = pieces_of(lake, bundle, 2)
+    ahead = look_ahead(bundle, in_order(pieces), executor)
+    held = lake.cloud.proxy.hold(answer=True, where=matching("GetBlob", container=lake.raw.name, blob="in/1"))
+    ended = threading.Event()
+
+    def let_go() -> None:
+        held.gate.wait_for_arrivals()
+        ended.wait(0.5)
+        held.gate.open()
+
+    with ThreadPoolExecutor(1) as other:
+        letting = other.submit(let_go)
+        assert read(ahead.source(pieces[0])) == content(0)
+        held.gate.wait_for_arrivals()
+        ahead.source(pieces[1])
+        ahead.close()
+        bundle.close()
+        ended.set()
+        letting.result()
+    bundle.session.close()
+    assert [record["kind"] for record in lake.only_trail().records() if record["bundle"] == bundle.id][-1:] == [
+        "bundle_closed"
+    ]
+
+
+def test_without_threads_nothing_is_prepared(
+    lake: Any, bundle: BundleSession, executor: ThreadPoolExecutor
+) -> None:
+    """As at the end of the interpreter: what can be read is read, and nobody waits for what was never begun."""
+    pieces = pieces_of(lake, bundle, 3)
+    ahead = look_ahead(bundle, in_order(pieces), executor)
+    executor.shutdown()
+    assert [read(ahead.source(piece)) for piece in pieces] == [content(number) for number in range(3)]
+    ahead.close()
+
+
+def test_what_comes_next_may_be_damaged_in_any_way(
+    lake: Any, bundle: BundleSession, executor: ThreadPoolExecutor
+) -> None:
+    """Whatever a format raises over it, the blob before is read, and who reads the damaged one meets the error."""
+    pieces = pieces_of(lake, bundle, 2)
+
+    def wanted(piece: Piece, source: BlobSource) -> Iterator[Range]:
+        yield 0, BLOCK
+        raise ZeroDivisionError
+
+    ahead = LookAhead(in_order(pieces), open_source=partial(opened, bundle), wanted=wanted, executor=executor)
+    assert [read(ahead.source(piece)) for piece in pieces] == [content(0), content(1)]
+    ahead.close()
+
+
+def test_a_small_blob_behind_a_large_one_is_asked_for_as_it_is_read(lake: Any) -> None:
+    """A Parquet file that is small is read as a whole, and not by its footer."""
+    lake.raw.upload("in/a", large := parquet(0))
+    file = io.BytesIO()
+    pq.write_table(pa.table({"id": [1]}), file)
+    lake.raw.upload("in/b", file.getvalue())
+    assert len(file.getvalue()) <= len(large) // 2
+    with lake.pipeline() as p:
+        read = ReadFromBlob(lake.raw.url("in/*"), Parquet(columns=["id"]), block_bytes=len(large))
+        found = p | read | beam.Map(lambda row: row["id"])
+        assert_that(found, equal_to([*range(100), 1]))
+    reads = [each for each in lake.only_trail().records("read") if each["path"].endswith("/b")]
+    assert [(each["start"], each["end"]) for each in reads] == [(0, len(file.getvalue()))]
 
 
 def parquet(first: int) -> bytes:

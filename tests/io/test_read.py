@@ -521,3 +521,12 @@ def test_a_whole_blob_is_what_is_there_whatever_the_requests(lake, bundle):
     source = BlobSource(bundle, blob, block_bytes=100, prefetch_bytes=3000, max_record_bytes=len(content))
     lake.cloud.proxy.truncate(37, where=matching("GetBlob"), times=5)
     assert source.content() == content
+
+
+def test_a_pipeline_that_reads_can_be_made_of_its_proto(lake: Any) -> None:
+    """As runners do that rewrite pipelines: each element type can be told from its coder."""
+    pipeline = lake.pipeline()
+    pipeline | ReadFromBlob(lake.raw.url("in/*")) | beam.Map(print)
+    proto = pipeline.to_runner_api()
+    again = beam.Pipeline.from_runner_api(proto, pipeline.runner, pipeline.options)
+    assert len(again.to_runner_api().components.transforms) == len(proto.components.transforms)
