@@ -83,23 +83,24 @@ class _Closing:
         self._listing = bundle.authorise(folder, Permission.LIST)
 
     def names(self) -> list[str]:
-        """Every file below the folder when this was asked first, relative to it, sorted."""
-        return sorted(self._blobs())
+        """Every file below the folder when this was asked first, and that was read, relative to it, sorted."""
+        return sorted(self._blobs().keys() | self._contents.keys())
 
     def read(self, name: str) -> bytes:
         """All bytes of one of them."""
-        if name in self._contents:
-            return self._contents[name]
-        if name not in self._own:
+        blob = self._blobs().get(name)
+        content = self._contents.get(name)
+        if content is not None and (blob is None or blob.size_bytes == len(content)):
+            return content
+        if blob is None or name not in self._own:
             raise AuditError(
-                f"{name} was begun while the trail was being sealed: a worker of the job is still at work",
+                f"{name} was written while the trail was being sealed: a worker of the job is still at work",
                 Diagnosis(tried=f"seal {self._folder}", hint="seal the trail when the job has ended"),
             )
-        blob = self._blobs()[name]
-        content = self._service.read_range(
+        own = self._service.read_range(
             blob, 0, blob.size_bytes, _with(self._own[name]), _request_id, lambda answer, start, stop: None
         )
-        return bytes(content)
+        return bytes(own)
 
     def _blobs(self) -> dict[str, BlobProperties]:
         if self._found is None:

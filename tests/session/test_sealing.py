@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
 
@@ -205,6 +207,45 @@ def test_a_segment_that_appears_meanwhile(job):
     assert isinstance(told[0], AuditError)
     assert "still" in str(told[0])
     assert "seal.jsonl" not in job.trail.names()
+
+
+def sealing_while(job: Job, happens: Callable[[], object]) -> list[BeamEntraError]:
+    """Seal, and between the reading of the segments and their last listing something happens; what was raised."""
+    launcher = job.session()
+    launcher.bundle("launch").close()
+    held = job.cloud.proxy.hold(where=matching("ListBlobs", container=job.audit.name), skip=1)
+    with ThreadPoolExecutor(1) as other:
+        sealing = other.submit(seal_job, launcher, outcome="ok", error=None)
+        try:
+            held.gate.wait_for_arrivals()
+            happens()
+        finally:
+            held.gate.open()
+        error = sealing.exception()
+    return [error] if isinstance(error, BeamEntraError) else []
+
+
+def test_a_segment_that_grows_meanwhile(job):
+    """A worker that writes on while the launcher seals is said to be at work; no seal is written."""
+    worker = job.session()
+    read_blob(worker, job)
+    told = sealing_while(job, lambda: read_blob(worker, job))
+    assert [type(error) for error in told] == [AuditError]
+    assert "still" in str(told[0])
+    assert "seal.jsonl" not in job.trail.names()
+
+
+def test_a_segment_that_goes_meanwhile(job):
+    """One that was read and is taken away while the launcher seals is in the seal: that it is missing is found."""
+    worker = job.session()
+    read_blob(worker, job)
+    worker.close()
+    (segment,) = job.trail.names()
+    client = job.audit.admin.client("contosolake")
+    blob = client.get_blob_client(job.audit.name, job.scope.folder.name + segment)
+    assert sealing_while(job, blob.delete_blob) == []
+    with pytest.raises(TrailBroken, match=segment):
+        verify(job.trail)
 
 
 @pytest.mark.parametrize("status", [403, 503])
