@@ -190,7 +190,7 @@ class ScopedPipeline(beam.Pipeline):  # type: ignore[misc]  # Beam's Pipeline is
             self._refused_launch = refused
             raise
         finally:
-            wait([launch])  # however this thread was interrupted
+            self._give_up_launch(launch)  # if this thread was interrupted
         return super().run(test_runner_api)
 
     def __enter__(self) -> ScopedPipeline:
@@ -215,15 +215,22 @@ class ScopedPipeline(beam.Pipeline):  # type: ignore[misc]  # Beam's Pipeline is
             self._launch_recorded = session.started
             launch.set_result(None)
 
+    def _give_up_launch(self, launch: Future[None], patience_s: float = 0) -> None:
+        """Wait until it has ended, without its pauses; a request under way ends by its own time limit."""
+        if wait([launch], patience_s).not_done:
+            self.session.interrupt()
+            wait([launch])  # nothing is recorded behind the seal
+
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         failure = error
-        if self._launch is not None and error is not None and wait([self._launch], _GIVE_UP_LAUNCH_S).not_done:
-            self.session.broker.close()  # which ends its pauses; a request under way ends by its own time limit
-            wait([self._launch])  # nothing is recorded behind the seal
         try:
-            super().__exit__(kind, error, trace)
+            try:
+                if self._launch is not None and error is not None:
+                    self._give_up_launch(self._launch, _GIVE_UP_LAUNCH_S)
+            finally:
+                super().__exit__(kind, error, trace)
             if failure is None and self._wait:
                 failure = _failed_state(self.result)
         except BaseException as raised:  # noqa: BLE001 - raised below, after the trail is sealed

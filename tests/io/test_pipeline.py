@@ -266,6 +266,27 @@ def test_a_job_with_a_rolling_life(lake: Any) -> None:
     assert pipeline.report.outcome == "ok"
 
 
+def test_ctrl_c_does_not_wait_for_a_token(lake: Any) -> None:
+    """The token endpoint throttles, and the launch waits for it: whoever interrupts it does not."""
+    lake.cloud.tenant.clear()
+    throttled = lake.cloud.tenant.throttle(100)
+    endpoints = f"--access_endpoints={lake.cloud.endpoints_file}"
+    flags = [f"--access_manifest={lake.write_manifest()}", endpoints, "--runner=DirectRunner"]
+    launch = "from beam_entra import EntraOptions, ScopedPipeline\nwith ScopedPipeline(options=EntraOptions()): pass"
+    running = subprocess.Popen(
+        [sys.executable, "-c", launch, *flags], env=lake.environment(), stderr=subprocess.PIPE, text=True
+    )
+    try:
+        lake.cloud.tenant.wait_for(lambda seen: any(each.kind == "token" for each in seen), timeout_s=40)
+        running.send_signal(signal.SIGINT)
+        _, said = running.communicate(timeout=50)
+    finally:
+        throttled.clear()
+        running.kill()
+    assert "KeyboardInterrupt" in said
+    assert lake.jobs() == []
+
+
 # When a job does not begin
 
 
