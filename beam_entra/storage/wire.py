@@ -226,9 +226,8 @@ class Connection:
             self._meter.begin()
             self._received.first, self._received.spare = True, False
             status, answered = self._answer()
-            response = Response(self, self._reader, status, answered, bodiless=method == "HEAD", done=done)
-            self._received.spare = not response.chunked
-            return response
+            self._received.spare = "transfer-encoding" not in answered
+            return Response(self, self._reader, status, answered, bodiless=method == "HEAD", done=done)
         except OSError as error:
             self.close()
             raise _translated(error) from None
