@@ -38,7 +38,7 @@ from beam_entra.io.filesystem import BEAM_PLUGIN
 from beam_entra.io.launch import find_interrupt, find_ours
 from beam_entra.io.options import EntraOptions
 from beam_entra.io.preflight import check_before_launch
-from beam_entra.session import JobScope, Session, close_session, open_session, seal_job
+from beam_entra.session import JobScope, Session, close_session, has_ended, open_session, seal_job
 
 __all__ = ["JobReport", "ScopedPipeline"]
 
@@ -175,10 +175,16 @@ class ScopedPipeline(beam.Pipeline):  # type: ignore[misc]  # Beam's Pipeline is
         """Run the job. The `with` statement does this, waits and seals; whoever calls it alone calls `seal` at the end.
 
         Raises:
+            ConfigError: The job has ended.
             IdentityError: The job gets no token. Nothing has run.
             PreflightFailed: With `--preflight`: a check failed. Nothing has run.
             AuditUnavailable: Its audit cannot be written. Nothing has run.
         """
+        if has_ended(self.scope.job):  # a record behind the seal would break the trail
+            raise ConfigError(
+                f"job {self.scope.job} has ended, and its audit with it",
+                Diagnosis(hint="a pipeline runs once: make another ScopedPipeline for another job"),
+            )
         if self._preflight:
             check_before_launch(self.scope.manifest)
         if self.scope.caution:

@@ -70,6 +70,19 @@ def test_a_job_that_ends_well_is_sealed_and_reported(lake: Any) -> None:
     assert report.wall_s > 0
 
 
+def test_a_job_that_has_ended_does_not_run_again(lake: Any) -> None:
+    """What it did would come behind its seal; nothing is sent, and the trail verifies as before."""
+    lake.upload_json("in/a.jsonl", [{"id": 1}])
+    with lake.pipeline() as p:
+        copy_orders(lake, p)
+    before = touched(lake)
+    with pytest.raises(ConfigError, match="has ended") as caught:
+        p.run()
+    assert "another ScopedPipeline" in caught.value.hint
+    assert touched(lake) == before
+    lake.only_trail().verify()
+
+
 def test_an_error_while_the_pipeline_is_built_is_on_record(lake: Any) -> None:
     """The error is the user's own, no data was touched, and the token that was on its way is accounted for."""
     with pytest.raises(ZeroDivisionError), lake.pipeline():
