@@ -24,7 +24,7 @@ WITNESSES := $(BEAM_ENTRA_CACHE)/witnesses
 TESTS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench bench-page reliability-page lint format azurite constraints clean
+.PHONY: help demo test bench bench-page reliability-page lint format azurite witnesses constraints clean
 .DELETE_ON_ERROR:
 MAKEFLAGS += --no-print-directory
 
