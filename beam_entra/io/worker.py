@@ -30,6 +30,7 @@ from beam_entra.errors import ConfigError, Diagnosis
 
 __all__ = ["WorkerPool", "print_to_stderr", "run_worker"]
 
+_COMMAND = "from beam_entra.cli.worker import main; main()"
 _TIME_TO_CONNECT_S = 60.0
 _TIME_TO_END_S = 10.0
 _STAGED = "staged"  # sdk_worker_main looks for the pickled main session there
@@ -212,7 +213,7 @@ class WorkerPool(beam_fn_api_pb2_grpc.BeamFnExternalWorkerPoolServicer):  # type
             for name in ("provision_endpoint", "logging_endpoint", "artifact_endpoint", "control_endpoint")
         }
         flags = [f"--{name}={url}" for name, url in endpoints.items() if url]
-        command = [sys.executable, "-m", "beam_entra.cli.worker", f"--id={request.worker_id}", *flags]
+        command = [sys.executable, "-c", _COMMAND, f"--id={request.worker_id}", *flags]
         with self._lock:
             if request.worker_id in self._workers:
                 return beam_fn_api_pb2.StartWorkerResponse(error=f"worker {request.worker_id} was started before")

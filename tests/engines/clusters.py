@@ -28,7 +28,7 @@ from tests.engines.fetch import FLINK, SPARK
 
 __all__ = ["JobServer", "Listener", "flink", "spark"]
 
-_TIME_TO_START_S = 90
+_TIME_TO_START_S = 60
 _OPENED = (
     "java.base/java.lang",
     "java.base/java.lang.invoke",
@@ -208,11 +208,13 @@ def flink(folder: Path, environment: Mapping[str, str]) -> Iterator[JobServer]:
 @contextmanager
 def spark(folder: Path, environment: Mapping[str, str]) -> Iterator[JobServer]:
     """A standalone master, two workers, and a job server, which is the driver."""
-    with _processes(folder, {**environment, "SPARK_HOME": str(SPARK.home), "SPARK_LOCAL_IP": "127.0.0.1"}) as processes:
+    settings = {"SPARK_HOME": str(SPARK.home), "SPARK_LOCAL_IP": "127.0.0.1", "SPARK_SCALA_VERSION": "2.12"}
+    with _processes(folder, {**environment, **settings}) as processes:
         (port,) = _free_ports(1)
         (folder / "tmp").mkdir()
+        (folder / "log4j.properties").write_text(_LOG4J, "utf-8")
         master = f"spark://127.0.0.1:{port}"
-        java = [*_JAVA, f"-Djava.io.tmpdir={folder / 'tmp'}"]
+        java = [*_JAVA, f"-Djava.io.tmpdir={folder / 'tmp'}", f"-Dlog4j2.configurationFile={folder}/log4j.properties"]
         deploy, ui = [*java, "-cp", f"{SPARK.home}/jars/*"], ["--host", "127.0.0.1", "--webui-port", "0"]
         log = processes.start("master", [*deploy, "org.apache.spark.deploy.master.Master", *ui, "--port", str(port)])
         processes.wait("master", lambda: "I have been elected leader" in log.read_text("utf-8"))
@@ -220,10 +222,17 @@ def spark(folder: Path, environment: Mapping[str, str]) -> Iterator[JobServer]:
             size = ["--cores", "2", "--memory", "2g", "--work-dir", str(folder / f"work-{number}")]
             processes.start(f"worker-{number}", [*deploy, "org.apache.spark.deploy.worker.Worker", *ui, *size, master])
         processes.wait("master", lambda: log.read_text("utf-8").count("Registering worker") == 2)
-        opened = " ".join(_OPENING)
-        settings = {"executor.memory": "1g", "executor.extraJavaOptions": opened, "driver.host": "127.0.0.1"}
-        driver = [*java, *(f"-Dspark.{name}={value}" for name, value in settings.items())]
-        driver += ["-cp", f"{SPARK.job_server}:{SPARK.home}/jars/*", SPARK.driver, f"--spark-master-url={master}"]
+        jars = SPARK.home / "jars"
+        (slf4j,) = jars.glob("slf4j-api-*.jar")  # Spark's own, which fits its log4j
+        first = f"{slf4j}:{SPARK.job_server}"  # before Spark's Guava, which is too old for Beam, in executors, too
+        tuned = {
+            "executor.memory": "1g",
+            "executor.extraClassPath": first,
+            "executor.extraJavaOptions": " ".join(_OPENING),
+            "driver.host": "127.0.0.1",
+        }
+        driver = [*java, *(f"-Dspark.{name}={value}" for name, value in tuned.items())]
+        driver += ["-cp", f"{first}:{jars}/*", SPARK.driver, f"--spark-master-url={master}"]
         yield _job_server(processes, driver)
 
 
