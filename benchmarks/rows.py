@@ -11,7 +11,7 @@ from benchmarks import data
 __all__ = ["FEWEST_PAIRS", "FLOOR_ROUNDS", "GROUPS", "Group", "Measure", "Row", "Side", "groups_of"]
 
 Measure = Literal["rate", "wall", "peak", "sample"]
-FEWEST_PAIRS, FLOOR_ROUNDS = 5, 3
+FEWEST_PAIRS, FLOOR_ROUNDS = 5, 2
 _MB = 1_000_000
 
 

@@ -76,9 +76,6 @@ class _Closing:
         trail = StorageTrail(bundle, folder)
         names = trail.names()
         own = [name for name in names if session.process in name]
-        if not own:  # it is begun by the record of that very listing
-            names = trail.names()
-            own = [name for name in names if session.process in name]
         others = [name for name in names if session.process not in name]
         with ThreadPoolExecutor(_READERS, thread_name_prefix="beam-entra-seal") as pool:
             self._contents = dict(zip(others, pool.map(trail.read, others), strict=True))
@@ -136,7 +133,11 @@ def seal_job(session: Session, *, outcome: str, error: str | None) -> Seal:
         with suppress(AuditUnavailable):
             session.end_trail()
         return _seal_unrecorded(session, folder, outcome=outcome, error=error)
+    begun = session.started
+    session.settle()
     with _SealingBundle(session, "seal the audit trail") as bundle:
+        if not begun:
+            bundle.settle()  # so that the own segment is there
         reader = _Closing(session, bundle, folder)
         seal_authorization = session._authorise_append(folder.child(SEAL_NAME))
     session.end_trail()

@@ -23,9 +23,10 @@ from beam_entra.errors import (
     Throttled,
 )
 
-__all__ = ["RETRIED_STATUSES", "Answer", "claims_challenge", "refusal", "retry_after_s"]
+__all__ = ["RETRIED_CODES", "RETRIED_STATUSES", "Answer", "claims_challenge", "refusal", "retry_after_s"]
 
 RETRIED_STATUSES = frozenset({408, 429, 500, 502, 503, 504})
+RETRIED_CODES = frozenset({"Md5Mismatch"})  # damaged on the way
 _UNAUTHORISED, _FORBIDDEN, _NOT_FOUND, _PRECONDITION, _TOO_MANY, _BUSY = 401, 403, 404, 412, 429, 503
 _NUMBER = re.compile(r"[0-9]{1,18}")
 _BEARER = re.compile(r"\bBearer\b((?:\s*,?\s*[a-z_]+=(?:\"[^\"]*\"|[^\s,\"]+))+)", re.IGNORECASE)

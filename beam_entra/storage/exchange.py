@@ -15,7 +15,14 @@ from urllib3.exceptions import HTTPError, SSLError
 from beam_entra.clock import ServiceClock, utc_now
 from beam_entra.errors import AccessDenied, BeamEntraError, Diagnosis, StorageError
 from beam_entra.secret import Secret
-from beam_entra.storage.answers import RETRIED_STATUSES, Answer, claims_challenge, refusal, retry_after_s
+from beam_entra.storage.answers import (
+    RETRIED_CODES,
+    RETRIED_STATUSES,
+    Answer,
+    claims_challenge,
+    refusal,
+    retry_after_s,
+)
 from beam_entra.storage.transport import ConnectionPool
 from beam_entra.storage.wire import Response, TooSlow
 
@@ -149,7 +156,7 @@ class Exchange:
                 failure = refusal(answer, tried=call.tried, attempts=attempt)
                 if claims:
                     failure = _still_challenged(failure)
-                again = answer.status in RETRIED_STATUSES
+                again = answer.status in RETRIED_STATUSES or answer.code in RETRIED_CODES
                 asked_s = retry_after_s(answer.headers)
             except HTTPError as error:
                 failure = unreachable(call, error, attempt)

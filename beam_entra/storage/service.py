@@ -7,6 +7,7 @@ audit.
 from __future__ import annotations
 
 import base64
+import hashlib
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, suppress
@@ -226,11 +227,15 @@ class BlobService:
     def put_block(
         self, path: BlobPath, block_id: str, data: bytes, authorise: Authorise, client_request_id: str
     ) -> Answer:
-        """Stage one block. Nobody sees it before a commit names it; sending it twice does no harm."""
-        query = {"comp": "block", "blockid": block_id}
-        return self._receive(
-            self._call("PUT", path, "stage a block of", authorise, client_request_id, query=query, body=data), path
+        """Stage one block. Nobody sees it before a commit names it; sending it twice does no harm.
+
+        Storage compares it with its MD5, so that what was damaged on the way is not stored.
+        """
+        query, headers = {"comp": "block", "blockid": block_id}, {"Content-MD5": _md5(data)}
+        call = self._call(
+            "PUT", path, "stage a block of", authorise, client_request_id, query=query, headers=headers, body=data
         )
+        return self._receive(call, path)
 
     def put_block_from_blob(
         self,
@@ -280,6 +285,7 @@ class BlobService:
         headers = {
             "x-ms-blob-type": "BlockBlob",
             "x-ms-blob-content-type": content_type,
+            "Content-MD5": _md5(data),
             _COMMIT_METADATA: commit_id,
         }
         return self._receive(
@@ -533,6 +539,10 @@ def _check_range(answer: Answer, blob: BlobProperties, start: int, stop: int, ca
             "Storage answered with another version or range of the blob",
             Diagnosis(tried=call.tried, status=answer.status, request_id=answer.request_id),
         )
+
+
+def _md5(data: bytes) -> str:
+    return base64.b64encode(hashlib.md5(data, usedforsecurity=False).digest()).decode("ascii")
 
 
 def _instant(instant: datetime) -> str:

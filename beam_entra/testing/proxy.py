@@ -47,6 +47,7 @@ class _Action:
     before: Callable[[], None] | None = None
     after: Callable[[], None] | None = None
     lose_answer: bool = False
+    corrupt: bool = False
     keep_bytes: int | None = None
     drip: Callable[[Iterator[bytes]], Iterator[bytes]] | None = None
 
@@ -172,6 +173,10 @@ class StorageProxy:
     def lose_answer(self, *, where: Where = _anything, times: int | None = None, skip: int = 0) -> StorageFault:
         """Forward, wait for the answer, and reset the connection instead of passing it on: the ambiguous outcome."""
         return self._fault(_Action(name="lose_answer", lose_answer=True), where, times, skip)
+
+    def corrupt(self, *, where: Where = _anything, times: int | None = None, skip: int = 0) -> StorageFault:
+        """Forward the request with the first byte of its body changed."""
+        return self._fault(_Action(name="corrupt", corrupt=True), where, times, skip)
 
     def truncate(
         self,
@@ -336,7 +341,7 @@ class _ProxyHandler(RequestHandler):
 
     def _pass_on(self, running: _Running, action: _Action) -> None:
         try:
-            response = self._forward(running)
+            response = self._forward(running, action)
             running.status = response.status
             running.request_id = response.headers.get("x-ms-request-id", "")
             if action.after is not None:
@@ -354,7 +359,7 @@ class _ProxyHandler(RequestHandler):
             raise DropConnection
         self._upstream.used = time.monotonic()
 
-    def _forward(self, running: _Running) -> http.client.HTTPResponse:
+    def _forward(self, running: _Running, action: _Action) -> http.client.HTTPResponse:
         upstream = self._upstream
         if time.monotonic() - upstream.used > _IDLE_S:
             upstream.close()
@@ -371,6 +376,8 @@ class _ProxyHandler(RequestHandler):
         pieces = self._body()
         # The first piece goes out with the head; a body of a few bytes costs one write.
         first = next(pieces, b"")
+        if action.corrupt and first:
+            first = bytes([first[0] ^ 1]) + first[1:]
         running.sent_bytes = len(first)
         connection.endheaders(_chunk(first) if chunked and first else first)
         for piece in pieces:

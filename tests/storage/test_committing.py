@@ -248,3 +248,12 @@ def test_where_a_writer_may_only_create_a_commit_is_not_confirmed(desk, create_o
         commit(desk, staged(desk, b"one\n"), commit_id="commit-7")
     assert ("commit-7" in caught.value.hint) == create_only
     assert desk.container.download("a.jsonl") == b"one\n"
+
+
+def test_a_block_that_is_damaged_on_the_way_is_not_stored(desk):
+    """Storage is told each block's MD5, and holds the block to it; what was damaged is sent again."""
+    desk.cloud.proxy.corrupt(where=PUT_BLOCK, times=1)
+    blocks = staged(desk, b"whole\n" * 100)
+    assert desk.cloud.proxy.count(PUT_BLOCK) == 2
+    commit(desk, blocks)
+    assert desk.container.download("a.jsonl") == b"whole\n" * 100

@@ -268,7 +268,9 @@ def test_the_key_of_another_account_signs_nothing():
 
 def _sas() -> Sas:
     query = mint(spec(), KEY, correlation=CORRELATION)
-    return Sas(sas_id="sas-1", key_id="key-1", spec=spec(), query=query, expires=spec().expires, renew_at=spec().expires)
+    return Sas(
+        sas_id="sas-1", key_id="key-1", spec=spec(), query=query, expires=spec().expires, renew_at=spec().expires
+    )
 
 
 @pytest.mark.parametrize("make", [lambda: KEY, _sas, lambda: _sas().query], ids=["key", "sas", "query"])

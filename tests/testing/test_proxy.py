@@ -410,3 +410,15 @@ def test_a_service_that_is_down_is_a_reset(beam_entra_cloud: LocalCloud) -> None
     ):
         pool.request("GET", own.endpoint("contosolake"))
     assert (own.requests[-1].fault, own.requests[-1].status) == ("unreachable", 0)
+
+
+def test_a_body_is_corrupted_on_its_way(
+    beam_entra_container: LocalContainer, send: Send, proxy: StorageProxy
+) -> None:
+    """One bit of what was sent arrives changed, as often as was said."""
+    proxy.corrupt(times=1)
+    for name in ("damaged", "whole"):
+        headers = {"x-ms-blob-type": "BlockBlob"}
+        assert send("PUT", name, body=b"abc", headers=headers).status == 201
+    assert beam_entra_container.download("damaged") == b"`bc"
+    assert beam_entra_container.download("whole") == b"abc"
