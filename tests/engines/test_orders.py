@@ -23,7 +23,7 @@ from tests.pipelines.conftest import Shop, ended
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
 
 ORDERS = 3000
-TIME_S = 90
+TIME_S = 120
 
 
 def outcome(shop: Shop) -> Outcome:
