@@ -359,7 +359,7 @@ FATES: dict[str, tuple[Callable[[LocalCloud, Path], IdentitySettings], str, str]
     ),
     "removed federated credential": (
         lambda c, f: federated(c, client=_without_its_credential(c)),
-        "the application has no federated credential for the assertion's issuer; it may have been removed (AADSTS700211",
+        "the application has no federated credential for the assertion's issuer; it may have been removed (AADSTS",
         "add a federated credential",
     ),
     "expired secret": (

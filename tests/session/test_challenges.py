@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
+from dataclasses import replace
 
 import pytest
 
 from beam_entra.errors import AccessDenied, AuditUnavailable, IdentityRejected
 from beam_entra.testing.storage_requests import matching
 from tests.session.conftest import DATA, read_blob, write_blob
-from tests.session.test_session import in_threads
+from tests.session.test_session import GRAPH, in_threads
 
 LOCATION = {"access_token": {"xms_rp_ipaddr": {"value": "192.0.2.7"}}}
 
@@ -46,6 +47,19 @@ def test_a_challenge_to_a_principal_that_was_revoked(make_job):
     with pytest.raises(refused, match="an administrator has disabled the application") as caught:
         write_blob(session, job)
     assert caught.value.diagnosis.code == "AADSTS7000112"
+
+
+def test_a_connectors_challenge(make_job):
+    """A connector whose service refuses its token hands the claims on, and gets one with them, on the record."""
+    job = make_job(audiences=(GRAPH,))
+    with job.session().bundle("look up", audience=GRAPH) as bundle:
+        refused = bundle.access_token(GRAPH)
+        with pytest.raises(ValueError, match="its own audience"):
+            bundle.access_token(GRAPH, refused=replace(refused, audience="https://vault.azure.net"), claims="{}")
+        fresh = bundle.access_token(GRAPH, refused=refused, claims=json.dumps(LOCATION))
+        assert bundle.access_token(GRAPH) == fresh != refused
+    assert LOCATION["access_token"] in asked_claims(job)
+    assert fresh.token_id in {record["token"] for record in job.records("token_acquired")}
 
 
 def test_a_sas_is_not_renewed_by_claims(job):
