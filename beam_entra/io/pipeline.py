@@ -221,7 +221,7 @@ class ScopedPipeline(beam.Pipeline):  # type: ignore[misc]  # Beam's Pipeline is
     ) -> None:
         failure = error
         if self._launch is not None and error is not None and wait([self._launch], _GIVE_UP_LAUNCH_S).not_done:
-            self.session.broker.close()  # which ends its pauses; a request under way ends by its own time limit
+            self.session.interrupt()  # which ends its pauses; a request under way ends by its own time limit
             wait([self._launch])  # nothing is recorded behind the seal
         try:
             super().__exit__(kind, error, trace)
