@@ -464,8 +464,7 @@ _BUNDLE = Group(
 )
 
 
-
-def _requests(name: str, threads: int, processes: int = 1) -> tuple[Side, Row]:
+def _requests(name: str, threads: int, reading: str, *, processes: int = 1) -> tuple[Side, Row]:
     of = f"{threads} thread{'s' * (threads > 1)}"
     if processes > 1:
         of = f"{processes} processes of {of}"
@@ -479,17 +478,7 @@ def _requests(name: str, threads: int, processes: int = 1) -> tuple[Side, Row]:
     row = Row(
         name=f"requests-{name}",
         shown=f"token requests of a job: {of}, 2 audiences",
-        reading=(
-            "Processes x audiences, whatever the number of bundles and threads. Each bundle takes a SAS, for which the"
-            " session needs Storage's token, and a token for Microsoft Graph; there are 320 in each process, and all"
-            " threads begin at once, when there is no token yet. The tenant counts what comes over the wire, in two"
-            " rounds, both of which must have exactly that."
-            if name == "1"
-            else "The same."
-            if processes == 1
-            else "The same in each of two processes, forked before any session is open: no process can have another's"
-            " token."
-        ),
+        reading=reading,
         ours=name,
         measure="requests",
         exactly=2 * processes,
@@ -517,10 +506,21 @@ def _first_byte(source: str, shown: str, reading: str) -> tuple[Side, Row]:
 
 
 _PRICE_OF_TOKENS = (
-    _requests("1", 1),
-    _requests("8", 8),
-    _requests("64", 64),
-    _requests("forked", 8, processes=2),
+    _requests(
+        "1",
+        1,
+        "Processes x audiences, whatever the number of bundles and threads. Each bundle takes a SAS, for which the"
+        " session needs Storage's token, and a token for Microsoft Graph; there are 320 in each process. The tenant"
+        " counts what comes over the wire, in two rounds, both of which must have exactly that.",
+    ),
+    _requests("8", 8, "The same; all threads begin at once, when there is no token yet."),
+    _requests("64", 64, "The same."),
+    _requests(
+        "forked",
+        8,
+        "The same in each of two processes, forked before any session is open: none can have another's token.",
+        processes=2,
+    ),
     (
         Side(
             name="token",
@@ -560,8 +560,8 @@ _PRICE_OF_TOKENS = (
         "federated_file",
         "assertion from a file",
         "From starting Python until the first byte of a blob is here: importing the package, loading the manifest, a"
-        " token, a delegation key, a SAS, the records of all of it, and one GET. The median of three"
-        " processes. Most of it is Python, importing; Beam is not imported.",
+        " token, a delegation key, a SAS, the records of all of it, and one GET; the median of three"
+        " processes. Beam is not imported.",
     ),
     _first_byte("workload_identity", "AKS workload identity", "The same file, where AKS puts it."),
     _first_byte("command", "assertion from a command", "One more process, which prints the assertion."),
