@@ -18,12 +18,13 @@ unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 
 INSTALLED := $(VENV)/.installed
 AZURITE   := $(BEAM_ENTRA_CACHE)/.azurite-installed
+WITNESSES := $(BEAM_ENTRA_CACHE)/witnesses
 
 # pytest's arguments: make test TESTS="tests/io -k gzip"
 TESTS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench bench-page reliability-page lint format azurite constraints clean
+.PHONY: help demo test bench bench-page reliability-page lint format azurite witnesses constraints clean
 .DELETE_ON_ERROR:
 MAKEFLAGS += --no-print-directory
 
@@ -52,6 +53,14 @@ lint: $(INSTALLED) ## Check style and types
 
 format: $(INSTALLED) ## Mend what ruff can mend
 	@$(RUN) -m ruff check --fix-only .
+
+witnesses: ## Build the servers that tests marked witness run against, in .local/witnesses (needs Go 1.26)
+	@command -v go >/dev/null || { echo "There is no go on the PATH: install Go 1.26 or newer, or leave it: those tests are skipped." >&2; exit 1; }
+	@mkdir -p $(WITNESSES)
+	@GOBIN=$(WITNESSES) GOPATH=$(WITNESSES)/go GOCACHE=$(WITNESSES)/go-build GOFLAGS=-modcacherw \
+		sh -c 'go install github.com/calvinchengx/entra-emulator/cmd/entra-emulator@v0.9.0 && \
+		go install github.com/calvinchengx/azure-keyvault-emulator/cmd/azure-keyvault-emulator@v0.7.0'
+	@rm -rf $(WITNESSES)/go $(WITNESSES)/go-build
 
 azurite: $(AZURITE) ## Install Azurite, which `demo` and `test` do anyway
 

@@ -73,7 +73,7 @@ class ServiceClock:
     def __call__(self) -> datetime:
         worker = self._clock()  # outside the lock: a clock may be slow
         with self._lock:
-            now = worker if self._wrong else worker + self._skew
+            now = worker + self.correction
             if self._latest is None or now > self._latest:
                 self._latest = now
             return self._latest
@@ -89,6 +89,11 @@ class ServiceClock:
         return self._skew
 
     @property
+    def correction(self) -> timedelta:
+        """What is added to the worker's time."""
+        return timedelta(0) if self.wrong else self._skew
+
+    @property
     def told(self) -> bool:
         """Whether any answer has said what time it is."""
         return self._heard is not None
@@ -96,10 +101,6 @@ class ServiceClock:
     @property
     def wrong(self) -> bool:
         """Whether the worker's clock is further off than is put right."""
-        return self._wrong
-
-    @property
-    def _wrong(self) -> bool:
         return abs(self._skew) > MOST_SKEW + _TOLERANCE
 
     def hear(self, date: str, sent: datetime) -> None:
@@ -111,7 +112,7 @@ class ServiceClock:
         """
         received = self._clock()
         heard = self._heard
-        if not date or (heard is not None and not self._wrong and heard <= received < heard + _HEARD_EVERY):
+        if not date or (heard is not None and not self.wrong and heard <= received < heard + _HEARD_EVERY):
             return
         try:
             made = parsedate_to_datetime(date)

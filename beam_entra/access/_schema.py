@@ -134,6 +134,8 @@ class IdentityTable(Table):
     credential: Annotated[str, AfterValidator(_source)] = Field(examples=['credential = "federated_file"'])
     authority: Annotated[str, AfterValidator(_authority)] = "https://login.microsoftonline.com"
     ca_file: Annotated[str, AfterValidator(_file)] | None = None
+    rotate_after: Duration | None = None
+    strict: bool = False
 
 
 class LifetimeTable(Table):

@@ -38,6 +38,7 @@ from beam_entra.paths import BlobPath
 __all__ = ["AccessManifest", "AccountSettings", "Grant", "IdentitySettings", "Lifetime", "Permission", "Scoping"]
 
 _AS_DATA = "access manifest as data"
+_DEFAULT_ROTATION = timedelta(days=90)
 _DEFAULT_TOKEN_LIFE = timedelta(minutes=15)
 
 
@@ -119,6 +120,8 @@ class IdentitySettings:
         settings: The source's own keys, read-only.
         authority: https URL of the token endpoint's host, without a "/" at the end.
         ca_file: PEM file of the authorities to trust instead of the system's; "" for none.
+        rotate_after: The age from which a secret should have been replaced.
+        strict: Refuse an older one, and a certificate near its end, instead of warning.
     """
 
     tenant: str
@@ -127,6 +130,8 @@ class IdentitySettings:
     settings: Mapping[str, str]
     authority: str = "https://login.microsoftonline.com"
     ca_file: str = ""
+    rotate_after: timedelta = _DEFAULT_ROTATION
+    strict: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "settings", MappingProxyType(dict(self.settings)))
@@ -223,6 +228,8 @@ class AccessManifest:
                 "credential": identity.credential,
                 "authority": identity.authority,
                 **({"ca_file": identity.ca_file} if identity.ca_file else {}),
+                "rotate_after": _seconds(identity.rotate_after),
+                "strict": identity.strict,
             },
             "lifetime": {
                 "job": _seconds(self.lifetime.job),
@@ -270,6 +277,8 @@ class AccessManifest:
                 settings=identity.model_extra or {},
                 authority=identity.authority,
                 ca_file=identity.ca_file or "",
+                rotate_after=identity.rotate_after or _DEFAULT_ROTATION,
+                strict=identity.strict,
             ),
             lifetime=Lifetime(
                 job=life.job, token=life.token or min(_DEFAULT_TOKEN_LIFE, life.job), rolling=life.rolling

@@ -86,7 +86,3 @@ def main() -> None:
     except BeamEntraError as error:
         click.echo(f"{type(error).__name__}: {error}", err=True)
         sys.exit(1)
-
-
-if __name__ == "__main__":
-    main()

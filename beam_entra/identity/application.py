@@ -13,7 +13,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import pkcs12
 
 from beam_entra.access.manifest import IdentitySettings
-from beam_entra.errors import ConfigError, Diagnosis, IdentityRejected
+from beam_entra.errors import ConfigError, Diagnosis
 from beam_entra.identity.registry import Connection, register
 
 __all__ = ["certificate", "client_secret"]
@@ -58,11 +58,7 @@ def certificate(identity: IdentitySettings, connection: Connection) -> SupportsT
                 "certificate_password, one that is not must have none"
             ),
         ) from None
-    if ends <= connection.clock():
-        raise IdentityRejected(
-            f"the certificate has expired: it was good until {ends:%Y-%m-%d %H:%M} UTC",
-            Diagnosis(hint="make a new one, register it with the application, and update what [identity] refers to"),
-        )
+    connection.rotation.check("certificate", ends=ends)
     return credential
 
 

@@ -259,7 +259,8 @@ class TokenBroker:
         if slot.last is None:
             before = "there has been no token before"
         elif now < slot.last.expires:
-            before = f"the token at hand ends at {slot.last.expires:%H:%M:%SZ}"
+            ends = f"{slot.last.expires:%Y-%m-%d %H:%M:%SZ}"
+            before = f"the token at hand ends at {ends}" if slot.token else "a service has refused the token at hand"
         else:
             before = f"the last good token ended at {slot.last.expires:%Y-%m-%d %H:%M:%SZ}"
         return IdentityUnavailable(

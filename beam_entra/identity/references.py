@@ -12,10 +12,12 @@ import re
 import stat
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 from beam_entra.errors import ConfigError, Diagnosis
 from beam_entra.identity.rejection import NotHere
+from beam_entra.identity.rotation import Secured
 
 __all__ = ["VAULT_SCHEME", "VaultReference", "check_reference", "read_reference", "resolve_path"]
 
@@ -102,9 +104,9 @@ def read_reference(
     reference: str,
     *,
     setting: str,
-    read_vault: Callable[[str], str],
+    read_vault: Callable[[str], Secured],
     environ: Mapping[str, str] = os.environ,
-) -> bytes:
+) -> Secured:
     """Read what `reference` names.
 
     Args:
@@ -117,11 +119,10 @@ def read_reference(
         ConfigError: The file can be read by others, is empty or unreadable.
     """
     if reference.startswith(VAULT_SCHEME):
-        return read_vault(setting).encode()
+        return read_vault(setting)
     if found := _ENV.fullmatch(reference):
-        return _variable(found[1], setting, environ, hint="or refer to a file with file:PATH").encode(
-            errors="surrogateescape"
-        )
+        text = _variable(found[1], setting, environ, hint="or refer to a file with file:PATH")
+        return Secured(content=text.encode(errors="surrogateescape"))
     return _read_private_file(Path(reference.removeprefix("file:")), setting)
 
 
@@ -149,10 +150,10 @@ def _variable(name: str, setting: str, environ: Mapping[str, str], *, hint: str)
     return text
 
 
-def _read_private_file(path: Path, setting: str) -> bytes:
+def _read_private_file(path: Path, setting: str) -> Secured:
     try:
         with path.open("rb") as file:
-            mode = os.fstat(file.fileno()).st_mode
+            facts = os.fstat(file.fileno())
             content = file.read(_MOST_BYTES)
     except OSError as error:
         unreadable = ConfigError(
@@ -160,7 +161,7 @@ def _read_private_file(path: Path, setting: str) -> bytes:
             Diagnosis(hint="check the path and that the worker's user may read the file"),
         )
         raise (NotHere(unreadable) if isinstance(error, FileNotFoundError) else unreadable) from None
-    if mode & (stat.S_IRWXG | stat.S_IRWXO):
+    if facts.st_mode & (stat.S_IRWXG | stat.S_IRWXO):
         raise ConfigError(
             f"[identity] {setting} refers to the file {path}, which others on the machine can read",
             Diagnosis(
@@ -173,4 +174,4 @@ def _read_private_file(path: Path, setting: str) -> bytes:
             f"[identity] {setting} refers to the file {path}, which is empty",
             Diagnosis(hint="write the secret into the file"),
         )
-    return content
+    return Secured(content=content, made=datetime.fromtimestamp(facts.st_mtime, UTC))

@@ -19,6 +19,7 @@ from beam_entra.clock import Clock
 from beam_entra.errors import ConfigError, Diagnosis
 from beam_entra.identity.http import Timeouts
 from beam_entra.identity.references import VAULT_SCHEME, check_reference, read_reference
+from beam_entra.identity.rotation import Rotation, Secured
 from beam_entra.secret import Secret
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
 ]
 
 CHAIN = "chain"
+_ROTATED = frozenset({"client_secret", "oidc_client_secret"})  # what others know, too, and stays what it is
 _VAULT_SETTINGS = frozenset({"keyvault_credential", "keyvault_client", "keyvault_host"})
 
 
@@ -42,6 +44,7 @@ class Connection(Mapping[str, Any]):
     Attributes:
         settings: The source's own.
         clock: For every decision about time.
+        rotation: Looks at the age of what is read.
     """
 
     def __init__(
@@ -50,11 +53,13 @@ class Connection(Mapping[str, Any]):
         *,
         settings: Mapping[str, str],
         clock: Clock,
-        read_vault: Callable[[str], str],
+        read_vault: Callable[[str], Secured],
+        rotation: Rotation,
     ) -> None:
         self._options = options
         self.settings = settings
         self.clock = clock
+        self.rotation = rotation
         self._read_vault = read_vault
 
     def secret(self, setting: str) -> Secret:
@@ -62,10 +67,13 @@ class Connection(Mapping[str, Any]):
 
         Raises:
             ConfigError: It cannot be had.
+            IdentityRejected: It has expired, or is too old for a strict manifest.
         """
-        text = read_reference(self.settings[setting], setting=setting, read_vault=self._read_vault)
+        found = self._read(setting)
+        if setting in _ROTATED:
+            self.rotation.check(setting, made=found.made, ends=found.ends)
         try:
-            return Secret(text.decode("utf-8").strip(), what=setting)
+            return Secret(found.content.decode("utf-8").strip(), what=setting)
         except UnicodeDecodeError:
             raise ConfigError(
                 f"[identity] {setting} refers to something that is not text", Diagnosis(hint="check what it refers to")
@@ -73,6 +81,9 @@ class Connection(Mapping[str, Any]):
 
     def content(self, setting: str) -> bytes:
         """Read the secret that this setting refers to, byte for byte."""
+        return self._read(setting).content
+
+    def _read(self, setting: str) -> Secured:
         return read_reference(self.settings[setting], setting=setting, read_vault=self._read_vault)
 
     @property

@@ -42,6 +42,7 @@ from beam_entra.identity.registry import (
     vault_plan,
 )
 from beam_entra.identity.rejection import LastAnswer, NotHere, translate
+from beam_entra.identity.rotation import Rotation, Secured
 from beam_entra.identity.token import AccessToken
 from beam_entra.identity.vault import read_secret, vault_client
 
@@ -98,6 +99,7 @@ class EntraSource:
         self._clock = clock
         self._on_the_way = on_the_way
         self._heard = heard
+        self._rotation = Rotation(after=identity.rotate_after, strict=identity.strict, clock=clock)
         self._settling = threading.Lock()
         self._options = {
             "authority": identity.authority,
@@ -170,6 +172,7 @@ class EntraSource:
             settings=identity.settings,
             clock=self._clock,
             read_vault=lambda setting: self._read_vault(setting, identity.settings[setting], options),
+            rotation=self._rotation,
         )
         failure: BeamEntraError
         try:
@@ -195,7 +198,7 @@ class EntraSource:
             failure = translate(error, answer, **facts, fix=planned.fix)
         raise failure
 
-    def _read_vault(self, setting: str, reference: str, options: dict[str, Any]) -> str:
+    def _read_vault(self, setting: str, reference: str, options: dict[str, Any]) -> Secured:
         """The secret of a `keyvault:` reference, asked for as `keyvault_credential`."""
         settings = self._identity.settings
         parsed = VaultReference.parse(reference, setting=setting, vault_host=settings.get("keyvault_host", ""))
@@ -203,7 +206,9 @@ class EntraSource:
         token = self._ask(vault_plan(self._identity), parsed.audience)
         self._on_the_way(token)
         plain = {name: value for name, value in options.items() if not name.startswith("raw_")}
-        connection = Connection(plain, settings=settings, clock=self._clock, read_vault=_no_vault)
+        connection = Connection(
+            plain, settings=settings, clock=self._clock, read_vault=_no_vault, rotation=self._rotation
+        )
         return read_secret(parsed, setting=setting, token=token, connection=connection)
 
 
@@ -215,7 +220,7 @@ def _wanted(claims: str) -> TokenRequestOptions:
     return {"enable_cae": True, "claims": claims} if claims else {"enable_cae": True}
 
 
-def _no_vault(setting: str) -> str:
+def _no_vault(setting: str) -> Secured:
     raise AssertionError(setting)
 
 

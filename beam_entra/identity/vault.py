@@ -14,6 +14,7 @@ from beam_entra.identity.redaction import redacted
 from beam_entra.identity.references import VaultReference
 from beam_entra.identity.registry import Connection
 from beam_entra.identity.rejection import missing_extra
+from beam_entra.identity.rotation import Secured
 from beam_entra.identity.token import AccessToken
 
 __all__ = ["read_secret", "vault_client"]
@@ -52,8 +53,8 @@ def vault_client(setting: str) -> Any:
     return SecretClient
 
 
-def read_secret(reference: VaultReference, *, setting: str, token: AccessToken, connection: Connection) -> str:
-    """Read a secret's value.
+def read_secret(reference: VaultReference, *, setting: str, token: AccessToken, connection: Connection) -> Secured:
+    """Read a secret's value, and when this version of it was made and ends.
 
     Args:
         setting: The manifest's key, for the error.
@@ -74,9 +75,10 @@ def read_secret(reference: VaultReference, *, setting: str, token: AccessToken, 
     failure: IdentityError
     try:
         with client_type(reference.url, _Held(token), **options) as client:
-            value = client.get_secret(reference.name, reference.version or None).value
-        if value and value.strip():
-            return str(value)
+            secret = client.get_secret(reference.name, reference.version or None)
+        if secret.value and secret.value.strip():
+            known = secret.properties
+            return Secured(content=secret.value.encode(), made=known.created_on, ends=known.expires_on)
         failure = IdentityRejected("Key Vault gave an empty secret", Diagnosis(hint=_FIXES[404]))
     except HttpResponseError as error:
         failure = _refused(error)

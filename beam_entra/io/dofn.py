@@ -78,9 +78,14 @@ class ScopedDoFn(beam.DoFn):  # type: ignore[misc]  # Beam's DoFn is untyped
             self._session = open_session(self.scope)
         return self._session
 
-    def token(self) -> AccessToken:
-        """A live access token for `audience`. Put `.secret.reveal()` into the request's header and keep it nowhere."""
-        return self.bundle().access_token(self.audience)
+    def token(self, *, refused: AccessToken | None = None, claims: str = "") -> AccessToken:
+        """A live access token for `audience`. Put `.secret.reveal()` into the request's header and keep it nowhere.
+
+        Args:
+            refused: The token that the service has answered with a claims challenge: another one is got in its place.
+            claims: What the challenge said, decoded: JSON.
+        """
+        return self.bundle().access_token(self.audience, refused=refused, claims=claims)
 
     def start_bundle(self) -> None:
         self._abandon()  # the runner gave up on the bundle before

@@ -137,7 +137,7 @@ class ScopedPipeline(beam.Pipeline):  # type: ignore[misc]  # Beam's Pipeline is
         access_manifest: In place of the flag `--access_manifest`.
 
     Raises:
-        ConfigError: The manifest does not hold together.
+        ConfigError: The manifest does not hold together, or the runner is known to lose data.
     """
 
     def __init__(
@@ -150,6 +150,7 @@ class ScopedPipeline(beam.Pipeline):  # type: ignore[misc]  # Beam's Pipeline is
     ) -> None:
         chosen = options if options is not None else EntraOptions(list(argv or []))
         entra = chosen.view_as(EntraOptions)
+        _check_runner(runner or chosen.view_as(StandardOptions).runner)
         manifest = access_manifest or entra.load_manifest()
         self.scope = JobScope.launch(manifest, now=utc_now())
         entra.entra_job_scope = self.scope.to_json()
@@ -220,7 +221,7 @@ class ScopedPipeline(beam.Pipeline):  # type: ignore[misc]  # Beam's Pipeline is
     ) -> None:
         failure = error
         if self._launch is not None and error is not None and wait([self._launch], _GIVE_UP_LAUNCH_S).not_done:
-            self.session.broker.close()  # which ends its pauses; a request under way ends by its own time limit
+            self.session.interrupt()  # which ends its pauses; a request under way ends by its own time limit
             wait([self._launch])  # nothing is recorded behind the seal
         try:
             super().__exit__(kind, error, trace)
@@ -295,6 +296,15 @@ class ScopedPipeline(beam.Pipeline):  # type: ignore[misc]  # Beam's Pipeline is
     def _any_record(self) -> bool:
         """Whether the launcher recorded anything; its session is another one once a trail could not be written."""
         return self._launch_recorded or self.session.started
+
+
+def _check_runner(runner: Any) -> None:
+    name = runner if isinstance(runner, str) else type(runner).__name__
+    if name.rpartition(".")[2].lower() in {"dask", "daskrunner"}:
+        raise ConfigError(
+            "the Dask runner leaves out a branch of a pipeline that has two sinks, and says nothing of it",
+            Diagnosis(tried="launch the job", hint="run it on another: docs/runners.md has those that were tried"),
+        )
 
 
 def _how_many(count: int, what: str) -> str:

@@ -30,9 +30,11 @@ from beam_entra.errors import ConfigError, Diagnosis
 
 __all__ = ["WorkerPool", "print_to_stderr", "run_worker"]
 
+_COMMAND = "from beam_entra.cli.worker import main; main()"
 _TIME_TO_CONNECT_S = 60.0
 _TIME_TO_END_S = 10.0
 _STAGED = "staged"  # sdk_worker_main looks for the pickled main session there
+_PIP_REQUIREMENTS = "beam:artifact:role:pip_requirements_file:v1"
 _TO_INSTALL = ("requirements.txt", "extra_packages.txt", "workflow.tar.gz")
 
 
@@ -62,6 +64,7 @@ def run_worker(
     Raises:
         ConfigError: The runner cannot be reached or gives no endpoint, or the job wants packages installed at start.
     """
+    worker_id = worker_id.strip("'")  # Prism quotes it, as if for a shell
     info = _provision(worker_id, provision_endpoint)
     if info.sibling_worker_ids:
         raise ConfigError(
@@ -138,8 +141,11 @@ def _fetch(worker_id: str, info: Any, endpoint: str, folder: Path) -> None:
         )
     staged = folder / _STAGED
     staged.mkdir()
-    names = {_name(artifact) for artifact in info.dependencies}
-    to_install = sorted(names.intersection(_TO_INSTALL))
+    to_install = sorted(
+        _name(artifact) or artifact.role_urn
+        for artifact in info.dependencies
+        if artifact.role_urn == _PIP_REQUIREMENTS or _name(artifact) in _TO_INSTALL
+    )
     if to_install:
         raise ConfigError(
             f"the job wants packages installed when a worker starts ({', '.join(to_install)}), which this worker"
@@ -207,7 +213,7 @@ class WorkerPool(beam_fn_api_pb2_grpc.BeamFnExternalWorkerPoolServicer):  # type
             for name in ("provision_endpoint", "logging_endpoint", "artifact_endpoint", "control_endpoint")
         }
         flags = [f"--{name}={url}" for name, url in endpoints.items() if url]
-        command = [sys.executable, "-m", "beam_entra.cli.worker", f"--id={request.worker_id}", *flags]
+        command = [sys.executable, "-c", _COMMAND, f"--id={request.worker_id}", *flags]
         with self._lock:
             if request.worker_id in self._workers:
                 return beam_fn_api_pb2.StartWorkerResponse(error=f"worker {request.worker_id} was started before")

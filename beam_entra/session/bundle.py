@@ -137,8 +137,12 @@ class BundleSession:
 
     # What connectors use
 
-    def access_token(self, audience: str) -> AccessToken:
+    def access_token(self, audience: str, *, refused: AccessToken | None = None, claims: str = "") -> AccessToken:
         """A live token for another service that the manifest names under `[grants] token`.
+
+        Args:
+            refused: A token that the service has answered with a claims challenge: see `TokenBroker.renew`.
+            claims: What the challenge said, decoded.
 
         Raises:
             NotGranted: It does not name it, or it is Storage's. Nothing was sent.
@@ -155,6 +159,10 @@ class BundleSession:
                     Diagnosis(tried=tried, hint="use the bundle's read, list_blobs, stage and commit"),
                 )
             token = self._checked_token(audience, tried)
+            if refused is not None:
+                if refused.audience != audience:
+                    raise ValueError("a token is renewed for its own audience")
+                token = self.session.broker.renew(refused, claims)
         self.session.settle()  # the record of the token is durable before anybody has it
         return token
 

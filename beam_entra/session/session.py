@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import platform
 import threading
@@ -24,8 +25,8 @@ from beam_entra.audit.record import (
     SasIssued,
     TokenAcquired,
 )
-from beam_entra.clock import Clock, NeverBack, utc_now
-from beam_entra.errors import Diagnosis, IdentityExpired
+from beam_entra.clock import MOST_SKEW, Clock, NeverBack, ServiceClock, utc_now
+from beam_entra.errors import Diagnosis, IdentityExpired, IdentityUnavailable
 from beam_entra.identity import STORAGE_AUDIENCE, AccessToken, CredentialSource, EntraSource, TokenBroker
 from beam_entra.paths import BlobPath
 from beam_entra.session.buffers import Buffers
@@ -38,12 +39,15 @@ from beam_entra.storage.transport import connection_pool
 
 __all__ = ["Session"]
 
-_LONGEST_KEY = timedelta(days=7) - timedelta(minutes=10)  # Storage's limit is 7 days, counted from a start in the past
+_LONGEST_KEY = timedelta(days=7) - timedelta(minutes=30)  # Storage's limit is 7 days, counted from a start in the past
 _LEAD_UP = (BundleOpened, SasIssued, BundleClosed)  # recorded before or after an access; they let no data out
 _BRIEF_S = 1.0  # a pause that an interrupted job makes still
 _KEPT_BYTES = 48 << 20  # of one reader: 32 MiB under way, 8 in hand, and the shorter ones that it begins with
+_MINUTE = timedelta(minutes=1)
 _RENEWED_AT = 0.75  # of a SAS's life
 _NEXT_RETIREMENT = timedelta(minutes=1)  # of a delegation key
+
+_LOG = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -53,7 +57,8 @@ class Session:
 
     Args:
         scope: The job.
-        clock: For every decision about time. If it goes back, the session stands still until it has caught up.
+        clock: The worker's. What Storage and Entra decide about, the session times by theirs, as their answers tell it:
+            see `ServiceClock`. How long a token lives it counts by the worker's.
         source: Where tokens come from; by default what the manifest says.
         pause: Waits so many seconds between attempts, and says True to give up; see `interrupt` for the default.
     """
@@ -69,18 +74,21 @@ class Session:
         self.scope = scope
         self._closed = threading.Event()
         self._interrupted = threading.Event()
-        self.clock = NeverBack(clock)
+        self.clock = ServiceClock(clock, noticed=self._clock_is_off)
+        self._warned: set[str] = set()
         self._deadline = Deadline(scope, self.clock())
         self.bearer = scope.manifest.scoping is Scoping.BEARER
         self.pid = os.getpid()
         self.pause = pause or self._rest
         self.source = source or EntraSource(
-            scope.manifest.identity, clock=clock, on_the_way=self._token_acquired
+            scope.manifest.identity, clock=clock, on_the_way=self._token_acquired, heard=self.clock.hear
         )
         self.service = BlobService(
-            scope.manifest.accounts.__getitem__, exchange=Exchange(connection_pool, pause=self.pause), clock=clock
+            scope.manifest.accounts.__getitem__,
+            exchange=Exchange(connection_pool, pause=self.pause, clock=self.clock),
+            clock=self.clock,
         )
-        self.broker = TokenBroker(self.source, clock=self.clock, acquired=self._token_acquired, pause=self._rest)
+        self.broker = TokenBroker(self.source, clock=NeverBack(clock), acquired=self._token_acquired, pause=self._rest)
         self._keys: dict[str, DelegationKey] = {}
         self._retired: set[str] = set()
         self._kept_until: dict[str, datetime] = {}
@@ -158,6 +166,7 @@ class Session:
             IdentityExpired: It may not.
             IdentityError: Its life is a rolling one, and there is no fresh token.
         """
+        self._check_clock(tried)
         now = self.clock()
         if self._deadline.rolling and now >= self.deadline:
             self.broker.get(STORAGE_AUDIENCE)  # it was idle: no token lives as long as that, so this one is fresh
@@ -171,7 +180,50 @@ class Session:
                     hint="give the job more time: [lifetime] job in the access manifest, then launch it again",
                 ),
             )
+        self._warn_of_the_end(now)
         return now
+
+    def _check_clock(self, tried: str) -> None:
+        if self.clock.wrong:
+            self.service.ask_the_time(self.scope.manifest.audit.account)  # it may have been set right
+        if self.clock.wrong:
+            raise IdentityUnavailable(
+                f"this worker's clock is {_off(self.clock.skew)} Entra's and Storage's: no SAS of it would live as "
+                "long as it should",
+                Diagnosis(
+                    tried=tried,
+                    identity=self.scope.identity,
+                    hint="set the machine's clock, and have NTP keep it; what is put right is at most "
+                    f"{MOST_SKEW // _MINUTE} minutes",
+                ),
+            )
+
+    def _clock_is_off(self, skew: timedelta) -> None:
+        if skew:
+            self._warn_once(
+                "clock",
+                "this worker's clock is %s Entra's and Storage's. The job goes by theirs; set the machine's clock, and "
+                "have NTP keep it",
+                _off(skew),
+            )
+
+    def _warn_of_the_end(self, now: datetime) -> None:
+        scope = self.scope
+        left = scope.deadline - now
+        if not self._deadline.rolling and scope.deadline == scope.ends and left * 10 < scope.deadline - scope.launched:
+            self._warn_once(
+                "end",
+                "job %s has %d s left, less than a tenth of its life: at %s every access of it is refused. If it needs "
+                "longer, raise [lifetime] job in the access manifest and launch it again",
+                scope.job,
+                left // timedelta(seconds=1),
+                f"{scope.deadline:%Y-%m-%d %H:%M:%SZ}",
+            )
+
+    def _warn_once(self, about: str, text: str, *facts: object) -> None:
+        if about not in self._warned:
+            self._warned.add(about)
+            _LOG.warning(text, *facts)
 
     def key(self, account: str) -> DelegationKey:
         """The live delegation key of an account; asked for once, whatever the number of threads.
@@ -190,6 +242,7 @@ class Session:
                 partial(self.broker.get, STORAGE_AUDIENCE),
                 expires=min(self.deadline, now + _LONGEST_KEY),
                 client_request_id=str(uuid.uuid4()),
+                renew=self.broker.renew,
             )
             self.record(
                 KeyAcquired,
@@ -350,7 +403,9 @@ class Session:
             self._last_receipt.wait()
 
     def _token_acquired(self, token: AccessToken, attempts: int = 1) -> None:
-        claims = token.claims
+        if not self.clock.told:  # the source has told no time, and each record has one
+            self.service.ask_the_time(self.scope.manifest.audit.account)
+        claims, correction = token.claims, self.clock.correction
         self.record(
             TokenAcquired,
             token=token.token_id,
@@ -359,15 +414,15 @@ class Session:
             oid=claims.oid,
             appid=claims.appid,
             tenant=claims.tenant,
-            expires=token.expires,
+            expires=token.expires + correction,
             attempts=attempts,
             source=token.source or None,
         )
         self.count("tokens_acquired")
         if token.audience == STORAGE_AUDIENCE:
             self._deadline.extend(
-                acquired=token.acquired,
-                expires=token.expires,
+                acquired=token.acquired + correction,
+                expires=token.expires + correction,
                 told=lambda at: self.record(DeadlineExtended, token=token.token_id, deadline=at),
             )
 
@@ -398,6 +453,12 @@ class Session:
                     spec_for, path=path, permission=Permission.APPEND, bundle=None
                 )
             return Authorization(sas=sas.query, resign=partial(self.retire_key, sas))
+
+
+def _off(skew: timedelta) -> str:
+    """How a worker's clock is off, when the services are ahead of it by `skew`."""
+    minutes, seconds = divmod(round(abs(skew).total_seconds()), 60)
+    return f"{minutes} min {seconds} s {'behind' if skew > timedelta(0) else 'ahead of'}"
 
 
 def _facts(scope: JobScope, pid: int) -> SegmentFacts:

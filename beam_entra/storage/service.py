@@ -406,6 +406,11 @@ class BlobService:
             path,
         )
 
+    def ask_the_time(self, account: str) -> None:
+        """Have the exchange's clock hear what time it is there."""
+        settings = self._account(account)
+        self._exchange.ask_the_time(f"{settings.endpoint}/", ca_file=settings.ca_file)
+
     # Delegation
 
     def delegation_key(

@@ -93,6 +93,7 @@ REFUSALS: Mapping[int, Refusal] = {
         "correct cloud. Check with your subscription administrator, this may happen if there are no active "
         "subscriptions for the tenant.",
     ),
+    90023: Refusal(400, "invalid_request", "The request is not properly formatted: the parameter '{parameter}'."),
     90033: Refusal(503, "temporarily_unavailable", "A transient error has occurred. Please try again."),
     90055: Refusal(429, "temporarily_unavailable", "The tenant is throttled: there are too many incoming requests."),
     500011: Refusal(

@@ -51,6 +51,7 @@ class TenantRequest:
         client: The client id that it named; empty when it named none.
         grant: How the client proved itself: `secret`, `basic`, `certificate` or `federated`; empty if unknown.
         scope: The scope that it asked for.
+        claims: The claims that it asked for, as JSON: those of a challenge, and `xms_cc` for the client's capabilities.
         outcome: `issued` or `ok`, an error such as `AADSTS700213`, or the fault that met it, such as `throttle`.
     """
 
@@ -59,6 +60,7 @@ class TenantRequest:
     client: str = ""
     grant: str = ""
     scope: str = ""
+    claims: str = ""
     outcome: str
 
 
@@ -80,6 +82,7 @@ class _Told:
     client: str = ""
     grant: str = ""
     scope: str = ""
+    claims: str = ""
     correlation_id: str = ""
 
 
@@ -289,6 +292,7 @@ class LocalTenant:
         told = _Told(correlation_id=request.headers.get("client-request-id", ""))
         form = request.form()
         told.client, told.scope = form.get("client_id", ""), form.get("scope", "")
+        told.claims = form.get("claims", "")
         fault = self._faults.take(request)
         if fault is not None:
             try:
@@ -320,9 +324,10 @@ class LocalTenant:
             raise Refused(70003, grant=form["grant_type"])
         if not told.scope:
             raise Refused(900144, parameter="scope")
+        capabilities = _capabilities(told.claims)
         app = self._find_app(told.client)
         self._authenticate(app, form, basic, told)
-        return self._sign(app, self._resource(told.scope), told)
+        return self._sign(app, self._resource(told.scope), told, capabilities)
 
     def _find_app(self, client_id: str) -> App:
         with self._lock:
@@ -365,7 +370,7 @@ class LocalTenant:
             raise Refused(500011, resource=resource, tenant=self.tenant_id)
         return resource
 
-    def _sign(self, app: App, audience: str, told: _Told) -> Answer:
+    def _sign(self, app: App, audience: str, told: _Told, capabilities: list[str]) -> Answer:
         now = self._clock()
         expires = now + timedelta(seconds=self.token_life_s)
         issued_at = int((now - _BACKDATED).timestamp())
@@ -385,6 +390,8 @@ class LocalTenant:
             "uti": base64url(uuid.uuid4().bytes),
             "ver": "1.0",
         }
+        if capabilities:
+            claims["xms_cc"] = capabilities
         if app.roles:
             claims["roles"] = list(app.roles)
         with self._lock:
@@ -442,7 +449,13 @@ class LocalTenant:
     def _note(self, kind: str, told: _Told, outcome: str) -> None:
         self.requests.append(
             TenantRequest(
-                time=self._clock(), kind=kind, client=told.client, grant=told.grant, scope=told.scope, outcome=outcome
+                time=self._clock(),
+                kind=kind,
+                client=told.client,
+                grant=told.grant,
+                scope=told.scope,
+                claims=told.claims,
+                outcome=outcome,
             )
         )
 
@@ -453,6 +466,19 @@ class LocalTenant:
         self, name: str, action: Callable[[], Answer | None], *, times: int | None, gate: Gate | None = None
     ) -> TenantFault:
         return self._faults.add(Fault(TenantAction(name=name, act=action), times=times, gate=gate))
+
+
+def _capabilities(claims: str) -> list[str]:
+    """The client capabilities of a token request, as a token has them: `["cp1"]`.
+
+    Raises:
+        Refused: 90023 when the claims are no JSON object of objects.
+    """
+    try:
+        asked = json.loads(claims or "{}").get("access_token", {}).get("xms_cc", {}).get("values", [])
+        return [str(each).lower() for each in asked]
+    except (ValueError, AttributeError, TypeError):
+        raise Refused(90023, parameter="claims") from None
 
 
 def _basic(header: str) -> tuple[str, str] | None:

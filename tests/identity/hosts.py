@@ -279,6 +279,7 @@ class Vault(Host):
     def __init__(self, cloud: LocalCloud) -> None:
         super().__init__(cloud)
         self.secrets: dict[str, str] = {}
+        self.attributes: dict[str, int] = {}
 
     def serve(self, request: Request) -> Answer:
         kind, _, text = request.headers.get("authorization", "").partition(" ")
@@ -292,7 +293,7 @@ class Vault(Host):
             return said(404, {"error": {"code": "SecretNotFound", "message": f"A secret with {name} was not found"}})
         url = f"https://{request.headers['host']}/secrets/{name.partition('/')[0]}/{'0' * 32}"
         now = int(time.time())
-        attributes = {"enabled": True, "created": now, "updated": now}
+        attributes = {"enabled": True, "created": now, "updated": now, **self.attributes}
         return said(200, {"value": self.secrets[name], "id": url, "attributes": attributes})
 
 

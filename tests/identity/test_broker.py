@@ -49,6 +49,7 @@ class ScriptedSource:
         self.script = list(script)
         self.life = life
         self.asked: list[str] = []
+        self.claims: list[str] = []
         self.refresh_after: timedelta | None = None
         self.requested: queue.Queue[str] = queue.Queue()
         self._open = threading.Event()
@@ -64,10 +65,11 @@ class ScriptedSource:
         finally:
             self._open.set()
 
-    def acquire(self, audience: str) -> AccessToken:
+    def acquire(self, audience: str, *, claims: str = "") -> AccessToken:
         """The next answer of the script, or a token."""
         with self._lock:
             self.asked.append(audience)
+            self.claims.append(claims)
             number = len(self.asked)
         self.requested.put(audience)
         assert self._open.wait(WAIT_S)
@@ -380,6 +382,120 @@ def test_a_throttled_refresh_waits_as_long_as_asked(clock):
     clock.advance(timedelta(seconds=2))
     broker.get(STORAGE_AUDIENCE)
     until(lambda: broker.get(STORAGE_AUDIENCE).token_id == "token-3")
+
+
+def test_without_a_token_the_whole_story_is_told(clock):
+    """How often, since when and for how long it was asked, what was answered last, and when the last token ended."""
+
+    def pause(seconds: float) -> bool:
+        clock.advance(timedelta(seconds=10))
+        return False
+
+    last = IdentityUnavailable(
+        "the token endpoint gave no token: it answered HTTP 503",
+        Diagnosis(status=503, code="AADSTS90033", request_id="trace-9", attempts=1),
+    )
+    source = ScriptedSource(clock, life=timedelta(minutes=10))
+    broker = TokenBroker(source, clock=clock, pause=pause, policy=RetryPolicy(attempts=3))
+    broker.get(STORAGE_AUDIENCE)
+    source.script = [SILENT, SILENT, last, SILENT, SILENT, last]
+    clock.advance(timedelta(minutes=9))
+    broker.get(STORAGE_AUDIENCE)  # is refreshed in the background, in vain
+    until(lambda: len(source.asked) == 4 and not broker._slots[STORAGE_AUDIENCE].flying)
+    clock.set(datetime(2026, 3, 1, 12, 10, tzinfo=UTC))
+    with pytest.raises(IdentityUnavailable) as caught:
+        broker.get(STORAGE_AUDIENCE)
+    assert caught.value.message == (
+        "the token endpoint gave no token: it answered HTTP 503; it was asked 6 times in 80 s, since "
+        "2026-03-01 12:09:00Z; the last good token ended at 2026-03-01 12:10:00Z"
+    )
+    known = caught.value.diagnosis
+    assert (known.attempts, known.status, known.code, known.request_id) == (6, 503, "AADSTS90033", "trace-9")
+    broker.get(STORAGE_AUDIENCE)
+    source.script = [SILENT] * 3
+    clock.advance(timedelta(hours=1))
+    with pytest.raises(IdentityUnavailable, match="asked 3 times in 20 s, since 2026-03-01 13"):
+        broker.get(STORAGE_AUDIENCE)  # the story begins anew with each token
+
+
+def test_the_story_of_a_first_request(clock):
+    """It says that there has been no token."""
+    broker = broker_of(ScriptedSource(clock, SILENT), clock, policy=RetryPolicy(attempts=1))
+    with pytest.raises(IdentityUnavailable, match=r"it was asked once, since .*; there has been no token before"):
+        broker.get(STORAGE_AUDIENCE)
+
+
+# ---------------------------------------------------------------- challenged
+
+
+CLAIMS = '{"access_token":{"nbf":{"essential":true,"value":"1772366400"}}}'
+
+
+def test_a_challenge_leads_to_one_new_token_for_everybody(clock):
+    """Sixteen threads that were refused the same token cost one request, with the claims; all get the new token."""
+    source, recorded = ScriptedSource(clock), Recorded()
+    broker = broker_of(source, clock, acquired=recorded)
+    refused = broker.get(STORAGE_AUDIENCE)
+    barrier = threading.Barrier(16)
+
+    def renew() -> str:
+        barrier.wait(WAIT_S)
+        return broker.renew(refused, CLAIMS).token_id
+
+    with ThreadPoolExecutor(16) as pool:
+        got = {future.result(WAIT_S) for future in [pool.submit(renew) for _ in range(16)]}
+    assert got == {"token-2"}
+    assert source.claims == ["", CLAIMS]
+    assert broker.get(STORAGE_AUDIENCE).token_id == "token-2"
+    assert broker.renew(refused, CLAIMS).token_id == "token-2"  # who is late
+    assert recorded.tokens.qsize() == 2
+    second = broker.get(STORAGE_AUDIENCE)
+    assert broker.renew(second, CLAIMS).token_id == "token-3"  # another challenge, to the new one
+
+
+def test_a_refused_token_is_given_out_no_more(clock):
+    """When there is no new one, there is none: who asks later asks with the claims, until a token has come for them."""
+    source = ScriptedSource(clock)
+    broker = broker_of(source, clock, policy=RetryPolicy(attempts=1))
+    refused = broker.get(STORAGE_AUDIENCE)
+    source.script = [REJECTED, SILENT]
+    with pytest.raises(IdentityRejected):
+        broker.renew(refused, CLAIMS)
+    with pytest.raises(IdentityUnavailable, match="a service has refused the token at hand"):
+        broker.get(STORAGE_AUDIENCE)
+    assert broker.get(STORAGE_AUDIENCE).token_id == "token-4"
+    clock.advance(LIFE)
+    assert broker.get(STORAGE_AUDIENCE).token_id == "token-5"
+    assert source.claims == ["", CLAIMS, CLAIMS, CLAIMS, ""]
+
+
+def test_a_refresh_under_way_does_not_answer_a_challenge(clock):
+    """Its token was asked for without the claims: it is given to nobody, and the next request has them."""
+    source = ScriptedSource(clock)
+    broker = broker_of(source, clock)
+    refused = broker.get(STORAGE_AUDIENCE)
+    source.requested.get(timeout=WAIT_S)
+    clock.advance(LIFE * 0.9)
+    with ThreadPoolExecutor(1) as pool:
+        with source.held():
+            broker.get(STORAGE_AUDIENCE)
+            source.requested.get(timeout=WAIT_S)
+            renewed = pool.submit(broker.renew, refused, CLAIMS)
+            slot = broker._slots[STORAGE_AUDIENCE]
+            until(lambda: len(slot.changed._waiters) == 1)
+        assert renewed.result(WAIT_S).token_id == "token-3"
+    assert source.claims == ["", "", CLAIMS]
+
+
+def test_a_token_that_came_without_the_claims_is_no_answer(clock):
+    """A refresh that landed just before the challenge to the older token has not answered it."""
+    source = ScriptedSource(clock)
+    broker = broker_of(source, clock)
+    refused = broker.get(STORAGE_AUDIENCE)
+    clock.advance(LIFE)
+    assert broker.get(STORAGE_AUDIENCE).token_id == "token-2"
+    assert broker.renew(refused, CLAIMS).token_id == "token-3"
+    assert source.claims == ["", "", CLAIMS]
 
 
 def test_an_unexpected_error_wakes_the_waiters(clock):

@@ -333,6 +333,71 @@ def test_a_refusal_says_why_and_what_to_do(beam_entra_cloud, tmp_path, refusal):
     assert beam_entra_cloud.find_leaks(everything_in(error)) == []
 
 
+def _deleted(cloud: LocalCloud) -> str:
+    app = cloud.add_client()
+    cloud.tenant.revoke(app, delete=True)
+    return app.client_id
+
+
+def _without_its_credential(cloud: LocalCloud) -> str:
+    app = cloud.tenant.register_app()
+    app.remove_federated_credential(app.add_federated_credential(cloud.issuer.url, DEFAULT_SUBJECT))
+    return app.client_id
+
+
+# What may befall an identity that worked yesterday, or never did.
+FATES: dict[str, tuple[Callable[[LocalCloud, Path], IdentitySettings], str, str]] = {
+    "revoked principal": (
+        lambda c, f: federated(c, client=_disabled(c)),
+        "an administrator has disabled the application (AADSTS7000112: ",
+        "ask the tenant's administrator",
+    ),
+    "deleted application": (
+        lambda c, f: federated(c, client=_deleted(c)),
+        "the application is not in this tenant; it may have been deleted (AADSTS700016: ",
+        "can be restored for 30 days",
+    ),
+    "removed federated credential": (
+        lambda c, f: federated(c, client=_without_its_credential(c)),
+        "the application has no federated credential for the assertion's issuer; it may have been removed (AADSTS",
+        "add a federated credential",
+    ),
+    "expired secret": (
+        lambda c, f: _secret(c, f, c.app.add_secret(life=timedelta(days=-1)).reveal()),
+        "the client secret has expired (AADSTS7000222: ",
+        "make a new one",
+    ),
+    "wrong audience": (
+        lambda c, f: _signed(c, f, audience="api://other"),
+        "the assertion is for another audience than the application's federated credential (AADSTS700212: ",
+        "api://AzureADTokenExchange",
+    ),
+    "unknown tenant": (
+        lambda c, f: federated(c, tenant=NOBODY),
+        "there is no such tenant at this authority (AADSTS90002: ",
+        "check [identity] tenant",
+    ),
+    "unknown tenant, by a secret": (
+        lambda c, f: _secret(c, f, _living(c), tenant=NOBODY),
+        "there is no such tenant at this authority (AADSTS90002: ",
+        "check [identity] tenant",
+    ),
+}
+
+
+@pytest.mark.parametrize(("make", "says", "fix"), FATES.values(), ids=FATES)
+def test_each_fate_has_its_own_message(beam_entra_cloud, tmp_path, make, says, fix):
+    """In our words first, then in Entra's with the code; the fix is the one for it."""
+    error = refused(make(beam_entra_cloud, tmp_path))
+    assert error.message.startswith(f"Entra refused the job's identity: {says}")
+    assert fix in error.hint
+
+
+def test_no_two_fates_sound_alike():
+    """Who reads the first line knows which it is."""
+    assert len({says for _, says, _ in FATES.values()}) == len(FATES) - 1  # the tenant is unknown twice
+
+
 def test_an_unknown_resource_is_refused(beam_entra_cloud, identity):
     """An audience that the tenant does not know is the manifest's mistake."""
     with pytest.raises(IdentityRejected) as caught:

@@ -476,3 +476,11 @@ def test_a_job_refused_by_the_manifest_prints_one_error(lake: Any) -> None:
     assert lake.only_trail().verify().seal.outcome == "failed"
 
 
+
+
+@pytest.mark.parametrize("runner", ["DaskRunner", "dask", "apache_beam.runners.dask.dask_runner.DaskRunner"])
+def test_dask_is_refused_with_the_reason(lake: Any, runner: str) -> None:
+    """It would lose a sink, silently."""
+    with pytest.raises(ConfigError, match="leaves out a branch"):
+        lake.pipeline(f"--runner={runner}")
+    assert lake.jobs() == []

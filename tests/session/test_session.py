@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import json
 import logging
 import os
@@ -33,9 +34,10 @@ from beam_entra.errors import (
     IdentityUnavailable,
     NotGranted,
 )
+from beam_entra.identity import AccessToken
 from beam_entra.paths import BlobPath
 from beam_entra.session import adopt_session, close_session, open_session
-from beam_entra.storage import new_block_id
+from beam_entra.storage import DelegationKey, Sas, new_block_id
 from beam_entra.testing.apps import App
 from beam_entra.testing.clock import FakeClock
 from beam_entra.testing.local import LocalCloud
@@ -734,6 +736,28 @@ def test_an_adopted_session_is_the_processs(job):
         assert open_session(job.scope) is session
     finally:
         close_session(job.scope.job)
+
+
+def test_a_closed_session_holds_no_credential(job):
+    """Token, key and SAS are gone from the process's memory, however the job went and whoever still has the session."""
+
+    def credentials() -> list[object]:
+        gc.collect()
+        return [each for each in gc.get_objects() if type(each) in (AccessToken, DelegationKey, Sas)]
+
+    def held() -> set[type]:
+        return {type(each) for each in credentials() if id(each) not in known}
+
+    before = credentials()  # other tests' own; held, so that no other object gets the id of one
+    known = {id(each) for each in before}
+    session = job.session()
+    read_blob(session, job)
+    job.cloud.proxy.respond(404, "BlobNotFound", where=GET, times=1)
+    with suppress(BlobNotFound):
+        read_blob(session, job)
+    assert held() == {AccessToken, DelegationKey, Sas}
+    session.close()
+    assert held() == set()
 
 
 def test_a_closed_session_does_nothing(job):
