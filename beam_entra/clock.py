@@ -60,12 +60,13 @@ class ServiceClock:
         noticed: Told of a skew when it is found, and of none when it has gone.
     """
 
-    __slots__ = ("_clock", "_heard", "_latest", "_lock", "_noticed", "_skew")
+    __slots__ = ("_clock", "_correction", "_heard", "_latest", "_lock", "_noticed", "_skew", "_wrong")
 
     def __init__(self, clock: Clock, *, noticed: Callable[[timedelta], object] = lambda skew: None) -> None:
         self._clock = clock
         self._noticed = noticed
-        self._skew = timedelta(0)
+        self._skew = self._correction = timedelta(0)
+        self._wrong = False
         self._heard: datetime | None = None
         self._latest: datetime | None = None
         self._lock = threading.Lock()
@@ -73,7 +74,7 @@ class ServiceClock:
     def __call__(self) -> datetime:
         worker = self._clock()  # outside the lock: a clock may be slow
         with self._lock:
-            now = worker + self.correction
+            now = worker + self._correction
             if self._latest is None or now > self._latest:
                 self._latest = now
             return self._latest
@@ -91,7 +92,7 @@ class ServiceClock:
     @property
     def correction(self) -> timedelta:
         """What is added to the worker's time."""
-        return timedelta(0) if self.wrong else self._skew
+        return self._correction
 
     @property
     def told(self) -> bool:
@@ -101,7 +102,7 @@ class ServiceClock:
     @property
     def wrong(self) -> bool:
         """Whether the worker's clock is further off than is put right."""
-        return abs(self._skew) > MOST_SKEW + _TOLERANCE
+        return self._wrong
 
     def hear(self, date: str, sent: datetime) -> None:
         """Take note of an answer; of several within ten seconds, of the first.
@@ -125,5 +126,7 @@ class ServiceClock:
                 return
             fits = least - _TOLERANCE <= timedelta(0) <= most + _TOLERANCE
             self._skew = skew = timedelta(0) if fits else (least + most) / 2
+            self._wrong = abs(skew) > MOST_SKEW + _TOLERANCE
+            self._correction = timedelta(0) if self._wrong else skew
             self._latest = None
         self._noticed(skew)

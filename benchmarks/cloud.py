@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -16,7 +17,9 @@ import urllib3
 from azure.storage.blob import generate_container_sas
 
 from beam_entra.testing.local import LocalCloud, endpoints_toml
+from beam_entra.testing.tenant import GRAPH
 from benchmarks.delay import DelayProxy
+from benchmarks.sources import every_source
 
 __all__ = ["ACCOUNT", "AUDIT", "CURATED", "RAW", "BenchCloud", "RawBlobs", "bring_up"]
 
@@ -24,20 +27,21 @@ ACCOUNT, RAW, CURATED, AUDIT = "contosolake", "raw", "curated", "audit"
 _TENANT, _CLIENT = "contoso.onmicrosoft.com", "3b0c8a52-6f1e-4d5a-9a7b-2c4d6e8f1a30"
 _THREADS = 16
 
+_BY_FILE = {"credential": "federated_file", "assertion_file": "env:AZURE_FEDERATED_TOKEN_FILE"}
 _MANIFEST = f"""
 pipeline    = "bench"
 environment = "test"
 [identity]
-tenant         = "{_TENANT}"
-client         = "{_CLIENT}"
-credential     = "federated_file"
-assertion_file = "env:AZURE_FEDERATED_TOKEN_FILE"
+tenant = "{_TENANT}"
+client = "{_CLIENT}"
+%s
 [lifetime]
 job   = "2h"
 token = "15m"
 [grants]
 read  = ["abfss://{RAW}@{ACCOUNT}.dfs.core.windows.net/in/"]
 write = ["abfss://{CURATED}@{ACCOUNT}.dfs.core.windows.net/out/"]
+token = ["{GRAPH}"]
 [audit]
 path = "abfss://{AUDIT}@{ACCOUNT}.dfs.core.windows.net/bench/"
 """
@@ -80,12 +84,14 @@ class BenchCloud:
     Attributes:
         endpoint: The account's URL, through the delay proxy if there is a delay.
         raw: To put data into the container that is read from; never delayed.
+        sources: What the job's credential sources find in the environment, besides.
     """
 
     cloud: LocalCloud
     folder: Path
     endpoint: str
     raw: RawBlobs = field(repr=False)
+    sources: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     def environment(self) -> dict[str, str]:
         """What a side's process gets. Secrets go this way alone: no command line and no file of ours holds them."""
@@ -101,6 +107,7 @@ class BenchCloud:
             "REQUESTS_CA_BUNDLE": str(self.cloud.ca_file),
             "BENCH_RAW_SAS": self.container_sas(RAW, "rl"),
             "BENCH_CURATED_SAS": self.container_sas(CURATED, "rwl"),
+            **self.sources,
         }
 
     def settings(self) -> dict[str, str]:
@@ -170,8 +177,14 @@ class BenchCloud:
 
 
 @contextmanager
-def bring_up(rtt_ms: float, blobs: Iterable[tuple[str, bytes]]) -> Iterator[BenchCloud]:
-    """A fresh cloud with this round-trip time between it and the sides, and data in it."""
+def bring_up(
+    rtt_ms: float, blobs: Iterable[tuple[str, bytes]], *, sources: bool = False
+) -> Iterator[BenchCloud]:
+    """A fresh cloud with this round-trip time between it and the sides, and data in it.
+
+    Args:
+        sources: Have a manifest `<source>.access.toml` beside the usual one for each credential source.
+    """
     with ExitStack() as up:
         cloud = up.enter_context(
             LocalCloud(accounts=[ACCOUNT], domains=[_TENANT], client_id=_CLIENT, proxy=False)
@@ -182,8 +195,14 @@ def bring_up(rtt_ms: float, blobs: Iterable[tuple[str, bytes]]) -> Iterator[Benc
         if rtt_ms:
             relay = up.enter_context(DelayProxy(cloud.azurite.port, rtt_ms=rtt_ms))
             endpoint = f"https://127.0.0.1:{relay.port}/{ACCOUNT}"
-        manifest = cloud.folder / "bench.access.toml"
-        manifest.write_text(_MANIFEST, encoding="utf-8")
+        found: dict[str, str] = {}
+        manifests = {"bench": _BY_FILE}
+        if sources:
+            identities, found = up.enter_context(every_source(cloud))
+            manifests |= identities
+        for name, identity in manifests.items():
+            lines = "\n".join(f"{setting} = {json.dumps(value)}" for setting, value in identity.items())
+            (cloud.folder / f"{name}.access.toml").write_text(_MANIFEST % lines, encoding="utf-8")
         straight = BenchCloud(
             cloud=cloud,
             folder=cloud.folder,
@@ -193,6 +212,7 @@ def bring_up(rtt_ms: float, blobs: Iterable[tuple[str, bytes]]) -> Iterator[Benc
                 sas=_writer_sas(cloud),
                 ca_file=str(cloud.ca_file),
             ),
+            sources=found,
         )
         straight.raw.put_all(blobs)
         yield straight

@@ -101,7 +101,8 @@ def _told(finding: Finding) -> Iterable[str]:
     """What the figures say, in words."""
     row, ours, theirs = finding.row, finding.ours, finding.theirs
     if theirs is None:
-        yield f"That is {quantity(ours.value.median, row.unit)}; {limit(finding)} is wanted."
+        wanted = limit(finding)
+        yield f"That is {quantity(ours.value.median, row.unit)}{f'; {wanted} is wanted' if wanted else ''}."
         return
     if row.most is not None and row.measure == "wall":
         yield _price(finding)

@@ -85,7 +85,7 @@ def judge(row: Row, runs: Runs) -> Finding:
     pairs = min(map(len, sides))  # a side may run more often for the sake of another row
     ours = _figure(row, runs[row.ours][:pairs])
     if not row.theirs:
-        return Finding(row=row, verdict=_within(ours.value.median, row.most), ours=ours, pairs=pairs)
+        return Finding(row=row, verdict=_alone(row, ours.value), ours=ours, pairs=pairs)
     theirs = _figure(row, runs[row.theirs][:pairs])
     both = list(zip(runs[row.ours][:pairs], runs[row.theirs][:pairs], strict=True))
     ratios = [_ratio(row, _value(row, mine), _value(row, other)) for mine, other in both]
@@ -115,6 +115,12 @@ def group_of(name: str) -> Group:
     return next(group for group in GROUPS if group.name == name)
 
 
+def _alone(row: Row, value: Spread) -> str:
+    if row.exactly is not None:  # in every run
+        return "reached" if value.low == value.high == row.exactly else "missed"
+    return _within(value.median, row.most)
+
+
 def _within(value: float, most: float | None) -> str:
     if most is None:
         return "shown"
@@ -137,6 +143,8 @@ def _value(row: Row, run: Mapping[str, Any]) -> float:
             return _memory(run)
         case "sample":
             return float(statistics.median(run["samples_s"]))
+        case "requests":
+            return float(run["token_requests"])
         case _:
             return float(run["wall_s"])
 

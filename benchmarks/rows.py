@@ -10,7 +10,7 @@ from benchmarks import data
 
 __all__ = ["FEWEST_PAIRS", "FLOOR_ROUNDS", "GROUPS", "Group", "Measure", "Row", "Side", "groups_of"]
 
-Measure = Literal["rate", "wall", "peak", "sample"]
+Measure = Literal["rate", "wall", "peak", "sample", "requests"]
 FEWEST_PAIRS, FLOOR_ROUNDS = 5, 2
 _MB = 1_000_000
 
@@ -26,6 +26,7 @@ class Side:
         given: Arguments, with the sizes for a scale.
         floor: What nobody gets under; it varies little, and runs in the first rounds only.
         more_rounds: How often it runs beyond the rounds that were asked for; not in a quick look.
+        most_rounds: How often it runs at most.
     """
 
     name: str
@@ -34,11 +35,13 @@ class Side:
     given: Callable[[float], Mapping[str, Any]] = lambda scale: {}
     floor: bool = False
     more_rounds: int = 0
+    most_rounds: int | None = None
 
     def rounds(self, pairs: int) -> int:
         """How often it runs."""
-        if self.floor:
-            return min(pairs, FLOOR_ROUNDS)
+        most = FLOOR_ROUNDS if self.floor else self.most_rounds
+        if most is not None:
+            return min(pairs, most)
         return pairs + self.more_rounds if pairs >= FEWEST_PAIRS else pairs
 
 
@@ -52,9 +55,10 @@ class Row:
         ours, theirs: Names of sides; no `theirs` for a limit.
         floor: The side that does what neither can do without, if there is one.
         measure: `rate`: units a second; `wall`: seconds; `peak`: memory above the idle worker; `sample`: the side's own
-            timings.
+            timings; `requests`: those that the token endpoint saw.
         least: How many times better ours must be.
         most: What ours must not exceed: bytes for `peak`, seconds for `sample`, the ratio to theirs for `wall`.
+        exactly: What ours must be in each run; only without `theirs`.
     """
 
     name: str
@@ -66,6 +70,7 @@ class Row:
     measure: Measure = "wall"
     least: float | None = None
     most: float | None = None
+    exactly: int | None = None
     unit: str = "s"
 
 
@@ -80,6 +85,7 @@ class Group:
         writes: What the sides have written is compared, and then deleted.
         mirrored: Every other round goes through the sides backwards, A B B A: what the machine does more or less of
             over time is then no advantage of either.
+        sources: The cloud has a manifest for each credential source.
     """
 
     name: str
@@ -91,6 +97,7 @@ class Group:
     rtt_ms: float = 0
     writes: bool = False
     mirrored: bool = False
+    sources: bool = False
 
 
 def _count(of: float, scale: float, least: int = 1) -> int:
@@ -456,6 +463,128 @@ _BUNDLE = Group(
     ),
 )
 
+
+def _requests(name: str, threads: int, reading: str, *, processes: int = 1) -> tuple[Side, Row]:
+    of = f"{threads} thread{'s' * (threads > 1)}"
+    if processes > 1:
+        of = f"{processes} processes of {of}"
+    side = Side(
+        name=name,
+        does="price.our_requests",
+        shown=f"bundles of two audiences, {of}",
+        given=lambda scale: {"threads": threads, "processes": processes, "bundles": _count(320, scale, threads)},
+        most_rounds=2,
+    )
+    row = Row(
+        name=f"requests-{name}",
+        shown=f"token requests of a job: {of}, 2 audiences",
+        reading=reading,
+        ours=name,
+        measure="requests",
+        exactly=2 * processes,
+        unit="requests",
+    )
+    return side, row
+
+
+def _first_byte(source: str, shown: str, reading: str) -> tuple[Side, Row]:
+    side = Side(
+        name=source,
+        does="price.first_byte",
+        shown=f"a fresh process, {shown}",
+        given=lambda scale: {"source": source},
+        most_rounds=3,
+    )
+    row = Row(
+        name=f"first-byte-{source}",
+        shown=f"process start to first byte, {shown}",
+        reading=reading,
+        ours=source,
+        measure="sample",
+    )
+    return side, row
+
+
+_PRICE_OF_TOKENS = (
+    _requests(
+        "1",
+        1,
+        "Processes x audiences, whatever the number of bundles and threads. Each bundle takes a SAS, for which the"
+        " session needs Storage's token, and a token for Microsoft Graph; there are 320 in each process. The tenant"
+        " counts what comes over the wire, in two rounds, both of which must have exactly that.",
+    ),
+    _requests("8", 8, "The same; all threads begin at once, when there is no token yet."),
+    _requests("64", 64, "The same."),
+    _requests(
+        "forked",
+        8,
+        "The same in each of two processes, forked before any session is open: none can have another's token.",
+        processes=2,
+    ),
+    (
+        Side(
+            name="token",
+            does="price.warm_token",
+            shown="`token()`, warm",
+            given=lambda scale: {"calls": _count(300, scale, 20)},
+        ),
+        Row(
+            name="token",
+            shown="`token()` on a warm cache",
+            reading="What a connector calls for each request that it sends: `ScopedDoFn.token` in a bundle that is"
+            " open. Each call checks the deadline, the grant, that the bundle is open, the end of the token and when"
+            " to refresh it, and that the token's record is durable.",
+            ours="token",
+            measure="sample",
+            most=5e-6,
+        ),
+    ),
+    (
+        Side(
+            name="mint",
+            does="price.minted",
+            shown="a SAS minted, the key at hand",
+            given=lambda scale: {"calls": _count(300, scale, 20)},
+        ),
+        Row(
+            name="mint",
+            shown="mint a SAS, with the delegation key at hand",
+            reading="An HMAC over what azure-storage-blob writes; no network. The same SAS serves a bundle's every"
+            " request for its path.",
+            ours="mint",
+            measure="sample",
+            most=40e-6,
+        ),
+    ),
+    _first_byte(
+        "federated_file",
+        "assertion from a file",
+        "From starting Python until the first byte of a blob is here: importing the package, loading the manifest, a"
+        " token, a delegation key, a SAS, the records of all of it, and one GET; the median of three"
+        " processes. Beam is not imported.",
+    ),
+    _first_byte("workload_identity", "AKS workload identity", "The same file, where AKS puts it."),
+    _first_byte("command", "assertion from a command", "One more process, which prints the assertion."),
+    _first_byte("client_secret", "client secret", "The secret comes from a variable of the environment."),
+    _first_byte("certificate", "certificate", "PEM, from a file; its key signs an assertion."),
+    _first_byte(
+        "managed_identity",
+        "managed identity",
+        "App Service's endpoint, whose stand-in here asks the tenant for each token itself.",
+    ),
+)
+
+_PRICE = Group(
+    name="price",
+    shown="tokens, SAS, and the first byte",
+    takes_s=28,
+    blobs=lambda scale: data.small(1, 10_000, some=0),
+    sides=tuple(side for side, _ in _PRICE_OF_TOKENS),
+    rows=tuple(row for _, row in _PRICE_OF_TOKENS),
+    sources=True,
+    mirrored=True,
+)
+
 GROUPS: tuple[Group, ...] = (
     _TEXT,
     _ORDERS,
@@ -466,6 +595,7 @@ GROUPS: tuple[Group, ...] = (
     _WRITE,
     _LIST,
     _BUNDLE,
+    _PRICE,
 )
 
 

@@ -34,12 +34,12 @@ def run_group(group: Group, *, pairs: int, scale: float, say: Callable[[str], ob
         SideFailed: A side did not do its work.
     """
     runs: Runs = {side.name: [] for side in group.sides}
-    with bring_up(group.rtt_ms, group.blobs(scale)) as cloud, _Children(cloud) as children:
+    with bring_up(group.rtt_ms, group.blobs(scale), sources=group.sources) as cloud, _Children(cloud) as children:
         for number in range(max(side.rounds(pairs) for side in group.sides)):
             for side in sides_of_round(group, number, pairs):
                 outcome = _run_side(cloud, children, group, side, number, scale)
                 runs[side.name].append(outcome)
-                say(f"{group.name:12} round {number + 1}  {side.name:9} {_told(outcome)}")
+                say(f"{group.name:12} round {number + 1}  {side.name:17} {_told(outcome)}")
             if number == 0:
                 _check_answers(group, [of_side[-1] for of_side in runs.values()])
             else:
@@ -101,7 +101,9 @@ def _run_side(
     cloud: BenchCloud, children: _Children, group: Group, side: Side, number: int, scale: float
 ) -> dict[str, Any]:
     output = f"out/{side.name}-{number}/"
+    before = cloud.cloud.tenant.token_requests
     outcome = children.do(Task(side=side.does, given=dict(side.given(scale)), output=output, **cloud.settings()))
+    outcome["token_requests"] = cloud.cloud.tenant.token_requests - before
     if group.writes and not side.floor:
         outcome["written"] = cloud.sizes_of(output)
         if number == 0:  # it takes a while; later rounds are held against the first by sizes

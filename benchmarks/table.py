@@ -7,6 +7,7 @@ from benchmarks.results import Finding, Spread
 __all__ = ["HEADINGS", "cells", "limit", "quantity", "range_of", "ratio_of", "times"]
 
 HEADINGS = ("", "ours", "against", "ratio", "to reach", "")
+_PARTS_OF_S = ((1e-3, 1e-6, "µs"), (0.1, 1e-3, "ms"))
 _WORDS = ((1e9, "G", "billion "), (1e6, "M", "million "), (1e3, "k", "thousand "))
 
 
@@ -33,6 +34,8 @@ def limit(finding: Finding) -> str:
     row = finding.row
     if row.least is not None:
         return f"{row.least:g} x"
+    if row.exactly is not None:
+        return f"exactly {row.exactly}"
     if row.most is None:
         return ""
     return f"at most {row.most - 1:.0%} more" if row.measure == "wall" else f"at most {quantity(row.most, row.unit)}"
@@ -64,7 +67,7 @@ def ratio_of(finding: Finding) -> str:
 def _scale(value: float, unit: str) -> tuple[float, str]:
     """What to divide by, and the unit then."""
     if unit == "s":
-        return (1e-3, "ms") if value < 0.1 else (1, "s")
+        return next(((factor, part) for below, factor, part in _PARTS_OF_S if value < below), (1, "s"))
     for factor, prefix, word in _WORDS:
         if value >= factor:
             return factor, (prefix if unit.startswith("B") else word) + unit

@@ -9,7 +9,7 @@ import random
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 
 from beam_entra.clock import Clock
 from beam_entra.errors import BeamEntraError, IdentityUnavailable
@@ -18,6 +18,7 @@ from beam_entra.identity.token import AccessToken
 
 __all__ = ["RetryPolicy", "TokenBroker"]
 
+_LONG_AGO = datetime.min.replace(tzinfo=UTC)
 _REFRESH_SHARE = 0.2
 _JITTER_SHARE = 0.05
 _UNUSABLE_SHARE = 0.05
@@ -49,6 +50,7 @@ class _Slot:
     """One audience: its token, and the one flight that may be under way.
 
     Attributes:
+        usable_until: When the token is given out no more.
         refresh_at: When to begin to refresh the token.
         failure: Of the last flight.
         claims: What a service wants to see in the next token, as JSON; "" for nothing, or when it is in the token.
@@ -62,6 +64,7 @@ class _Slot:
 
     changed: threading.Condition = field(default_factory=threading.Condition)
     token: AccessToken | None = None
+    usable_until: datetime = _LONG_AGO
     refresh_at: datetime | None = None
     flying: bool = False
     flights: int = 0
@@ -144,7 +147,7 @@ class TokenBroker:
             while True:
                 now = self._clock()
                 token = slot.token
-                if token is not None and now < _usable_until(token):
+                if token is not None and now < slot.usable_until:
                     if self._due(slot, now):
                         self._start_refresh(audience, slot)
                     return token
@@ -168,7 +171,10 @@ class TokenBroker:
     def _slot(self, audience: str) -> _Slot:
         with self._slots_lock:
             self._check_open()
-            return self._slots.setdefault(audience, _Slot())
+            slot = self._slots.get(audience)
+            if slot is None:
+                slot = self._slots[audience] = _Slot()
+            return slot
 
     def _check_open(self) -> None:
         if self._closed.is_set():
@@ -216,6 +222,7 @@ class TokenBroker:
                     slot.last, slot.attempts, slot.failing_since = token, 0, None
                     if claims == slot.claims:  # else a challenge came meanwhile, which this token does not answer
                         slot.token, slot.answered, slot.claims = token, bool(claims), ""
+                        slot.usable_until = _usable_until(token)
                     slot.refresh_at, slot.not_before = _refresh_at(token), None
                 else:
                     slot.not_before = self._clock() + _REST_AFTER_FAILURE

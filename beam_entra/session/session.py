@@ -77,6 +77,7 @@ class Session:
         self.clock = ServiceClock(clock, noticed=self._clock_is_off)
         self._warned: set[str] = set()
         self._deadline = Deadline(scope, self.clock())
+        self._last_tenth = _last_tenth(scope)
         self.bearer = scope.manifest.scoping is Scoping.BEARER
         self.pid = os.getpid()
         self.pause = pause or self._rest
@@ -184,8 +185,9 @@ class Session:
         return now
 
     def _check_clock(self, tried: str) -> None:
-        if self.clock.wrong:
-            self.service.ask_the_time(self.scope.manifest.audit.account)  # it may have been set right
+        if not self.clock.wrong:
+            return
+        self.service.ask_the_time(self.scope.manifest.audit.account)  # it may have been set right
         if self.clock.wrong:
             raise IdentityUnavailable(
                 f"this worker's clock is {_off(self.clock.skew)} Entra's and Storage's: no SAS of it would live as "
@@ -209,14 +211,13 @@ class Session:
 
     def _warn_of_the_end(self, now: datetime) -> None:
         scope = self.scope
-        left = scope.deadline - now
-        if not self._deadline.rolling and scope.deadline == scope.ends and left * 10 < scope.deadline - scope.launched:
+        if self._last_tenth is not None and now > self._last_tenth:
             self._warn_once(
                 "end",
                 "job %s has %d s left, less than a tenth of its life: at %s every access of it is refused. If it needs "
                 "longer, raise [lifetime] job in the access manifest and launch it again",
                 scope.job,
-                left // timedelta(seconds=1),
+                (scope.deadline - now) // timedelta(seconds=1),
                 f"{scope.deadline:%Y-%m-%d %H:%M:%SZ}",
             )
 
@@ -453,6 +454,13 @@ class Session:
                     spec_for, path=path, permission=Permission.APPEND, bundle=None
                 )
             return Authorization(sas=sas.query, resign=partial(self.retire_key, sas))
+
+
+def _last_tenth(scope: JobScope) -> datetime | None:
+    """When the last tenth of the job's life begins; None where `deadline` is not its end, or moves on."""
+    if scope.manifest.lifetime.rolling or scope.deadline != scope.ends:
+        return None
+    return scope.deadline - (scope.deadline - scope.launched) / 10
 
 
 def _off(skew: timedelta) -> str:

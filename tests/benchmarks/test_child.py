@@ -52,6 +52,20 @@ def test_usage_sees_time_and_memory() -> None:
     assert busy.wall_s > idle.wall_s > 0
 
 
+def test_usage_sees_the_time_of_processes_that_have_ended() -> None:
+    """A side that starts one has used what that did."""
+    busy = "import time; sum(range(1_000_000)); print(time.process_time())"
+    with Usage() as usage:
+        ran = subprocess.run([sys.executable, "-c", busy], capture_output=True, text=True, check=True)
+    assert usage.cpu_s >= float(ran.stdout) > 0
+
+
+def test_a_process_that_gets_no_byte_is_no_start(tmp_path: Path) -> None:
+    """What it took to fail is not the time to a first byte."""
+    nothing = Task(side="price.first_byte", given={"source": "nothing"}, manifest=str(tmp_path / "bench.access.toml"))
+    assert serve(nothing) == [{"failed": 1}]
+
+
 def test_data_is_the_same_each_time_and_of_the_size_that_was_asked_for() -> None:
     """So that runs can be compared."""
     assert list(json_lines(2, 5000)) == list(json_lines(2, 5000))

@@ -14,7 +14,9 @@ from benchmarks.rows import GROUPS, Row, groups_of
 from benchmarks.table import HEADINGS, cells, quantity, range_of
 
 
-def ran(*walls: float, units: float = 100, peak: int = 0, samples: tuple[float, ...] = ()) -> list[dict[str, Any]]:
+def ran(
+    *walls: float, units: float = 100, peak: int = 0, samples: tuple[float, ...] = (), requests: int = 0
+) -> list[dict[str, Any]]:
     """Runs of one side."""
     return [
         {
@@ -25,6 +27,7 @@ def ran(*walls: float, units: float = 100, peak: int = 0, samples: tuple[float, 
             "units": units,
             "answer": None,
             "samples_s": samples,
+            "token_requests": requests,
         }
         for wall in walls
     ]
@@ -61,6 +64,26 @@ CASES = {
         "missed",
         None,
     ),
+    "as many requests as there must be": (
+        row(theirs="", exactly=4, measure="requests"),
+        {"ours": ran(1, 1, requests=4)},
+        "reached",
+        None,
+    ),
+    "one too many, once": (
+        row(theirs="", exactly=4, measure="requests"),
+        {"ours": [*ran(1, 1, requests=4), *ran(1, requests=5)]},
+        "missed",
+        None,
+    ),
+    "one too few": (row(theirs="", exactly=4, measure="requests"), {"ours": ran(1, requests=3)}, "missed", None),
+    "none where some must be": (row(theirs="", exactly=4, measure="requests"), {"ours": ran(1)}, "missed", None),
+    "a time with nothing to reach": (
+        row(theirs="", measure="sample"),
+        {"ours": ran(9, samples=(1,))},
+        "shown",
+        None,
+    ),
     "ours ran more often, for another row": (
         row(least=1.0),
         {"ours": ran(1, 1, 9, 9, 9), "azfs": ran(2, 2)},
@@ -83,6 +106,7 @@ def test_a_spread_is_median_and_range() -> None:
     """Of any number of values."""
     assert spread([3, 1, 2]) == Spread(median=2, low=1, high=3)
     assert range_of(spread([3, 1, 2]), "s") == "2 s (1 to 3)"
+    assert range_of(spread([3e-6, 2e-6, 0.1]), "s") == "3 µs (2 to 100000)"
     assert range_of(spread([0.9e6, 1.2e6, 2e7]), "records/s") == "1.2 million records/s (0.9 to 20)"
 
 
@@ -107,6 +131,11 @@ def test_a_floor_says_what_nobody_gets_above() -> None:
     ("value", "unit", "text"),
     [
         (0.0019, "s", "1.9 ms"),
+        (0.001, "s", "1 ms"),
+        (0.000_999, "s", "999 µs"),
+        (4.4e-6, "s", "4.4 µs"),
+        (0, "s", "0 µs"),
+        (2, "requests", "2 requests"),
         (12.345, "s", "12.3 s"),
         (64e6, "B", "64 MB"),
         (1_234_567, "records/s", "1.23 million records/s"),
@@ -172,6 +201,19 @@ def test_the_page_says_what_was_found() -> None:
     assert "| open, issue a SAS, audit, close | 1 s (1 to 1) | 0.5 s (0.5 to 0.5) |" in page
     assert r"| It forgets. | twice \| thrice |" in page
     assert "| system | Linux |" in page
+
+
+def test_the_page_says_how_many_requests_there_are_and_how_long_a_start_takes() -> None:
+    """A count is exactly so or missed; a time that has nothing to reach is shown, and is no row that counts."""
+    (group,) = groups_of(("price",))
+    walls = {side.name: ran(1, samples=(4e-6,), requests=2) for side in group.sides}
+    page = render(results(price=walls))
+    assert "of 6 rows that have something to reach, 5 do." in page
+    assert "Missed: token requests of a job: 2 processes of 8 threads, 2 audiences." in page
+    assert "That is 2 requests; exactly 2 is wanted." in page
+    assert "That is 4 µs; at most 40 µs is wanted." in page
+    assert "| process start to first byte, client secret | 4 µs (4 to 4) |  |  |  | shown |" in page
+    assert page.count("That is 4 µs.") == 6
 
 
 def test_the_page_says_what_a_row_misses_and_what_nobody_reaches() -> None:

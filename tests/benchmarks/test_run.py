@@ -17,7 +17,7 @@ from benchmarks.run import SideFailed, _check_answers, _check_repetition, sides_
 from benchmarks.timing import TimeLeft
 
 ROOT = Path(__file__).parents[2]
-ROWS = ("orders", "large", "bundle")  # writing and reading, lines and bytes, floors of both kinds, a delay, timings
+ROWS = ("orders", "large", "bundle", "price")
 
 
 def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -34,7 +34,7 @@ def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.timeout(300)
 def test_every_kind_of_row_runs(tmp_path: Path) -> None:
-    """Reading, writing, the job scoped and unscoped, a delay, a floor, bundles."""
+    """Reading, writing, the job scoped and unscoped, a delay, floors of both kinds, timings, counts, every source."""
     results = tmp_path / "results.json"
     rows = [f"--row={row}" for row in ROWS]
     ran = bench("--scale=0.001", "--pairs=1", f"--results={results}", *rows)
@@ -50,6 +50,10 @@ def test_every_kind_of_row_runs(tmp_path: Path) -> None:
     assert [len(sides[name]) for name in ("azfs", "ours", "unscoped", "batched", "memory")] == [1] * 5
     for name in ("azfs", "unscoped", "batched"):
         assert sides[name][0]["answer"] == sides["ours"][0]["answer"]
+    seen = {name: runs[0]["token_requests"] for name, runs in kept["groups"]["price"]["sides"].items()}
+    assert (seen["1"], seen["8"], seen["64"], seen["forked"]) == (2, 2, 2, 4)
+    sources = ("federated_file", "workload_identity", "command", "client_secret", "certificate", "managed_identity")
+    assert {name: seen[name] for name in sources} == dict.fromkeys(sources, 1)
     assert str(tmp_path) not in results.read_text(encoding="utf-8")
     assert "AccountKey" not in results.read_text(encoding="utf-8")
 
@@ -98,6 +102,15 @@ def test_rounds_go_back_and_forth_where_little_is_to_be_seen() -> None:
     assert [len(sides_of_round(orders, number, 1)) for number in range(2)] == [5, 0]
     (text,) = groups_of(("text",))
     assert sides_of_round(text, 1, 5) == sides_of_round(text, 0, 5)
+
+
+def test_what_does_not_vary_runs_less_often() -> None:
+    """Counts in two rounds, starts of a process in three, timings in each; all of them once in a quick look."""
+    (price,) = groups_of(("price",))
+    rounds = [{side.name for side in sides_of_round(price, number, 5)} for number in range(5)]
+    often = {name: sum(name in names for names in rounds) for name in ("64", "client_secret", "token")}
+    assert often == {"64": 2, "client_secret": 3, "token": 5}
+    assert sides_of_round(price, 0, 1) == list(price.sides)
 
 
 def test_the_time_left_follows_the_pace_of_what_is_done() -> None:

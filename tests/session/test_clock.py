@@ -174,3 +174,11 @@ def test_the_end_is_not_said_early(make_job, caplog):
     read_blob(session, job)
     job.seal_and_verify(session)
     assert warnings(caplog) == []
+
+
+def test_a_rolling_life_has_no_end_to_be_near(make_job, caplog):
+    """A process that opens its session long after the launch has the whole of it before it."""
+    job = make_job(rolling="2h", lasts=5 * MINUTE)
+    job.raw.upload("orders/a.jsonl", DATA)
+    assert read_blob(job.session(), job) == DATA
+    assert warnings(caplog) == []
