@@ -26,9 +26,9 @@ _HOW = """\
   own, forked from one that has imported Beam and done nothing else. A trivial pipeline runs in it first, unmeasured, so
   that nobody pays for Beam's first run. Ratios are taken pair by pair; the median counts, and brackets hold the least
   and the most. With five pairs the true median lies within the brackets in 15 of 16 cases. Floors vary little, and run
-  in the first {floors} rounds only.
+  in the first {floors} rounds only; so do counts, and starts of processes in three.
 * **Wall time** is from building the pipeline until its end: for ours that includes the token, the delegation key, every
-  SAS and record, and sealing the trail. **CPU time** is user and system time of that process. **Memory** is the highest
+  SAS and record, and sealing the trail. **CPU time** is user and system time of that process and those that it started. **Memory** is the highest
   resident memory above what the process had before, when it had run one pipeline and was idle.
 * **The same on both sides:** Azurite, data, runner (FnApiRunner, which DirectRunner falls back to where there is no
   Prism) and downstream transforms. Answers must agree: counts, sums, or what was written, line by line in the first
