@@ -28,8 +28,8 @@ _HOW = """\
   and the most. With five pairs the true median lies within the brackets in 15 of 16 cases. Floors vary little, and run
   in the first {floors} rounds only; so do counts, and starts of processes in three.
 * **Wall time** is from building the pipeline until its end: for ours that includes the token, the delegation key, every
-  SAS and record, and sealing the trail. **CPU time** is user and system time of that process and those that it started. **Memory** is the highest
-  resident memory above what the process had before, when it had run one pipeline and was idle.
+  SAS and record, and sealing the trail. **CPU time** is user and system time of that process and those that it started.
+  **Memory** is the highest resident memory above what the process had before, when it had run one pipeline and was idle.
 * **The same on both sides:** Azurite, data, runner (FnApiRunner, which DirectRunner falls back to where there is no
   Prism) and downstream transforms. Answers must agree: counts, sums, or what was written, line by line in the first
   round and by size in the others.
@@ -42,11 +42,11 @@ _HOW = """\
   way, and a round trip for each new connection, as TCP's handshake takes. It does not limit bandwidth, and knows
   neither slow start nor loss, which is kind to whoever opens many connections. The token endpoint is not delayed.
 * **One machine.** Client, Azurite and relay share {cores} cores, so a side that gives Azurite less to do is faster for
-  it, and a floor of plain GETs is what this machine can do, not what Storage can. Azurite computes the MD5 of each range
-  of up to 4 MiB that it gives, and of a block that comes without an MD5 a CRC-64, slowly; ours asks for longer ranges, as
-  the floor does, and sends the MD5 of each block. Storage itself would gain from neither.
-* **Beam's own steps.** A bundle's end waits for Beam's sampling thread, which wakes ever more seldom, at last each 0.2 s:
-  times of single runs come in steps of up to that length, on both sides."""
+  it, and a floor of plain GETs is what this machine can do, not what Storage can. Azurite computes the MD5 of each
+  range of up to 4 MiB that it gives, and a CRC-64, slowly, of a block that comes without an MD5; ours asks for longer
+  ranges, as the floor does, and sends the MD5 of each block. Storage itself would gain from neither.
+* **Beam's own steps.** A bundle's end waits for Beam's sampling thread, which wakes ever more seldom, at last each
+  0.2 s: times of single runs come in steps of up to that length, on both sides."""
 
 
 def render(results: Mapping[str, Any]) -> str:
