@@ -28,8 +28,8 @@ _HOW = """\
   and the most. With five pairs the true median lies within the brackets in 15 of 16 cases. Floors vary little, and run
   in the first {floors} rounds only; so do counts, and starts of processes in three.
 * **Wall time** is from building the pipeline until its end: for ours that includes the token, the delegation key, every
-  SAS and record, and sealing the trail. **CPU time** is user and system time of that process and those that it started.
-  **Memory** is the highest resident memory above what the process had before, when it had run one pipeline and was idle.
+  SAS and record, and sealing the trail. **CPU time** is user and system time of that process and those it started.
+  **Memory** is the highest resident memory above what the process had before, when it had run one pipeline and idled.
 * **The same on both sides:** Azurite, data, runner (FnApiRunner, which DirectRunner falls back to where there is no
   Prism) and downstream transforms. Answers must agree: counts, sums, or what was written, line by line in the first
   round and by size in the others.
