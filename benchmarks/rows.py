@@ -186,7 +186,7 @@ _TEXT = Group(
             name="sums",
             shown="JSON to (key, number), summed per key",
             reading="azfs reads lines, a Map loads each and takes two fields of it, and Beam sums them. Ours reads"
-            " batches that Arrow has parsed, sums each with Arrow, and Beam sums the sums.",
+            " batches that Arrow has parsed, sums those of a bundle with Arrow, and Beam sums the sums.",
             ours="sums",
             theirs="azfs-sums",
             least=6.0,
