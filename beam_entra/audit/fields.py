@@ -45,7 +45,10 @@ SEGMENT_NAME = re.compile(rf"segment-{_UUID}-[0-9]{{5}}\.jsonl")
 def _utc(time: datetime) -> datetime:
     if time.utcoffset() is None:
         raise ValueError("a time needs its zone")
-    return time.astimezone(UTC)
+    try:
+        return time.astimezone(UTC)
+    except OverflowError:
+        raise ValueError("a time within the calendar") from None
 
 
 def _iso(time: datetime) -> str:

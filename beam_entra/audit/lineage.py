@@ -25,15 +25,18 @@ from beam_entra.audit.record import (
     Staged,
     TokenAcquired,
 )
+from beam_entra.clock import MOST_SKEW
 
 __all__ = ["IN_FLIGHT", "Lineage", "RuleBroken"]
 
 IN_FLIGHT = timedelta(minutes=2)
 """How long after a credential's end an answer to a request that carried it may still be recorded.
 
-Storage checks the end when a request arrives; the record is made when the answer does. And a clock may be put right by
-so much between two records.
+Storage checks the end when a request arrives; the record is made when the answer does.
 """
+
+_PUT_BACK = MOST_SKEW + timedelta(minutes=1)
+"""How far records may be ahead of the services while their time stands still: their clock was put right by so much."""
 
 _STORAGE = "https://storage.azure.com"
 _Access = Listed | Read | Staged | Copied | CommitIntended | Committed | DeleteIntended | Deleted | Probed
@@ -81,6 +84,7 @@ class Lineage:
 
     def __init__(self) -> None:
         self._time: datetime | None = None
+        self._ahead = timedelta(0)  # by how much the record at hand may be
         self._tokens: dict[str, _Token] = {}
         self._extended_to: datetime | None = None
         self._freshest: datetime | None = None  # end of the token that has moved the deadline
@@ -107,6 +111,7 @@ class Lineage:
         """
         if self._time is not None and record.time < self._time:
             raise RuleBroken(7, "it is earlier than the line before")
+        self._ahead = _PUT_BACK if record.time == self._time else timedelta(0)
         self._time = record.time
         self._check_bundle(record, opened)
         match record:
@@ -163,9 +168,13 @@ class Lineage:
             raise RuleBroken(17, f"token {record.token} had not been acquired, or not for Storage")
         if self._freshest is not None and token.expires <= self._freshest:
             raise RuleBroken(17, f"token {record.token} is not fresher than the one before")
-        if record.deadline > token.acquired + timedelta(seconds=opened.rolling_s) + IN_FLIGHT:
+        if (record.deadline - token.acquired - IN_FLIGHT).total_seconds() > opened.rolling_s:
             raise RuleBroken(17, f"the deadline is more than {opened.rolling_s} s after the token was acquired")
         self._freshest, self._extended_to = token.expires, record.deadline
+
+    def _is_after(self, end: datetime, record: AnyRecord) -> bool:
+        """Whether the request whose answer is recorded came after this end for certain."""
+        return record.time - end > IN_FLIGHT + self._ahead
 
     def _check_key(self, record: KeyAcquired, opened: SegmentOpened) -> None:
         """Rule 10."""
@@ -179,7 +188,7 @@ class Lineage:
         token = self._tokens.get(identifier)
         if token is None:
             raise RuleBroken(rule, f"token {identifier} had not been acquired")
-        if record.time > token.expires + IN_FLIGHT:
+        if self._is_after(token.expires, record):
             raise RuleBroken(rule, f"token {identifier} had expired")
         return token
 
@@ -193,7 +202,8 @@ class Lineage:
             raise RuleBroken(11, f"key {record.key} was acquired with token {key.token}, not {record.token}")
         if f"@{key.account}.dfs.core.windows.net/" not in record.path:
             raise RuleBroken(11, f"key {record.key} is of account {key.account}")
-        if not record.time < record.expires <= min(key.expires, self._deadline(opened)):
+        was_never_valid = record.time - record.expires >= self._ahead
+        if was_never_valid or record.expires > min(key.expires, self._deadline(opened)):
             raise RuleBroken(11, "it outlives its key or the job's deadline, or was never valid")
         if record.correlation is not None and record.bundle is not None and record.correlation != record.bundle:
             raise RuleBroken(11, "it carries another bundle's id")
@@ -218,7 +228,7 @@ class Lineage:
             raise RuleBroken(12, f"token {identifier} is not for Storage")
         if record.bundle is None:
             raise RuleBroken(12, "an access is of a bundle")
-        if record.time > self._deadline(opened) + IN_FLIGHT:
+        if self._is_after(self._deadline(opened), record):
             raise RuleBroken(12, "the job's time was over")
 
     def _check_sas_presented(self, identifier: str, permission: Permission, path: str, record: _Access) -> None:
@@ -232,7 +242,7 @@ class Lineage:
             raise RuleBroken(12, f"SAS {identifier} was issued for another path")
         if sas.bundle != record.bundle:
             raise RuleBroken(12, f"SAS {identifier} was issued for another bundle")
-        if record.time > sas.expires + IN_FLIGHT:
+        if self._is_after(sas.expires, record):
             raise RuleBroken(12, f"SAS {identifier} had expired")
 
     def _check_commit(self, record: Committed) -> None:

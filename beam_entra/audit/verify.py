@@ -9,7 +9,8 @@ The rules, in the order in which a segment is looked at. `TrailBroken` cites the
     5  The first line, and no other, is `segment_opened`; it names its own file, and the same job, pipeline, identity,
        scoping, deadline and manifest as every other segment. A seal is no part of a segment.
     6  A segment that continues another names it and its head, and the other's last line, and no other, names this one.
-    7  Times do not run backwards within the segments of one process.
+    7  Times do not run backwards within the segments of one process. Where they stand still, the clock may have been
+       put right by ten minutes: by so much rules 10 to 12 bear with such a record's time.
     8  Ids of tokens, keys and SAS are given once per process.
     9  A bundle is opened once per process before anything is done for it, and closed at most once. Not being closed is
        no error: the process may have been killed.

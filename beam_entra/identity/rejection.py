@@ -102,6 +102,7 @@ _KNOWN = {
     ),
 }
 _UNKNOWN = ("", "look up the code in Entra's sign-in log by the trace id")
+_CODELESS = "check [identity] tenant and authority, and whether a proxy answers in Entra's place: Entra gives a code"
 
 _CODE = re.compile(r"AADSTS(\d+)")
 _TRACE = re.compile(r"Trace ID: ([0-9a-fA-F-]{36})")
@@ -195,8 +196,11 @@ def translate(error: Exception, answer: LastAnswer, *, tried: str, identity: str
     }
     status = answer.status or 0
     if _CLIENT_ERROR <= status < _SERVER_ERROR and status != _TOO_MANY_REQUESTS:
-        meaning, hint = _KNOWN.get(int(code.group(1)) if code else 0, _UNKNOWN)
-        reason = redacted(_without_ids(answer.error_text)) or f"it answered HTTP {status}"
+        reason = redacted(_without_ids(answer.error_text), prose=True)
+        if not code:
+            told = reason or f"it answered HTTP {status}"
+            return IdentityRejected(f"the token endpoint gave no token: {told}", Diagnosis(hint=_CODELESS, **facts))
+        meaning, hint = _KNOWN.get(int(code.group(1)), _UNKNOWN)
         told = f"{meaning} ({reason})" if meaning else reason
         return IdentityRejected(f"Entra refused the job's identity: {told}", Diagnosis(hint=hint, **facts))
     problem = "it did not answer" if not status else f"it answered HTTP {status}"

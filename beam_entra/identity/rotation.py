@@ -84,4 +84,4 @@ class Rotation:
             if setting in self._warned:
                 return
             self._warned.add(setting)
-        _LOG.warning("%s: %s", finding, fix)
+        _LOG.warning("%s. %s", finding, fix[0].upper() + fix[1:])

@@ -13,6 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import grpc
+from apache_beam.options import pipeline_options
 from apache_beam.portability.api import (
     beam_artifact_api_pb2_grpc,
     beam_fn_api_pb2,
@@ -35,6 +36,7 @@ _TIME_TO_CONNECT_S = 60.0
 _TIME_TO_END_S = 10.0
 _STAGED = "staged"  # sdk_worker_main looks for the pickled main session there
 _PIP_REQUIREMENTS = "beam:artifact:role:pip_requirements_file:v1"
+_OPTIONS_SAID = ("Pipeline_options:", "Discarding ")
 _TO_INSTALL = ("requirements.txt", "extra_packages.txt", "workflow.tar.gz")
 
 
@@ -96,22 +98,24 @@ def run_worker(
 
 def _serve(environment: dict[str, str]) -> None:
     hold_back = _OptionsHeldBack()
-    logger = logging.getLogger(sdk_worker_main.__name__)
-    logger.addFilter(hold_back)
+    loggers = [logging.getLogger(module.__name__) for module in (sdk_worker_main, pipeline_options)]
+    for logger in loggers:
+        logger.addFilter(hold_back)
     log_handler, harness, _ = sdk_worker_main.create_harness(environment)
     try:
         harness.run()
     finally:
         if log_handler:
             log_handler.close()
-        logger.removeFilter(hold_back)
+        for logger in loggers:
+            logger.removeFilter(hold_back)
 
 
 class _OptionsHeldBack(logging.Filter):
-    """Drops the line in which Beam logs every pipeline option: nobody knows what a user's options hold."""
+    """Drops the lines in which Beam logs pipeline options, all or those unknown: nobody knows what a user's hold."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        return not str(record.msg).lower().startswith("pipeline_options")
+        return not str(record.msg).startswith(_OPTIONS_SAID)
 
 
 def _provision(worker_id: str, endpoint: str) -> Any:

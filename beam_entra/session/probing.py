@@ -96,6 +96,8 @@ class Prober:
         found = NOT_TO_BE_DONE[deed](session.service, path, lambda: session._authorise_append(path), request_id)
         sas = session._audit_sas[path].sas_id
         session.record(Probed, sas=sas, **_told(path, Permission.APPEND, deed, found, request_id)).wait()
+        if found.carried_out:
+            raise found.error
         return found
 
     def look_as_nobody(self, path: BlobPath) -> Refusal | Answer:

@@ -29,7 +29,7 @@ RETRIED_STATUSES = frozenset({408, 429, 500, 502, 503, 504})
 RETRIED_CODES = frozenset({"Md5Mismatch"})  # damaged on the way
 _UNAUTHORISED, _FORBIDDEN, _NOT_FOUND, _PRECONDITION, _TOO_MANY, _BUSY = 401, 403, 404, 412, 429, 503
 _NUMBER = re.compile(r"[0-9]{1,18}")
-_BEARER = re.compile(r"\bBearer\b((?:\s*,?\s*[a-z_]+=(?:\"[^\"]*\"|[^\s,\"]+))+)", re.IGNORECASE)
+_BEARER = re.compile(r"\bBearer\b((?:\s*(?:,\s*)?[a-z_]+=(?:\"[^\"]*\"|[^\s,\"]+))+)", re.IGNORECASE)
 _PARAMETER = re.compile(r"([a-z_]+)=(?:\"([^\"]*)\"|([^\s,\"]+))", re.IGNORECASE)
 _MOST_CLAIMS = 8 * 1024
 _CODE_IN_BODY = re.compile(rb"<Code>([A-Za-z0-9]{1,80})</Code>")
@@ -95,7 +95,7 @@ def claims_challenge(answer: Answer) -> str:
                 text = base64.urlsafe_b64decode(padded).decode("utf-8")
                 if isinstance(json.loads(text), dict):
                     return text
-            except ValueError:
+            except (ValueError, RecursionError):  # the latter: it is nested too deep
                 continue
     return ""
 

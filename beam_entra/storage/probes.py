@@ -31,16 +31,22 @@ __all__ = [
 ]
 
 _NEVER = '"0x0"'  # no blob's ETag
+_REFUSED = 300  # the first status that says that it was not done
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Refusal:
-    """Why Storage did not do it."""
+    """Why Storage did not do it; or an error that says that it did, with a good status."""
 
     status: int
     code: str
     request_id: str
     error: BeamEntraError
+
+    @property
+    def carried_out(self) -> bool:
+        """Whether it was done after all."""
+        return self.status < _REFUSED
 
     def __str__(self) -> str:
         return f"{self.status} {self.code}".strip()
@@ -121,7 +127,7 @@ def _refused(
         answer = _send(service, method, path, verb, authorise, client_request_id, headers=never, **parts)
     except BeamEntraError as error:
         return _refusal(error)
-    raise StorageError(
+    done = StorageError(
         "Storage carried out a request whose condition cannot hold",
         Diagnosis(
             tried=f"see whether one may {verb} {path}",
@@ -130,6 +136,7 @@ def _refused(
             hint="whatever answers at this endpoint is not Storage: check the account's endpoint",
         ),
     )
+    return _refusal(done)  # whoever asked records it first
 
 
 def _send(

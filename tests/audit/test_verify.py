@@ -172,7 +172,18 @@ def _seal_inside(trails: Any, records: Any) -> None:
     found[at] = envelope | {"kind": "sealed", "job": "j", "outcome": "ok", "error": None, "segments": [], "counts": {}}
 
 
+def _standing_still(kind: str) -> Change:
+    """The first record of a kind has the time of the line before."""
+
+    def change(trails: Any, records: Any) -> None:
+        found, at = trails.find(records, kind)
+        found[at]["time"] = found[at - 1]["time"]
+
+    return change
+
+
 EARLY, LATE = "2030-01-31T09:20:00.000000Z", "2030-02-28T09:30:00.000000Z"
+NEVER = "9999-12-31T23:59:59.000000Z"
 
 SEMANTIC: dict[str, tuple[int, Change]] = {
     "a segment that does not begin with segment_opened": (5, _drop("segment_opened")),
@@ -205,6 +216,7 @@ SEMANTIC: dict[str, tuple[int, Change]] = {
     "a continuation that names another segment": (6, _wrong_link(0, 1)),
     "a first segment that says it continues one": (6, _wrong_link(1, 0)),
     "a time that runs backwards": (7, _edit("denied", time=EARLY)),
+    "a time before the calendar": (2, _edit("denied", time="0001-01-01T00:00:00+23:59")),
     "a token id given twice": (8, _repeat("token_acquired")),
     "a key id given twice": (8, _repeat("key_acquired")),
     "a SAS id given twice": (8, _repeat("sas_issued")),
@@ -225,6 +237,10 @@ SEMANTIC: dict[str, tuple[int, Change]] = {
         _edit("sas_issued", path="abfss://raw@fabrikamlake.dfs.core.windows.net/orders/"),
     ),
     "a SAS that was never valid": (11, _edit("sas_issued", expires=EARLY)),
+    "a SAS that was never valid, where the time stands still": (
+        11,
+        _both(_edit("sas_issued", expires="2030-01-31T09:18:59.000000Z"), _standing_still("sas_issued")),
+    ),
     "a SAS that outlives its key": (11, _edit("key_acquired", expires="2030-01-31T09:59:59.000000Z")),
     "a SAS that outlives the job": (
         11,
@@ -374,6 +390,18 @@ def test_a_job_that_presents_its_token_verifies(trails: ModuleType) -> None:
     summary = verify(trails.bearer_sample())
     assert (summary.scoping, summary.counts["deadline_extended"]) == ("bearer", 2)
     assert verify(trails.sample()[0]).scoping == "sas", "a trail from before it could be chosen"
+
+
+@pytest.mark.parametrize(
+    ("kind", "changed"),
+    [("token_acquired", {"expires": NEVER}), ("segment_opened", {"rolling_s": 10**30})],
+    ids=["a token", "a rolling life"],
+)
+def test_what_never_ends_is_no_riddle(trails: ModuleType, kind: str, changed: dict[str, Any]) -> None:
+    """An instant at the calendar's end, or one behind it, is compared like any other."""
+    trail = trails.bearer_sample() if "rolling_s" in changed else trails.sample()[0]
+    files = trails.rewritten(trail.files, lambda records: _every(kind, **changed)(trails, records))
+    assert verify(trails.MemoryTrail(files)).counts[kind]
 
 
 def _later(kind: str, time: str) -> Change:

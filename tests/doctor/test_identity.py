@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,24 @@ def test_a_client_secret(patient: Patient, tmp_path: Path, right: bool) -> None:
     assert seen.of("credential").about == "client_secret"
     assert right or seen.of("token").facts["code"] == "AADSTS7000215"
     assert secret not in seen.everything()
+
+
+def test_a_client_secret_that_is_old(patient: Patient, tmp_path: Path) -> None:
+    """A line of its own, with its fix apart."""
+    file = tmp_path / "secret"
+    file.write_text(patient.cloud.app.add_secret().reveal())
+    file.chmod(0o600)
+    written = (utc_now() - timedelta(days=100)).timestamp()
+    os.utime(file, (written, written))
+    try:
+        seen = patient.examine(credential="client_secret", client_secret=f"file:{file}", assertion_file="")
+    finally:
+        patient.cloud.app.remove_secrets()
+    assert seen.failures == ()
+    (line,) = [each for each in seen.examination.findings if each.mark == "warn"]
+    assert line.check == "credential"
+    assert line.found.startswith("the client secret is 100 days old or more, and should be replaced after 90 (")
+    assert line.fix == "Replace it, or choose a credential without a secret"
 
 
 @pytest.mark.parametrize("there", ["nothing", "not mine"])

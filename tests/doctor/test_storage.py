@@ -100,10 +100,12 @@ def test_a_failure_that_says_nothing_of_the_right(patient: Patient) -> None:
 
 
 def test_what_carries_out_a_request_that_cannot_be_is_not_storage(patient: Patient) -> None:
-    """It says to look at the endpoint."""
+    """It says to look at the endpoint; and what was done is in the trail."""
     patient.cloud.proxy.stand_in(lambda request: Answer(status=201), where=doing("PutBlockList", patient.curated))
-    line = patient.examine().of("write")
+    seen = patient.examine()
+    line = seen.of("write")
     assert (line.mark, "is not Storage" in line.fix) == ("fail", True)
+    assert [each["answer"] for each in patient.records(seen.job, "probed") if each["asked"] == "write"] == ["201"]
 
 
 @pytest.mark.parametrize("grant", ["read", "write", "delete"])

@@ -44,6 +44,28 @@ def test_what_is_named_as_a_secret_is_taken_out(text):
     assert "hunter" not in redacted(text.format("hunter"))
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"Ensure the secret being sent in the request is the client secret value, for a secret added to app '{GUID}'.",
+        "AADSTS7000215: Invalid client secret provided. It is not the client secret ID",
+        "AADSTS700027: Client assertion failed signature validation.",
+        "AADSTS700024: Client assertion is not within its valid time range. Current time: 2030-01-31T09:30:02.1234567Z",
+        "A secret with (name/id) orders was not found in this key vault",
+    ],
+)
+def test_a_sentence_about_secrets_stays_a_sentence(text):
+    """Entra and Key Vault name no secret's value; who reads them at night needs each word."""
+    assert redacted(text, prose=True) == text
+
+
+@pytest.mark.parametrize("text", ["secret={}", "the secret {}", "assertion: {}", "secret Bearer {}", '"token": "{}"'])
+@pytest.mark.parametrize("value", ["hunter2", "s~x", "abcdefghijklmnopqrstuvwx"])
+def test_a_sentence_gives_no_secret_away(text, value):
+    """What is assigned, or is no plain word, goes from sentences too."""
+    assert value not in redacted(text.format(value), prose=True)
+
+
 @given(st.integers(12, 60))
 def test_a_random_run_is_taken_out(size):
     """A key, a token or an assertion in the middle of a sentence, whatever it is called."""

@@ -414,6 +414,17 @@ def test_a_code_that_nobody_knows_yet_has_a_hint_too(beam_entra_cloud, identity)
     assert "sign-in log" in error.hint
 
 
+@pytest.mark.parametrize("by", ["assertion", "secret"])
+def test_a_refusal_without_a_code_is_not_said_to_be_entras(beam_entra_cloud, tmp_path, by):
+    """Whoever it is that answers there knows no sign-in log."""
+    identity = federated(beam_entra_cloud) if by == "assertion" else _secret(beam_entra_cloud, tmp_path, "s")
+    error = refused(changed(identity, authority=beam_entra_cloud.azurite.url))
+    assert error.message.startswith("the token endpoint gave no token: it answered HTTP 4")
+    assert error.diagnosis.code == ""
+    assert "[identity] tenant and authority" in error.hint
+    assert "log" not in error.hint
+
+
 # ---------------------------------------------------------------- what cannot even be asked
 
 

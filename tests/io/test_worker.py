@@ -13,6 +13,7 @@ from typing import Any
 
 import grpc
 import pytest
+from apache_beam.options import pipeline_options
 from apache_beam.portability.api import (
     beam_fn_api_pb2,
     beam_fn_api_pb2_grpc,
@@ -106,7 +107,7 @@ def start(*flags: str) -> subprocess.CompletedProcess[str]:
 
 def test_a_worker_serves_its_runner_and_logs_no_options(runner: Callable[..., Runner]) -> None:
     """It asks under its id, connects where it is told to, imports the plugins, and neither prints nor sends options."""
-    made = runner(pipeline_options=options(beam_plugins=["beam_entra.io.filesystem"], job_name=MARK))
+    made = runner(pipeline_options=options(beam_plugins=["beam_entra.io.filesystem"], job_name=MARK, of_the_users=MARK))
     flags = [f"--{name}_endpoint={made.endpoint}" for name in ("provision", "control", "logging", "artifact")]
     ended = start("--id='worker-1'", *flags, "--of_a_later_version=1")
     assert made.asked == ["worker-1"], "Prism quotes the id"
@@ -158,11 +159,15 @@ def test_a_worker_needs_an_id() -> None:
 
 
 def test_beam_still_logs_its_options_where_they_are_held_back() -> None:
-    """The line that is dropped is the one that Beam has: where it has another, this test says so."""
+    """The lines that are dropped are those that Beam has: where it has others, this test says so."""
     source = Path(sdk_worker_main.__file__).read_text(encoding="utf-8")
     assert source.count("get_all_options(") == 1
     assert "'Pipeline_options: %s'" in source
+    parsing = Path(pipeline_options.__file__).read_text(encoding="utf-8")
+    for said in ("Discarding unparseable args: %s", "Discarding invalid overrides: %s"):
+        assert f'"{said}"' in parsing
     assert logging.getLogger(sdk_worker_main.__name__).filters == []
+    assert logging.getLogger(pipeline_options.__name__).filters == []
 
 
 def test_a_pool_starts_and_ends_workers(runner: Callable[..., Runner]) -> None:

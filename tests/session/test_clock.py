@@ -149,6 +149,24 @@ def test_a_clock_that_is_wrong_no_more(job):
     assert read_blob(session, job) == DATA
 
 
+@pytest.mark.parametrize("life", ["5s", "15m"])
+def test_a_clock_that_jumps_ahead_in_mid_job(make_job, life):
+    """What was recorded before an answer told so has its time; the trail verifies, whatever a SAS's life."""
+    job = make_job(sas_life=life)
+    job.raw.upload("orders/a.jsonl", DATA)
+    clock = FakeClock(utc_now())
+    session = job.session(clock=clock)
+    read_blob(session, job)
+    clock.set(utc_now() + 9 * MINUTE)
+    with session.bundle("before any answer"):
+        pass
+    assert read_blob(session, job) == DATA
+    assert abs(session.clock.correction + 9 * MINUTE) < timedelta(seconds=6)
+    clock.advance(timedelta(seconds=6))
+    write_blob(session, job)
+    assert job.seal_and_verify(session).counts["committed"] == 1
+
+
 # ---------------------------------------------------------------- the end is near
 
 

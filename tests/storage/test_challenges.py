@@ -53,6 +53,7 @@ NONE = {
     "no JSON": f'Bearer error="insufficient_claims", claims="{base64.b64encode(b"nothing").decode()}"',
     "no object": f'Bearer error="insufficient_claims", claims="{base64.b64encode(b"[1]").decode()}"',
     "too many": f'Bearer error="insufficient_claims", claims="{base64.b64encode(b"{}" + b" " * 8000).decode()}"',
+    "nested too deep": f'Bearer error="insufficient_claims", claims="{base64.b64encode(b"[" * 6000).decode()}"',
     "of another scheme": f'Basic error="insufficient_claims", claims="{ENCODED}"',
     "error and claims of two": f'Bearer error="insufficient_claims", Bearer claims="{ENCODED}"',
 }
