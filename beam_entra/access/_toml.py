@@ -55,7 +55,8 @@ def read(path: str | PathLike[str], what: str) -> bytes:
         raise ConfigError(f"{path}: there is no such {what}", Diagnosis(hint=f"check the path of the {what}")) from None
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "the path is malformed"
-        raise ConfigError(f"{path}: the {what} cannot be read: {reason}") from None
+        hint = f"name the {what}, and see that this user may read it"
+        raise ConfigError(f"{path}: the {what} cannot be read: {reason}", Diagnosis(hint=hint)) from None
 
 
 def parse_toml(data: bytes, file: str) -> dict[str, Any]:

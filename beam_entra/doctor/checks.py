@@ -68,7 +68,7 @@ class _Overheard(logging.Handler):
         """What was said while this check was run."""
         while self._said:
             found, _, fix = self._said.popleft().partition(". ")
-            yield warned(check, "", found, fix or "see that it is meant to be so")
+            yield warned(check, "", found, fix[:1].lower() + fix[1:] or "see that it is meant to be so")
 
 
 class Examination:

@@ -30,7 +30,7 @@ def check_manifest(visit: Visit) -> Iterator[Finding]:
         visit.session = Session(visit.scope, clock=visit.clock, pause=visit.pause)
     except ConfigError as error:
         visit.lost["manifest"] = "there is no manifest to go by"
-        yield failed_with("manifest", "", error, error.hint or "mend the access manifest as it says")
+        yield failed_with("manifest", "", error, error.hint or "mend that file as it says")
         return
     grants = len(manifest.grants) + len(manifest.audiences)
     found = f"{manifest.pipeline} ({manifest.environment}), {_many(grants, 'grant')} on {', '.join(manifest.accounts)}"

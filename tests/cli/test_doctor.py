@@ -75,6 +75,19 @@ def test_a_manifest_that_is_not_there(lake: Lake) -> None:
     assert CliRunner().invoke(main, ["doctor"]).exit_code == 2
 
 
+def test_a_file_that_will_not_do(lake: Lake) -> None:
+    """The fix is for the file that is wrong: a folder in place of the manifest, or endpoints that are no TOML."""
+    (lake.folder / "broken.toml").write_text("[entra")
+    folder = CliRunner().invoke(main, ["doctor", "--access_manifest", str(lake.folder)])
+    broken = doctor(lake, f"--access_endpoints={lake.folder / 'broken.toml'}")
+    assert (folder.exit_code, broken.exit_code) == (1, 1)
+    said = " ".join(folder.stdout.split())
+    assert "cannot be read: Is a directory fix: name the access manifest, and see that this user may read it" in said
+    said = " ".join(broken.stdout.split())
+    assert "broken.toml: is not TOML" in said
+    assert "fix: mend that file as it says" in said
+
+
 def test_nothing_secret_is_printed(lake: Lake) -> None:
     """In neither form."""
     assert lake.cloud.find_leaks(doctor(lake).output + doctor(lake, "--json").output) == []

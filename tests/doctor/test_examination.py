@@ -174,7 +174,7 @@ def test_what_the_session_warns_of_is_a_line(patient: Patient) -> None:
             logging.getLogger("beam_entra.session").info("nothing")
     assert logging.getLogger("beam_entra").handlers == before
     (line,) = [each for each in examination.findings if each.mark == "warn"]
-    assert (line.check, line.found, line.fix) == ("credential", "the secret is 91 days old", "Make a new one")
+    assert (line.check, line.found, line.fix) == ("credential", "the secret is 91 days old", "make a new one")
     assert examination.failures == ()
 
 

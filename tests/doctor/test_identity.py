@@ -93,7 +93,7 @@ def test_a_client_secret_that_is_old(patient: Patient, tmp_path: Path) -> None:
     (line,) = [each for each in seen.examination.findings if each.mark == "warn"]
     assert line.check == "credential"
     assert line.found.startswith("the client secret is 100 days old or more, and should be replaced after 90 (")
-    assert line.fix == "Replace it, or choose a credential without a secret"
+    assert line.fix == "replace it, or choose a credential without a secret"
 
 
 @pytest.mark.parametrize("there", ["nothing", "not mine"])
