@@ -181,7 +181,7 @@ class SegmentOpened(Record):
     host: Name
     pid: Count
     deadline: Time
-    rolling_s: Annotated[int, Field(ge=1)] | None = None
+    rolling_s: Annotated[int, Field(ge=1, le=7 * 24 * 3600)] | None = None
     manifest_digest: Digest
     accounts: dict[str, str]
     previous: Previous | None

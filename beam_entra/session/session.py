@@ -422,6 +422,7 @@ class Session:
         self.count("tokens_acquired")
         if token.audience == STORAGE_AUDIENCE:
             self._deadline.extend(
+                token.secret,
                 acquired=token.acquired + correction,
                 expires=token.expires + correction,
                 told=lambda at: self.record(DeadlineExtended, token=token.token_id, deadline=at),

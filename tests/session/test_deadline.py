@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
@@ -14,6 +15,8 @@ from hypothesis import strategies as st
 
 from beam_entra.clock import utc_now
 from beam_entra.errors import AuditUnavailable, ConfigError, IdentityError, IdentityRejected
+from beam_entra.identity import STORAGE_AUDIENCE, AccessToken, EntraSource
+from beam_entra.secret import Secret
 from beam_entra.session import JobScope, adopt_session, close_session, live_scopes
 from beam_entra.session.deadline import Deadline
 from beam_entra.testing.clock import FakeClock
@@ -26,9 +29,15 @@ START = datetime(2026, 3, 1, 12, tzinfo=UTC)
 LIFE = timedelta(hours=2)  # of SCOPE
 HOUR = timedelta(hours=1)
 MINUTE = timedelta(minutes=1)
+SECOND = timedelta(seconds=1)
 ROLLING = replace(
     SCOPE, manifest=replace(SCOPE.manifest, lifetime=replace(SCOPE.manifest.lifetime, rolling=True)), launched=START
 )
+
+
+def fresh() -> Secret:
+    """Another token each time."""
+    return Secret(uuid.uuid4().hex, what="access token")
 
 
 class Told:
@@ -40,7 +49,7 @@ class Told:
 
     def token(self, acquired: datetime, *, life: timedelta = HOUR) -> None:
         """A token comes."""
-        self.deadline.extend(acquired=acquired, expires=acquired + life, told=self.told.append)
+        self.deadline.extend(fresh(), acquired=acquired, expires=acquired + life, told=self.told.append)
 
 
 def test_a_fixed_deadline_stays() -> None:
@@ -65,12 +74,12 @@ def test_a_rolling_one_moves_on_for_weeks() -> None:
 
 
 def test_a_token_from_a_cache_proves_nothing() -> None:
-    """It ends when the one before did: the deadline comes."""
-    rolling = Told()
-    rolling.token(START)
-    for minutes in (10, 30, 50):
-        acquired = START + minutes * MINUTE
-        rolling.deadline.extend(acquired=acquired, expires=START + HOUR, told=rolling.told.append)
+    """It ends when the one before did, or seems to end a little later, since its end is counted from now: the same."""
+    rolling, same = Told(), fresh()
+    for minutes in (0, 10, 30, 50):
+        told, acquired = rolling.told.append, START + minutes * MINUTE
+        rolling.deadline.extend(fresh() if minutes else same, acquired=acquired, expires=START + HOUR, told=told)
+        rolling.deadline.extend(same, acquired=acquired, expires=START + HOUR + minutes * SECOND, told=told)
     assert rolling.deadline.at == START + LIFE
     assert rolling.told == [START + LIFE]
 
@@ -83,7 +92,7 @@ def test_the_audit_is_told_before_it_moves() -> None:
         raise AuditUnavailable("no trail")
 
     with pytest.raises(AuditUnavailable):
-        rolling.deadline.extend(acquired=START + HOUR, expires=START + 2 * HOUR, told=fail)
+        rolling.deadline.extend(fresh(), acquired=START + HOUR, expires=START + 2 * HOUR, told=fail)
     assert rolling.deadline.at == START + LIFE
     rolling.token(START + HOUR)
     assert rolling.told == [START + HOUR + LIFE]
@@ -162,6 +171,40 @@ def test_a_job_that_goes_on_long_after_its_first_deadline(
     assert (opened["rolling_s"], opened["deadline"][:10]) == (60, f"{job.scope.deadline:%Y-%m-%d}")
     for issued in job.records("key_acquired") + job.records("sas_issued"):
         assert issued["expires"] <= max(record["deadline"] for record in job.records("deadline_extended"))
+
+
+class CachedSource:
+    """Gives the token that it has, of which only what is left of its life is known, as a managed identity's does."""
+
+    def __init__(self, source: EntraSource, clock: FakeClock) -> None:
+        self._source, self._clock, self._had = source, clock, list[AccessToken]()
+
+    def acquire(self, audience: str, *, claims: str = "") -> AccessToken:
+        """The first, said to end a second later each time."""
+        if not self._had:
+            self._had.append(self._source.acquire(audience, claims=claims))
+            return self._had[0]
+        last = self._had[-1]
+        again = f"{last.token_id}-again"
+        self._had.append(replace(last, token_id=again, acquired=self._clock(), expires=last.expires + SECOND))
+        return self._had[-1]
+
+
+def test_a_cache_that_counts_from_now_moves_nothing(
+    rolling: Callable[..., Job], token_life: Callable[[int], None]
+) -> None:
+    """The token that it gives again is the one before, and no proof that the identity is alive."""
+    job, clock = rolling(), FakeClock(utc_now())
+    token_life(20)
+    session = job.session(clock=clock, source=CachedSource(EntraSource(job.manifest.identity, clock=clock), clock))
+    read_blob(session, job)
+    first = session.deadline
+    acquired = job.records("token_acquired")
+    clock.advance(5 * SECOND)
+    session.broker.renew(session.broker.get(STORAGE_AUDIENCE), "{}")
+    read_blob(session, job)
+    assert len(job.records("token_acquired")) > len(acquired)
+    assert (session.deadline, len(job.records("deadline_extended"))) == (first, 1)
 
 
 def test_a_token_for_another_service_moves_nothing(
