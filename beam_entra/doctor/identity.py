@@ -113,8 +113,7 @@ def check_credential(visit: Visit) -> Iterator[Finding]:
 
 def _is_of_entra(error: BeamEntraError) -> bool:
     """Whether it came of asking Entra; else of the file, provider, vault or machine that has the credential."""
-    of_entra = error.message.startswith(("Entra refused", "the token endpoint"))
-    return of_entra or error.diagnosis.code.startswith("AADSTS")
+    return error.message.startswith(("Entra refused", "the token endpoint"))
 
 
 def check_keys(visit: Visit) -> Iterator[Finding]:

@@ -203,7 +203,11 @@ class EntraSource:
         settings = self._identity.settings
         parsed = VaultReference.parse(reference, setting=setting, vault_host=settings.get("keyvault_host", ""))
         vault_client(setting)  # before anything is sent
-        token = self._ask(vault_plan(self._identity), parsed.audience)
+        try:
+            token = self._ask(vault_plan(self._identity), parsed.audience)
+        except IdentityError as error:
+            told = f"there is no token to ask Key Vault for {setting} with: {error.message}"
+            raise type(error)(told, error.diagnosis) from None
         self._on_the_way(token)
         plain = {name: value for name, value in options.items() if not name.startswith("raw_")}
         connection = Connection(

@@ -132,6 +132,17 @@ def test_a_provider_that_gives_no_assertion(patient: Patient, tmp_path: Path) ->
     assert patient.cloud.tenant.token_requests == 0
 
 
+def test_a_vault_that_the_identity_gets_no_token_for(patient: Patient) -> None:
+    """The secret was not found, and nobody was refused with it: the credential's line fails, and says why."""
+    at = "keyvault:https://contoso.vault.azure.net/secrets/orders"
+    asking = {"keyvault_credential": "federated_file", "assertion_file": str(patient.cloud.assertion_file)}
+    seen = patient.examine(credential="client_secret", client_secret=at, **asking)
+    assert seen.failures == ("credential",)
+    line = seen.of("credential")
+    assert line.found.startswith("there is no token to ask Key Vault for client_secret with: Entra refused ")
+    assert line.facts["code"] == "AADSTS500011"
+
+
 def test_a_chain_says_which_source_it_was(patient: Patient, monkeypatch: pytest.MonkeyPatch) -> None:
     """The member that gave the token, not the chain."""
     monkeypatch.delenv("ACTIONS_ID_TOKEN_REQUEST_URL", raising=False)
