@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import logging
+import os
 import pickle
 import secrets
 import socket
@@ -12,8 +13,9 @@ import socketserver
 import stat
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import quote_plus, urlsplit
 
@@ -415,6 +417,19 @@ def test_a_client_of_another_provider(beam_entra_cloud, provider, known, more, f
     token = acquire(beam_entra_cloud, **settings, **more)
     assert (token.source, token.claims.appid) == ("federated:oidc", beam_entra_cloud.client_id)
     assert host.last.form() == {"grant_type": "client_credentials", **form}
+
+
+def test_a_providers_old_secret_is_not_presented(beam_entra_cloud, provider, tmp_path):
+    """A client secret at another provider ages like one at Entra."""
+    host, settings = provider
+    file = tmp_path / "secret"
+    file.touch(mode=0o600)
+    file.write_text(host.secret)
+    os.utime(file, (time.time() - 91 * 24 * 3600,) * 2)
+    identity = identity_of(beam_entra_cloud, "federated", **settings | {"oidc_client_secret": f"file:{file}"})
+    with pytest.raises(IdentityRejected, match="the oidc client secret is 91 days old or more"):
+        EntraSource(replace(identity, strict=True), clock=utc_now).acquire(STORAGE_AUDIENCE)
+    assert len(host.requests) == 0
 
 
 def test_the_provider_refuses(beam_entra_cloud, provider, monkeypatch):
