@@ -525,11 +525,20 @@ class Deleted(_Presented, _Answered):
     missing: bool
 
 
+_ASKED_WITH: dict[str, tuple[Permission, ...]] = {
+    "write": ("write",),
+    "delete": ("delete", "append"),
+    "overwrite": ("append",),
+    "change": ("append",),
+    "look": ("read",),
+}
+
+
 class Probed(_Answered):
     """Storage was asked whether it would do something, by a request that cannot succeed: nothing was read or written.
 
     Attributes:
-        sas: The SAS that was presented; left out when it was the token, or nothing.
+        sas: The SAS that was presented; left out when it was the token, or nothing, as for a look alone.
         token: The token that was presented, by a job whose scoping is `bearer`; else left out.
         path: The blob that was asked about, or its container.
         permission: What the SAS or token is for; `read` when nothing was presented.
@@ -559,6 +568,10 @@ class Probed(_Answered):
     def _not_both(self) -> Self:
         if self.sas is not None and self.token is not None:
             raise ValueError("a probe presents a SAS, or a token, or nothing")
+        if (self.asked == "look") is not (self.credential == ""):
+            raise ValueError("who only looks presents nothing, and nobody else does")
+        if self.permission not in _ASKED_WITH[self.asked]:
+            raise ValueError(f"{self.asked} is not asked with the right to {self.permission}")
         return self
 
 

@@ -117,6 +117,9 @@ def request(number: int) -> dict[str, str]:
     return {"request_id": f"req-{number}", "client_request_id": f"creq-{number}"}
 
 
+_LOOK = {"sas": None, "permission": "read", "asked": "look"}
+
+
 def valid_facts() -> dict[type[Any], dict[str, Any]]:
     """For each kind that callers append, valid fields; together and in this order they make a valid segment."""
     until = START + timedelta(minutes=30)
@@ -216,7 +219,7 @@ class Worker:
         path, size = f"{LAKE}clean/{commit}.jsonl", self.rng.randint(0, 99)
         shown = self.present(bundle, key, path, "write")
         if self.rng.random() < 0.3:
-            self.add(Probed, bundle, **self.rng.choice([{"sas": None}, shown]), path=path, **request(self.number))
+            self.add(Probed, bundle, **self.rng.choice([_LOOK, shown]), path=path, **request(self.number))
         self.add(Staged, bundle, **shown, path=path, size=size, **request(self.number))
         about = {**shown, "path": path, "commit": commit, "size": size, "rows": self.rng.choice([None, size])}
         self.add(CommitIntended, bundle, **about)
