@@ -70,7 +70,7 @@ def failed_with(check: str, about: str, error: BeamEntraError, fix: str = "") ->
     answer = ", ".join(
         part
         for part in (
-            f"HTTP {known.status}" if known.status else "",
+            f"HTTP {known.status}" if known.status and f"HTTP {known.status}" not in error.message else "",
             known.code,
             f"request id {known.request_id}" if known.request_id else "",
             f"{known.attempts} attempts" if known.attempts > 1 else "",

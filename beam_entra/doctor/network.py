@@ -66,7 +66,15 @@ def reach(place: Place, clock: Clock, *, timeout_s: float = 10.0) -> Reached:
     proxy = select_proxy(place.url, get_environ_proxies(place.url)) if place.as_entra else None
     via = urlsplit(proxy) if proxy else None
     first, first_port = (via.hostname or "", via.port or 8080) if via else (host, port)
-    through = f" through the proxy {first}:{first_port}" if via else ""
+    whom = f"{'the proxy ' if via else ''}{first}:{first_port}"
+    through = f" through {whom}" if via else ""
+
+    def no_way(found: str, fix: str) -> Reached:
+        """To the place, or to the proxy before it."""
+        if via:
+            found = f"{host}:{port} is out of reach: {found}"
+            fix = f"check HTTPS_PROXY where the job runs, or name {host} in NO_PROXY"
+        return Reached(finding=failed("network", place.about, found, fix, host=host, port=port))
 
     def no(found: str, fix: str) -> Reached:
         return Reached(finding=failed("network", place.about, f"{found}{through}", fix, host=host, port=port))
@@ -85,35 +93,29 @@ def reach(place: Place, clock: Clock, *, timeout_s: float = 10.0) -> Reached:
         secured = connection.sock
         address, reached_port = secured.getpeername()[:2]
         version = secured.version() if isinstance(secured, ssl.SSLSocket) else "TLS"
-        sent = clock()
-        connection.request("HEAD", f"{where.path or '/'}", headers={"User-Agent": "beam_entra"})
-        answer = connection.getresponse()
-        answer.read()
-        received = clock()
+        answer, sent, received = _head(connection, where.path or "/", clock)
     except socket.gaierror:
-        return no(
-            f"the name {first} cannot be resolved",
+        return no_way(
+            f"the name of {whom} cannot be resolved" if via else f"the name {first} cannot be resolved",
             "check the name, and that DNS knows it here; a private endpoint's zone must be linked to this network",
         )
     except ssl.SSLCertVerificationError as error:
         found = f"the certificate of {host}:{port} is not trusted: {error.verify_message}"
         return no(found, _certificate_fix(error, place))
     except TimeoutError:
-        return no(
-            f"{first}:{first_port} does not answer within {timeout_s:g} s",
+        return no_way(
+            f"{whom} does not answer within {timeout_s:g} s",
             f"open the way from this machine to {first}:{first_port}: firewall, route, private endpoint",
         )
     except ConnectionRefusedError:
-        return no(
-            f"{first}:{first_port} refuses the connection", "nothing listens there: check host and port of the endpoint"
-        )
+        return no_way(f"{whom} refuses the connection", "nothing listens there: check host and port of the endpoint")
     except ssl.SSLError as error:
         found = f"{host}:{port} does not speak TLS ({error.reason or 'it hung up'})"
         return no(found, "check the port, and what stands in between")
     except (OSError, http.client.HTTPException) as error:
-        why = getattr(error, "strerror", None) or type(error).__name__
-        return no(
-            f"{first}:{first_port} cannot be talked to: {why}",
+        why = getattr(error, "strerror", None) or (str(error) if via else "") or type(error).__name__
+        return no_way(
+            f"{whom} cannot be talked to: {why}",
             f"open the way from this machine to {first}:{first_port}: firewall, route, private endpoint",
         )
     finally:
@@ -127,6 +129,17 @@ def reach(place: Place, clock: Clock, *, timeout_s: float = 10.0) -> Reached:
     else:
         finding = good("network", place.about, f"{there}, {version}", **facts)
     return Reached(finding=finding, ahead=ahead)
+
+
+def _head(
+    connection: http.client.HTTPSConnection, path: str, clock: Clock
+) -> tuple[http.client.HTTPResponse, datetime, datetime]:
+    """The answer, and when it was asked for and there."""
+    sent = clock()
+    connection.request("HEAD", path, headers={"User-Agent": "beam_entra"})
+    answer = connection.getresponse()
+    answer.read()
+    return answer, sent, clock()
 
 
 def _trusted(place: Place) -> str | None:

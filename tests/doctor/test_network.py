@@ -168,7 +168,8 @@ class Hours:
 class Tunnel:
     """An HTTP proxy that takes whatever it is asked for to one place."""
 
-    def __init__(self, target: int) -> None:
+    def __init__(self, target: int, *, says: str = "200 Connection established") -> None:
+        self._says = f"HTTP/1.1 {says}\r\n\r\n".encode()
         self.asked: list[str] = []
         self._target = target
         self._server = socket.create_server(("127.0.0.1", 0))
@@ -194,7 +195,7 @@ class Tunnel:
                     while b"\r\n\r\n" not in head:
                         head += client.recv(4096)
                     self.asked.append(head.decode())
-                    client.sendall(b"HTTP/1.1 200 Connection established\r\n\r\n")
+                    client.sendall(self._says)
                     back = threading.Thread(target=_pump, args=(target, client), daemon=True)
                     back.start()
                     _pump(client, target)
@@ -224,6 +225,48 @@ def test_the_authority_is_reached_as_azure_identity_reaches_it(
     assert "Proxy-Authorization: Basic " in tunnel.asked[0]
     assert "s3same" not in seen.everything()
     assert seen.of("network", LAKE).mark == "ok"
+
+
+def test_the_authority_is_trusted_as_azure_identity_trusts_it(
+    patient: Patient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the CAs that the environment names for its library, where the manifest names none."""
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(patient.cloud.ca_file))
+    seen = patient.examine(at=lambda document: document["identity"].pop("ca_file"))
+    assert seen.of("network", "authority").mark == "ok"
+    assert seen.failures == ()
+
+
+@pytest.mark.parametrize(
+    ("proxy", "found"),
+    [
+        ("http://127.0.0.1:{closed}", "the proxy 127.0.0.1:{closed} refuses the connection"),
+        ("http://proxy.invalid:3128", "the name of the proxy proxy.invalid:3128 cannot be resolved"),
+    ],
+)
+def test_a_proxy_that_is_not_there(patient: Patient, monkeypatch: pytest.MonkeyPatch, proxy: str, found: str) -> None:
+    """It is the proxy that is wrong, not the authority, and it is mended where the environment names it."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        closed = listener.getsockname()[1]
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setenv("HTTPS_PROXY", proxy.format(closed=closed))
+    seen = patient.examine(at=moved("https://login.contoso.example", authority=True))
+    line = seen.of("network", "authority")
+    assert line.found == f"login.contoso.example:443 is out of reach: {found.format(closed=closed)}"
+    assert line.fix == "check HTTPS_PROXY where the job runs, or name login.contoso.example in NO_PROXY"
+
+
+def test_a_proxy_that_refuses(patient: Patient, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it says is in the line."""
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    tenant = int(patient.cloud.authority.rpartition(":")[2])
+    with Tunnel(tenant, says="407 Proxy Authentication Required") as tunnel:
+        monkeypatch.setenv("HTTPS_PROXY", tunnel.url)
+        seen = patient.examine(at=moved("https://login.contoso.example", authority=True))
+    line = seen.of("network", "authority")
+    assert line.found.endswith("cannot be talked to: Tunnel connection failed: 407 Proxy Authentication Required")
 
 
 def test_an_unreachable_account_does_not_hide_the_other(

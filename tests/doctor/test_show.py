@@ -90,6 +90,8 @@ def test_an_error_with_its_answer() -> None:
     finding = failed_with("read", "x", error)
     assert (finding.found, finding.fix) == ("refused (HTTP 403, C, request id r-1, 2 attempts)", "ask")
     assert finding.facts == {"error": "AccessDenied", "status": 403, "code": "C", "request_id": "r-1", "attempts": 2}
+    said = ConfigError("it answered HTTP 403", Diagnosis(status=403, code="C"))
+    assert failed_with("read", "x", said).found == "it answered HTTP 403 (C)"
     assert failed_with("read", "x", error, "better").fix == "better"
     assert failed_with("read", "x", ConfigError("bad")).found == "bad"
 

@@ -151,6 +151,15 @@ def test_a_worker_without_a_runner_says_so() -> None:
     assert "Traceback" not in ended.stderr
 
 
+def test_several_workers_in_one_container_are_refused(runner: Callable[..., Runner]) -> None:
+    """One process is one worker; the error names the flag that asks for more."""
+    made = runner(sibling_worker_ids=["2"])
+    with pytest.raises(ConfigError, match="several workers") as caught:
+        run_worker("1", provision_endpoint=made.endpoint, control_endpoint=made.endpoint)
+    assert "--sdk_worker_parallelism=1" in caught.value.hint
+    assert made.connected == []
+
+
 def test_a_worker_needs_an_id() -> None:
     """Who starts it by hand is told what a runner would pass."""
     ended = start()
