@@ -298,8 +298,11 @@ def drops(data: bytes) -> Iterator[bytes]:
     [
         [b"HTTP/1.1 200 OK\r\nContent-Length: 9000" + END, drops(b"x" * 9000)],
         [b"HTTP/1.1 200 OK\r\nServer: ", drops(b"x" * 9000)],
+        [b"HTTP/1.1 200 OK\r\nConnection: close" + END, drops(b"x" * 9000)],
+        [b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked" + END, drops(b"2328\r\n" + b"x" * 9000)],
+        [b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked" + END, drops(b"1;" + b"x" * 9000)],
     ],
-    ids=["body", "head"],
+    ids=["body", "head", "body to the end of the connection", "chunk", "size of a chunk"],
 )
 def test_an_answer_that_drips_is_given_up(certificates: RunCertificates, answer: list[Any]) -> None:
     """Though a byte comes long before a read would time out."""
@@ -382,6 +385,7 @@ def test_a_pace_is_kept_anew_for_each_so_many_bytes() -> None:
     meter = _Meter(Pace(least_bytes=10, within_s=1))
     for _ in range(100):
         meter.add(1, 0.9)
+        meter.check()
         meter.add(9, 0.09)
     meter.add(9, 0.9)
     meter.begin()
