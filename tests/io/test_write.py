@@ -1178,7 +1178,7 @@ def test_a_bundle_whose_last_blocks_fail_waits_for_the_others_before_it_ends(lak
     fn.start_bundle()
     for at in range(40):
         fn.process({"id": at})
-    lake.cloud.proxy.respond(403, "AuthenticationFailed", where=in_output(lake, "PutBlock"), times=1)
+    lake.cloud.proxy.respond(403, "AuthorizationPermissionMismatch", where=in_output(lake, "PutBlock"), times=1)
     held = lake.cloud.proxy.hold(0.3, where=in_output(lake, "PutBlock"), times=3)
     with pytest.raises(AccessDenied):
         list(fn.finish_bundle())
