@@ -15,6 +15,8 @@ import grpc
 import pytest
 from apache_beam.options import pipeline_options
 from apache_beam.portability.api import (
+    beam_artifact_api_pb2,
+    beam_artifact_api_pb2_grpc,
     beam_fn_api_pb2,
     beam_fn_api_pb2_grpc,
     beam_provision_api_pb2,
@@ -34,17 +36,20 @@ ROOT = Path(__file__).parents[2]
 
 class Runner(
     beam_provision_api_pb2_grpc.ProvisionServiceServicer,
+    beam_artifact_api_pb2_grpc.ArtifactRetrievalServiceServicer,
     beam_fn_api_pb2_grpc.BeamFnControlServicer,
     beam_fn_api_pb2_grpc.BeamFnLoggingServicer,
 ):
     """As much of a runner as a worker meets at its start: it gives no work, and hangs up."""
 
-    def __init__(self, **info: Any) -> None:
+    def __init__(self, *, look: Callable[[], object] = lambda: None, **info: Any) -> None:
+        self._look = look
         self.asked: list[str] = []
         self.connected: list[str] = []
         self.logged: list[str] = []
         self._server = grpc.server(ThreadPoolExecutor(8))
         beam_provision_api_pb2_grpc.add_ProvisionServiceServicer_to_server(self, self._server)
+        beam_artifact_api_pb2_grpc.add_ArtifactRetrievalServiceServicer_to_server(self, self._server)
         beam_fn_api_pb2_grpc.add_BeamFnControlServicer_to_server(self, self._server)
         beam_fn_api_pb2_grpc.add_BeamFnLoggingServicer_to_server(self, self._server)
         self.endpoint = f"127.0.0.1:{self._server.add_insecure_port('127.0.0.1:0')}"
@@ -57,7 +62,14 @@ class Runner(
 
     def Control(self, responses: Any, context: Any) -> Iterator[Any]:  # noqa: N802  # likewise
         self.connected.append(dict(context.invocation_metadata())["worker_id"])
+        self._look()
         yield from ()
+
+    def ResolveArtifacts(self, request: Any, context: Any) -> Any:  # noqa: N802  # likewise
+        return beam_artifact_api_pb2.ResolveArtifactsResponse(replacements=request.artifacts)
+
+    def GetArtifact(self, request: Any, context: Any) -> Iterator[Any]:  # noqa: N802  # likewise
+        yield beam_artifact_api_pb2.GetArtifactResponse(data=b"content")
 
     def Logging(self, batches: Any, context: Any) -> Iterator[Any]:  # noqa: N802  # likewise
         for batch in batches:
@@ -107,13 +119,15 @@ def start(*flags: str) -> subprocess.CompletedProcess[str]:
 
 def test_a_worker_serves_its_runner_and_logs_no_options(runner: Callable[..., Runner]) -> None:
     """It asks under its id, connects where it is told to, imports the plugins, and neither prints nor sends options."""
-    made = runner(pipeline_options=options(beam_plugins=["beam_entra.io.filesystem"], job_name=MARK, of_the_users=MARK))
+    made = runner(
+        pipeline_options=options(beam_plugins=["beam_entra.io.filesystem", "this"], job_name=MARK, of_the_users=MARK)
+    )
     flags = [f"--{name}_endpoint={made.endpoint}" for name in ("provision", "control", "logging", "artifact")]
     ended = start("--id='worker-1'", *flags, "--of_a_later_version=1")
     assert made.asked == ["worker-1"], "Prism quotes the id"
     assert made.connected == ["worker-1"]
     assert ended.returncode == 0, ended.stderr
-    assert ended.stdout == ""
+    assert (ended.stdout, "Namespaces are" in ended.stderr) == ("", True), "a runner may never read what it prints"
     assert made.logged, "its log goes to the runner"
     assert not [line for line in [*made.logged, *ended.stderr.splitlines()] if MARK in line]
 
@@ -125,6 +139,22 @@ def test_the_provision_services_endpoints_come_first(runner: Callable[..., Runne
     ended = start("--id=1", f"--provision_endpoint={made.endpoint}", "--control_endpoint=127.0.0.1:1")
     assert ended.returncode == 0, ended.stderr
     assert made.connected == ["1"]
+
+
+def test_artifacts_stay_in_a_folder_that_goes_with_the_worker(runner: Callable[..., Runner], tmp_path: Path) -> None:
+    """Whatever the sender would like them to be called."""
+    seen: list[Path] = []
+    made = runner(
+        dependencies=[artifact("orders.txt"), artifact("../../above.txt"), artifact(str(tmp_path / "elsewhere.txt"))],
+        look=lambda: seen.extend(path.relative_to(tmp_path) for path in tmp_path.rglob("*.txt")),
+    )
+    flags = [f"--{name}_endpoint={made.endpoint}" for name in ("provision", "control", "artifact")]
+    ended = start("--id=1", *flags, f"--semi_persist_dir={tmp_path}")
+    assert ended.returncode == 0, ended.stderr
+    assert {path.name for path in seen} == {"orders.txt", "above.txt", "elsewhere.txt"}
+    (folder,) = {path.parent for path in seen}
+    assert (folder.name, len(folder.parts)) == ("staged", 2)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("name", ["requirements.txt", "workflow.tar.gz", "extra_packages.txt"])
