@@ -95,25 +95,33 @@ def our_sums(task: Task) -> Work:
     return _of_sums(timed(task, scoped_pipeline, build))
 
 
+_SUMMED_TOGETHER = 32
 _NO_SUMS = pa.schema({"key": pa.string(), "amount": pa.int64()}).empty_table()
 
 
 class _SumBatches(beam.DoFn):  # type: ignore[misc]  # Beam's class is untyped
-    """Each batch by Arrow; of a bundle one sum a key comes out, as Beam's own combiners do it with pairs."""
+    """Batches, by Arrow; of a bundle one sum a key comes out, as Beam's own combiners do it with pairs."""
 
     def start_bundle(self) -> None:
-        self._sums: list[pa.Table] = []
+        self._sums = _NO_SUMS
+        self._batches: list[pa.RecordBatch] = []
 
     def process(self, batch: pa.RecordBatch) -> None:
-        self._sums.append(_sums(pa.Table.from_batches([batch])))
+        self._batches.append(batch)
+        if len(self._batches) >= _SUMMED_TOGETHER:
+            self._add_up()
 
     def finish_bundle(self) -> Iterator[Any]:
-        sums = _sums(pa.concat_tables([_NO_SUMS, *self._sums]))
-        for pair in zip(sums["key"].to_pylist(), sums["amount"].to_pylist(), strict=True):
+        self._add_up()
+        for pair in zip(self._sums["key"].to_pylist(), self._sums["amount"].to_pylist(), strict=True):
             yield GlobalWindows.windowed_value(pair)
 
+    def _add_up(self) -> None:
+        batches, self._batches = self._batches, []
+        self._sums = _summed(pa.concat_tables([self._sums, pa.Table.from_batches(batches, _NO_SUMS.schema)]))
 
-def _sums(table: pa.Table) -> pa.Table:
+
+def _summed(table: pa.Table) -> pa.Table:
     sums = table.group_by("key", use_threads=False).aggregate([("amount", "sum")])
     return sums.rename_columns(["key", "amount"])
 
