@@ -53,7 +53,7 @@ from beam_entra.errors import (
 from beam_entra.identity import STORAGE_AUDIENCE, AccessToken
 from beam_entra.paths import BlobPath
 from beam_entra.storage import Authorization, BlobProperties, Sas
-from beam_entra.storage.answers import Answer
+from beam_entra.storage.answers import Answer, are_claims
 from beam_entra.storage.blobs import ListPage
 
 if TYPE_CHECKING:
@@ -142,15 +142,18 @@ class BundleSession:
 
         Args:
             refused: A token that the service has answered with a claims challenge: see `TokenBroker.renew`.
-            claims: What the challenge said, decoded.
+            claims: What the challenge said, decoded: a JSON object.
 
         Raises:
+            ValueError: They are none, or the refused token is for another audience.
             NotGranted: It does not name it, or it is Storage's. Nothing was sent.
             IdentityError: No token.
             AuditUnavailable: The bundle is closed.
         """
         tried = f"acquire a token for {audience}"
         self._check_open(tried)
+        if claims and not are_claims(claims):
+            raise ValueError("the claims of a challenge, decoded, are a JSON object")
         with self._noting_refusals(audience, "token"):
             self.session.check_deadline(tried)
             if audience == STORAGE_AUDIENCE:

@@ -23,7 +23,7 @@ from beam_entra.errors import (
     Throttled,
 )
 
-__all__ = ["RETRIED_CODES", "RETRIED_STATUSES", "Answer", "claims_challenge", "refusal", "retry_after_s"]
+__all__ = ["RETRIED_CODES", "RETRIED_STATUSES", "Answer", "are_claims", "claims_challenge", "refusal", "retry_after_s"]
 
 RETRIED_STATUSES = frozenset({408, 429, 500, 502, 503, 504})
 RETRIED_CODES = frozenset({"Md5Mismatch"})  # damaged on the way
@@ -93,11 +93,19 @@ def claims_challenge(answer: Answer) -> str:
             try:
                 padded = encoded.translate(_URL_SAFE) + "=" * (-len(encoded) % 4)
                 text = base64.urlsafe_b64decode(padded).decode("utf-8")
-                if isinstance(json.loads(text), dict):
-                    return text
-            except (ValueError, RecursionError):  # the latter: it is nested too deep
+            except ValueError:
                 continue
+            if are_claims(text):
+                return text
     return ""
+
+
+def are_claims(text: str) -> bool:
+    """Whether a token can be asked for with these: a JSON object."""
+    try:
+        return isinstance(json.loads(text), dict)
+    except (ValueError, RecursionError):  # the latter: it is nested too deep
+        return False
 
 
 def refusal(answer: Answer, *, tried: str, attempts: int) -> BeamEntraError:

@@ -62,6 +62,20 @@ def test_a_connectors_challenge(make_job):
     assert fresh.token_id in {record["token"] for record in job.records("token_acquired")}
 
 
+@pytest.mark.parametrize("claims", ["eyJhIjoxfQ==", "[1]", "nothing", '{"a":' * 6000])
+def test_what_a_connector_takes_for_claims(make_job, claims):
+    """What is none is refused, not repeated, and asked of Entra neither then nor later."""
+    job = make_job(audiences=(GRAPH,))
+    with job.session().bundle("look up", audience=GRAPH) as bundle:
+        token = bundle.access_token(GRAPH)
+        asked = job.cloud.tenant.token_requests
+        with pytest.raises(ValueError, match="a JSON object") as caught:
+            bundle.access_token(GRAPH, refused=token, claims=claims)
+        assert claims not in str(caught.value)
+        assert bundle.access_token(GRAPH) == token
+        assert job.cloud.tenant.token_requests == asked
+
+
 def test_a_sas_is_not_renewed_by_claims(job):
     """A challenge to a SAS is a refusal like any other: no token is asked for, and none is sent where the SAS went."""
     session = job.session()
