@@ -182,9 +182,9 @@ class BundleSession:
             NotGranted: No grant covers it. Nothing was sent.
         """
         with self._noting_refusals(str(path), permission.value):
-            self.authorise(path, permission)
+            self._authorise(path, permission)
 
-    def authorise(self, path: BlobPath, permission: Permission) -> Authorization:
+    def _authorise(self, path: BlobPath, permission: Permission) -> Authorization:
         """What to present for an access, for requests that the bundle does not send itself.
 
         Raises:
@@ -534,7 +534,7 @@ class BundleSession:
                 self.session.count("sas_refreshed")
             return sas
 
-    def present_token(self, path: BlobPath, permission: Permission) -> tuple[str, Authorization]:
+    def _present_token(self, path: BlobPath, permission: Permission) -> tuple[str, Authorization]:
         """The job's own token for this access, where its scoping is `bearer`; see `Session.present_token`.
 
         Raises:
@@ -624,7 +624,7 @@ class _Access:
 
     def __call__(self) -> Authorization:
         if self._bundle.session.bearer:
-            token_id, authorization = self._bundle.present_token(self._path, self._permission)
+            token_id, authorization = self._bundle._present_token(self._path, self._permission)
             self.presented = {"token": token_id}
             return authorization
         sas = self._bundle.sas(self._path, self._permission)

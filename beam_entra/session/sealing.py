@@ -79,8 +79,8 @@ class _Closing:
         others = [name for name in names if session.process not in name]
         with ThreadPoolExecutor(_READERS, thread_name_prefix="beam-entra-seal") as pool:
             self._contents = dict(zip(others, pool.map(trail.read, others), strict=True))
-        self._own = {name: bundle.authorise(folder.child(name), Permission.READ) for name in own}
-        self._listing = bundle.authorise(folder, Permission.LIST)
+        self._own = {name: bundle._authorise(folder.child(name), Permission.READ) for name in own}
+        self._listing = bundle._authorise(folder, Permission.LIST)
 
     def names(self) -> list[str]:
         """Every file below the folder when this was asked first, and that was read, relative to it, sorted."""

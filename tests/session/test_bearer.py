@@ -19,7 +19,7 @@ from beam_entra.audit.verify import verify
 from beam_entra.clock import utc_now
 from beam_entra.errors import AuditUnavailable, BlobChanged, IdentityExpired, IdentityRejected, NotGranted, TrailBroken
 from beam_entra.identity import AccessToken, CredentialSource, EntraSource
-from beam_entra.session import copy_blob
+from beam_entra.session import BundleSession, copy_blob
 from beam_entra.storage import new_block_id
 from beam_entra.testing.clock import FakeClock
 from beam_entra.testing.https import Answer
@@ -100,7 +100,7 @@ def test_a_job_that_does_not_ask_for_it_says_so(job: Job) -> None:
     assert [record["scoping"] for record in job.records("segment_opened")] == ["sas"]
     assert not any("token" in record for record in job.records("read"))
     with session.bundle("curious") as bundle, pytest.raises(ValueError, match="its scoping is SAS"):
-        bundle.present_token(job.source(), Permission.READ)
+        bundle._present_token(job.source(), Permission.READ)
 
 
 @pytest.mark.parametrize("name", ["orders-secret/a.jsonl", "products.csv.bak", "other.jsonl", "orders"])
@@ -242,9 +242,16 @@ def test_a_token_that_comes_after_the_deadline_is_not_presented(
         clock.advance(timedelta(seconds=3))
         source.takes = timedelta(minutes=5)
         with pytest.raises(IdentityExpired):
-            bundle.authorise(job.source(), Permission.READ)
+            bundle._authorise(job.source(), Permission.READ)
     assert len(job.cloud.tenant.issued) >= 2, "it had come"
     assert job.data_requests() == []
+
+
+def test_no_method_for_connectors_gives_what_a_request_presents() -> None:
+    """The token, or a SAS, goes into requests that the bundle sends, and records; it is handed to nobody."""
+    methods = {name: method for name, method in vars(BundleSession).items() if not name.startswith("_")}
+    given = {name for name, method in methods.items() if "Authorization" in str(getattr(method, "__annotations__", ""))}
+    assert given == set()
 
 
 def test_a_closed_bundle_presents_nothing(bearer: Job) -> None:
