@@ -15,7 +15,7 @@ from benchmarks.cloud import BenchCloud, bring_up
 from benchmarks.rows import Group, Side
 from benchmarks.task import Task
 
-__all__ = ["SideFailed", "run_group", "sides_of_round"]
+__all__ = ["Children", "SideFailed", "run_group", "sides_of_round"]
 
 _ROOT = Path(__file__).resolve().parents[1]
 _LAST_LINES = 15
@@ -34,7 +34,7 @@ def run_group(group: Group, *, pairs: int, scale: float, say: Callable[[str], ob
         SideFailed: A side did not do its work.
     """
     runs: Runs = {side.name: [] for side in group.sides}
-    with bring_up(group.rtt_ms, group.blobs(scale), sources=group.sources) as cloud, _Children(cloud) as children:
+    with bring_up(group.rtt_ms, group.blobs(scale), sources=group.sources) as cloud, Children(cloud) as children:
         for number in range(max(side.rounds(pairs) for side in group.sides)):
             for side in sides_of_round(group, number, pairs):
                 outcome = _run_side(cloud, children, group, side, number, scale)
@@ -53,7 +53,7 @@ def sides_of_round(group: Group, number: int, pairs: int) -> list[Side]:
     return sides[::-1] if group.mirrored and number % 2 else sides
 
 
-class _Children:
+class Children:
     """The processes that do the tasks; see `benchmarks.child`."""
 
     def __init__(self, cloud: BenchCloud) -> None:
@@ -98,7 +98,7 @@ class _Children:
 
 
 def _run_side(
-    cloud: BenchCloud, children: _Children, group: Group, side: Side, number: int, scale: float
+    cloud: BenchCloud, children: Children, group: Group, side: Side, number: int, scale: float
 ) -> dict[str, Any]:
     output = f"out/{side.name}-{number}/"
     before = cloud.cloud.tenant.token_requests
