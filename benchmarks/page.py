@@ -23,10 +23,10 @@ _HOW = """\
 `make bench` runs it again, `make bench ROW=text` one row, and `make bench SCALE=0.1 PAIRS=1` takes a quick look.
 
 * **Pairs.** The sides of a row run in turn, A B A B, at least {pairs} times each, and each time in a process of its
-  own, forked from one that has imported Beam and done nothing else. A trivial pipeline runs in it first, unmeasured, so
-  that nobody pays for Beam's first run. Ratios are taken pair by pair; the median counts, and brackets hold the least
-  and the most. With five pairs the true median lies within the brackets in 15 of 16 cases. Floors vary little, and run
-  in the first {floors} rounds only; so do counts, and starts of processes in three.
+  own, forked from one that has imported what the sides need and done nothing else. A trivial pipeline runs in it first,
+  unmeasured, so that nobody pays for Beam's first run. Ratios are taken pair by pair; the median counts, and brackets
+  hold the least and the most. With five pairs the true median lies within the brackets in 15 of 16 cases. Floors vary
+  little, and run in the first {floors} rounds only; so do counts, and starts of processes in three.
 * **Wall time** is from building the pipeline until its end: for ours that includes the token, the delegation key, every
   SAS and record, and sealing the trail. **CPU time** is user and system time of that process and those it started.
   **Memory** is the highest resident memory above what the process had before, when it had run one pipeline and idled.

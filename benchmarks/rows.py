@@ -205,12 +205,12 @@ _ORDERS = Group(
     mirrored=True,
     sides=(
         Side(name="azfs", does="orders.azfs_orders", shown="azfs and Beam's own text I/O, the same transforms"),
-        Side(name="ours", does="orders.our_orders", shown="`pipelines.orders`", more_rounds=4),
+        Side(name="ours", does="orders.our_orders", shown="`pipelines.orders`", more_rounds=2),
         Side(
             name="unscoped",
             does="orders.unscoped_orders",
             shown="the same with static container SAS and no audit",
-            more_rounds=4,
+            more_rounds=2,
         ),
         Side(name="batched", does="orders.our_batched_orders", shown="`pipelines.orders_batched`"),
         Side(
@@ -245,7 +245,7 @@ _ORDERS = Group(
             name="identity",
             shown="price of identity and audit",
             reading="The same job once more with a session whose SAS are two static ones for whole containers and whose"
-            " records go nowhere (`benchmarks/unscoped.py`; the package has no such switch). Four more pairs than"
+            " records go nowhere (`benchmarks/unscoped.py`; the package has no such switch). Two more pairs than"
             " elsewhere, A B B A, since what is to be seen is smaller than what one run differs from the next.",
             ours="ours",
             theirs="unscoped",
