@@ -71,6 +71,7 @@ class Diagnosis:
         client_request_id: The `x-ms-client-request-id` that was sent.
         attempts: How often it was tried; 0 when nothing was sent.
         retry_after_s: Seconds to wait, as the service asked.
+        correlation_id: Entra's correlation id: with the trace id it finds the attempt in the sign-in log.
         hint: The likely fix, as an instruction.
     """
 
@@ -82,6 +83,7 @@ class Diagnosis:
     client_request_id: str = ""
     attempts: int = 0
     retry_after_s: float | None = None
+    correlation_id: str = ""
     hint: str = ""
 
 
@@ -134,6 +136,7 @@ class BeamEntraError(Exception):
                 f"client request id {known.client_request_id}" if known.client_request_id else "",
                 f"{known.attempts} attempts" if known.attempts > 1 else "",
             )
+                f"correlation id {known.correlation_id}" if known.correlation_id else "",
             if part
         )
         for label, text in (

@@ -65,7 +65,9 @@ def certificate(identity: IdentitySettings, connection: Connection) -> SupportsT
 def _check_region() -> None:
     """Nothing ambient decides where a secret goes. azure-identity and MSAL let these two, with no way to say no."""
     for name in _REGIONS:
-        if name in os.environ:
+        if not os.environ.get(name):
+            os.environ.pop(name, None)  # MSAL takes an empty one for the name of a region, and fails
+        else:
             raise ConfigError(
                 f"the worker's environment has {name}, which moves token requests to another host than [identity] "
                 "authority",

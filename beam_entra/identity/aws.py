@@ -104,7 +104,7 @@ def _refused(answer: dict[str, Any]) -> IdentityError:
         "hint": _FIXES.get(code, "see what AWS CloudTrail says of the request"),
     }
     about = f"AWS STS answered HTTP {status}: {said or code}"
-    if status == 429 or status >= 500 or "Throttl" in code:
+    if status in {408, 429} or status >= 500 or "Throttl" in code:
         return IdentityUnavailable(about, Diagnosis(**facts))
     return IdentityRejected(about, Diagnosis(**facts))
 

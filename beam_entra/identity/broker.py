@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
 from beam_entra.clock import Clock
-from beam_entra.errors import BeamEntraError, IdentityUnavailable
+from beam_entra.errors import BeamEntraError, Diagnosis, IdentityUnavailable
 from beam_entra.identity.sources import CredentialSource
 from beam_entra.identity.token import AccessToken
 
@@ -25,6 +25,7 @@ _UNUSABLE_SHARE = 0.05
 _UNUSABLE_AT_MOST = timedelta(seconds=30)
 _REST_AFTER_FAILURE = timedelta(seconds=30)
 _LONGEST_REST_S = 24 * 3600  # whatever a Retry-After asks for
+_REST_AFTER_CHALLENGE = timedelta(seconds=60)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,9 +56,11 @@ class _Slot:
         failure: Of the last flight.
         claims: What a service wants to see in the next token, as JSON; "" for nothing, or when it is in the token.
         answered: The token came for such claims.
+        unchallenged_until: Of a token that did: no other is asked for in its place until then.
         last: The newest token that was good, also when it is not any more.
         attempts: Requests since then.
         failing_since: When the first of them was made.
+        heard: What the last of them that was answered was told.
         not_before: No refresh ahead until then.
         asked_until: No request at all until then: the Retry-After of the last flight's last answer.
     """
@@ -71,9 +74,11 @@ class _Slot:
     failure: BeamEntraError | None = None
     claims: str = ""
     answered: bool = False
+    unchallenged_until: datetime = _LONG_AGO
     last: AccessToken | None = None
     attempts: int = 0
     failing_since: datetime | None = None
+    heard: Diagnosis | None = None
     not_before: datetime | None = None
     asked_until: datetime | None = None
 
@@ -86,7 +91,8 @@ class TokenBroker:
     with the token that is still good; only when none is left do callers wait, all for the same request.
 
     A token that a service has refused with a claims challenge (continuous access evaluation) is given out no more: the
-    next request carries the claims, whoever makes it, until a token has come for them.
+    next request carries the claims, whoever makes it, until a token has come for them. If the service refuses that one
+    as well, a third will not help: for a minute none is asked for, however often it says so.
 
     Args:
         source: Where tokens come from.
@@ -123,13 +129,17 @@ class TokenBroker:
         """
         return self._live(audience, self._slot(audience))
 
-    def renew(self, refused: AccessToken, claims: str) -> AccessToken:
+    def renew(self, refused: AccessToken, claims: str) -> AccessToken | None:
         """A token with these claims in place of one that a service has refused for the want of them.
 
         Of many that were refused the same token, one asks and all get the new one.
 
         Args:
             claims: What the service said in its challenge, decoded: JSON.
+
+        Returns:
+            None when the one that was refused had itself been got for a challenge, less than a minute ago. It is kept:
+            another request may be let in with it.
 
         Raises:
             IdentityError: As `get`. The refused token is gone.
@@ -138,6 +148,8 @@ class TokenBroker:
         with slot.changed:
             token = slot.token
             if token is not None and (token.token_id == refused.token_id or not slot.answered):
+                if slot.answered and self._clock() < slot.unchallenged_until:
+                    return None
                 slot.token = None
                 slot.claims = claims
         return self._live(refused.audience, slot)
@@ -219,10 +231,11 @@ class TokenBroker:
                 slot.failure = failure
                 slot.asked_until = None
                 if token is not None:
-                    slot.last, slot.attempts, slot.failing_since = token, 0, None
+                    slot.last, slot.attempts, slot.failing_since, slot.heard = token, 0, None, None
                     if claims == slot.claims:  # else a challenge came meanwhile, which this token does not answer
                         slot.token, slot.answered, slot.claims = token, bool(claims), ""
                         slot.usable_until = _usable_until(token)
+                        slot.unchallenged_until = self._clock() + _REST_AFTER_CHALLENGE
                     slot.refresh_at, slot.not_before = _refresh_at(token), None
                 else:
                     slot.not_before = self._clock() + _REST_AFTER_FAILURE
@@ -243,6 +256,8 @@ class TokenBroker:
                 return self._source.acquire(audience), attempt
             except IdentityUnavailable as error:
                 failure = error
+            if failure.diagnosis.status is not None:
+                slot.heard = failure.diagnosis
             backoff_s = min(policy.first_delay_s * 2 ** (attempt - 1), policy.longest_delay_s)
             asked_s = failure.diagnosis.retry_after_s
             wait_s = random.uniform(0, backoff_s) + (asked_s or 0)  # noqa: S311 - jitter, not a secret
@@ -263,9 +278,14 @@ class TokenBroker:
             before = f"the token at hand ends at {ends}" if slot.token else "a service has refused the token at hand"
         else:
             before = f"the last good token ended at {slot.last.expires:%Y-%m-%d %H:%M:%SZ}"
+        known, heard = failure.diagnosis, ""
+        if known.status is None and slot.heard is not None:
+            heard = f"; its last answer was HTTP {slot.heard.status}"
+            told = {name: getattr(slot.heard, name) for name in ("status", "code", "request_id", "correlation_id")}
+            known = dataclasses.replace(known, **told)
         return IdentityUnavailable(
-            f"{failure.message}; it was asked {tries}, since {since:%Y-%m-%d %H:%M:%SZ}; {before}",
-            dataclasses.replace(failure.diagnosis, attempts=slot.attempts),
+            f"{failure.message}; it was asked {tries}, since {since:%Y-%m-%d %H:%M:%SZ}{heard}; {before}",
+            dataclasses.replace(known, attempts=slot.attempts),
         )
 
 

@@ -106,8 +106,10 @@ _CODELESS = "check [identity] tenant and authority, and whether a proxy answers 
 
 _CODE = re.compile(r"AADSTS(\d+)")
 _TRACE = re.compile(r"Trace ID: ([0-9a-fA-F-]{36})")
+_CORRELATION = re.compile(r"Correlation ID: ([0-9a-fA-F-]{36})")
 _NO_ANSWER = (ServiceRequestError, ServiceResponseError)
-_CLIENT_ERROR, _TOO_MANY_REQUESTS, _SERVER_ERROR = 400, 429, 500
+_CLIENT_ERROR, _SERVER_ERROR = 400, 500
+_PASSING = {408, 429}  # of the client's errors, those that may be better in a moment
 
 
 class NotHere(Exception):
@@ -169,8 +171,8 @@ class LastAnswer:
 def translate(error: Exception, answer: LastAnswer, *, tried: str, identity: str, fix: str) -> IdentityError:
     """Say in our words why no token came, with Entra's code, trace id and the likely fix.
 
-    An answer that says no is `IdentityRejected`; everything that may be better in a moment (no connection, 429, 5xx, an
-    answer that is not Entra's) is `IdentityUnavailable`.
+    An answer that says no is `IdentityRejected`; everything that may be better in a moment (no connection, 408, 429,
+    5xx, an answer that is not Entra's) is `IdentityUnavailable`.
 
     Args:
         fix: What to do when the credential itself was not to be had.
@@ -185,17 +187,18 @@ def translate(error: Exception, answer: LastAnswer, *, tried: str, identity: str
         if isinstance(error, CredentialUnavailableError):
             raise NotHere(rejected)
         return rejected
-    code, trace = _CODE.search(answer.error_text), _TRACE.search(answer.error_text)
+    code, trace, correlation = (each.search(answer.error_text) for each in (_CODE, _TRACE, _CORRELATION))
     facts: dict[str, Any] = {
         "tried": tried,
         "identity": identity,
         "status": answer.status,
         "code": code.group(0) if code else "",
         "request_id": trace.group(1) if trace else answer.headers.get("x-ms-request-id", ""),
+        "correlation_id": correlation.group(1) if correlation else "",
         "attempts": 1,
     }
     status = answer.status or 0
-    if _CLIENT_ERROR <= status < _SERVER_ERROR and status != _TOO_MANY_REQUESTS:
+    if _CLIENT_ERROR <= status < _SERVER_ERROR and status not in _PASSING:
         reason = redacted(_without_ids(answer.error_text), prose=True)
         if not code:
             told = reason or f"it answered HTTP {status}"

@@ -101,7 +101,7 @@ def _refused(error: HttpResponseError) -> IdentityError:
         "attempts": 1,
     }
     about = f"Key Vault answered HTTP {status}: {redacted(str(error.message), prose=True)}"
-    if status == 429 or status >= 500 or status < 400:
+    if status in {408, 429} or status >= 500 or status < 400:
         hint = "see that the vault is healthy, and that not too much is asked of it"
         return IdentityUnavailable(about, Diagnosis(hint=hint, retry_after_s=retry_after_s(headers), **facts))
     return IdentityRejected(about, Diagnosis(hint=_FIXES.get(status, "look the code up in Key Vault's log"), **facts))

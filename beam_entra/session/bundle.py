@@ -55,6 +55,7 @@ from beam_entra.paths import BlobPath
 from beam_entra.storage import Authorization, BlobProperties, Sas
 from beam_entra.storage.answers import Answer, are_claims
 from beam_entra.storage.blobs import ListPage
+from beam_entra.storage.exchange import STILL_CHALLENGED
 
 if TYPE_CHECKING:
     from beam_entra.session.session import Session
@@ -125,8 +126,8 @@ class BundleSession:
         tried = f"open a bundle of {step}"
         with self._noting_refusals(audience, "token"):
             session.check_deadline(tried)
-            self.token = self._checked_token(audience, tried)
-        self._record(BundleOpened, step=step, token=self.token.token_id)
+            token = self._checked_token(audience, tried)
+        self._record(BundleOpened, step=step, token=token.token_id)
         self._opened = True
 
     def __enter__(self) -> BundleSession:
@@ -147,7 +148,7 @@ class BundleSession:
         Raises:
             ValueError: They are none, or the refused token is for another audience.
             NotGranted: It does not name it, or it is Storage's. Nothing was sent.
-            IdentityError: No token.
+            IdentityError: No token; or the one that was refused is new, and was got for a challenge itself.
             AuditUnavailable: The bundle is closed.
         """
         tried = f"acquire a token for {audience}"
@@ -165,7 +166,14 @@ class BundleSession:
             if refused is not None:
                 if refused.audience != audience:
                     raise ValueError("a token is renewed for its own audience")
-                token = self.session.broker.renew(refused, claims)
+                renewed = self.session.broker.renew(refused, claims)
+                if renewed is None:
+                    raise IdentityRejected(
+                        f"{audience} wants other claims in the job's token, and refuses the new token that was got "
+                        "with them as well",
+                        Diagnosis(tried=tried, hint=STILL_CHALLENGED),
+                    )
+                token = renewed
         self.session.settle()  # the record of the token is durable before anybody has it
         return token
 
@@ -530,6 +538,7 @@ class BundleSession:
             with self._lock:
                 self._check_open(tried)  # it may have been closed meanwhile
                 self._sas[path, permission] = sas
+                self._sas.pop((path, permission), None)
             if renewed:
                 self.session.count("sas_refreshed")
             return sas

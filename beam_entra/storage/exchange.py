@@ -26,9 +26,13 @@ from beam_entra.storage.answers import (
 from beam_entra.storage.transport import ConnectionPool
 from beam_entra.storage.wire import Response, TooSlow
 
-__all__ = ["Authorise", "Authorization", "Call", "Exchange", "RetryPolicy"]
+__all__ = ["STILL_CHALLENGED", "Authorise", "Authorization", "Call", "Exchange", "RetryPolicy"]
 
 SERVICE_VERSION = "2025-07-05"
+STILL_CHALLENGED = (
+    "see in Entra's sign-in log whether the principal was disabled or its sessions revoked, and whether a Conditional "
+    "Access policy lets it in from this worker's network"
+)
 _BAD_SIGNATURE = "AuthenticationFailed"  # a key that has ended, or that the account's owner has revoked
 _GOOD = range(200, 300)  # a redirect is none: Storage sends none, and whoever sent it has not done what was asked
 
@@ -40,7 +44,8 @@ class Authorization:
     Attributes:
         copy_source: For a copy: URL of the blob that Storage is to read, with the SAS to read it, if there is one.
         copy_source_bearer: The access token that Storage is to read it with, if there is none.
-        renew: Called with the claims of a challenge: has `authorise` give a token with them from then on.
+        renew: Called with the claims of a challenge: has `authorise` give a token with them from then on;
+            None if it does not.
         resign: Called when Storage takes the signature for none: says whether `authorise` gives one of a new key now.
     """
 
@@ -96,7 +101,8 @@ class Exchange:
     """Sends calls over one connection pool.
 
     A claims challenge (continuous access evaluation) to a request that went out under a token is answered once: the
-    `Authorization` renews its token, and the request is sent again. A second one is a refusal.
+    `Authorization` renews its token, and the request is sent again. A second one is a refusal, and so is the first
+    one to a token that was itself got for a challenge a moment ago.
 
     Args:
         pause: Waits so many seconds between attempts; true if there is to be no other.
@@ -147,8 +153,8 @@ class Exchange:
                 claims = claims_challenge(answer) if authorization.renew is not None else ""
                 if claims and authorization.renew is not None and not challenged:
                     challenged = True
-                    authorization.renew(claims)
-                    continue
+                    if authorization.renew(claims) is not None:
+                        continue
                 dead = answer.code == _BAD_SIGNATURE and authorization.resign is not None and not challenged
                 if dead and authorization.resign is not None and authorization.resign():
                     challenged = True
@@ -223,13 +229,9 @@ class Exchange:
 
 def _still_challenged(failure: BeamEntraError) -> AccessDenied:
     """The refusal of a token that has the claims which the first challenge wanted."""
-    hint = (
-        "see in Entra's sign-in log whether the principal was disabled or its sessions revoked, and whether a "
-        "Conditional Access policy lets it in from this worker's network"
-    )
     return AccessDenied(
         "Storage wants other claims in the job's token, and refuses the new token that was got with them as well",
-        replace(failure.diagnosis, hint=hint),
+        replace(failure.diagnosis, hint=STILL_CHALLENGED),
     )
 
 

@@ -53,6 +53,8 @@ class TenantRequest:
         scope: The scope that it asked for.
         claims: The claims that it asked for, as JSON: those of a challenge, and `xms_cc` for the client's capabilities.
         outcome: `issued` or `ok`, an error such as `AADSTS700213`, or the fault that met it, such as `throttle`.
+        trace_id: Of an error's answer, as the sign-in log would have it.
+        correlation_id: Likewise.
     """
 
     time: datetime
@@ -62,6 +64,8 @@ class TenantRequest:
     scope: str = ""
     claims: str = ""
     outcome: str
+    trace_id: str = ""
+    correlation_id: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -267,8 +271,10 @@ class LocalTenant:
             self._note("other", _Told(), "404")
             return Answer(status=404)
         if tenant.lower() not in self._names:
-            self._note(pages[rest], _Told(), "AADSTS90002")
-            return self._refusal(90002, text=REFUSALS[90002].text.format(tenant=tenant), error="invalid_tenant")
+            text = REFUSALS[90002].text.format(tenant=tenant)
+            refused = self._refusal(90002, text=text, error="invalid_tenant")
+            self._note(pages[rest], _Told(), "AADSTS90002", refused)
+            return refused
         with self._lock:
             keys = key_set(self._keys)
         return self._open(pages[rest], keys if pages[rest] == "keys" else self._discovery())
@@ -301,13 +307,14 @@ class LocalTenant:
                 self._note("token", told, fault.action.name)
                 raise
             if answer is not None:
-                self._note("token", told, fault.action.name)
+                self._note("token", told, fault.action.name, answer)
                 return answer
         try:
             return self._issue(tenant, request, form, told)
         except Refused as refused:
-            self._note("token", told, f"AADSTS{refused.code}")
-            return self._refusal(refused.code, text=refused.text, correlation_id=told.correlation_id)
+            answer = self._refusal(refused.code, text=refused.text, correlation_id=told.correlation_id)
+            self._note("token", told, f"AADSTS{refused.code}", answer)
+            return answer
 
     def _issue(self, tenant: str, request: Request, form: Mapping[str, str], told: _Told) -> Answer:
         # In Entra's order: tenant, parameters, app, credential, resource.
@@ -446,7 +453,7 @@ class LocalTenant:
 
     # ---- helpers
 
-    def _note(self, kind: str, told: _Told, outcome: str) -> None:
+    def _note(self, kind: str, told: _Told, outcome: str, error: Answer | None = None) -> None:
         self.requests.append(
             TenantRequest(
                 time=self._clock(),
@@ -456,6 +463,7 @@ class LocalTenant:
                 scope=told.scope,
                 claims=told.claims,
                 outcome=outcome,
+                **_ids(error),
             )
         )
 
@@ -466,6 +474,15 @@ class LocalTenant:
         self, name: str, action: Callable[[], Answer | None], *, times: int | None, gate: Gate | None = None
     ) -> TenantFault:
         return self._faults.add(Fault(TenantAction(name=name, act=action), times=times, gate=gate))
+
+
+def _ids(error: Answer | None) -> dict[str, str]:
+    """What an error's answer says of the sign-in log; nothing if it is not in Entra's words."""
+    try:
+        document = json.loads(error.body) if error is not None else {}
+    except ValueError:
+        return {}
+    return {name: document[name] for name in ("trace_id", "correlation_id") if name in document}
 
 
 def _capabilities(claims: str) -> list[str]:

@@ -418,6 +418,24 @@ def test_without_a_token_the_whole_story_is_told(clock):
         broker.get(STORAGE_AUDIENCE)  # the story begins anew with each token
 
 
+def test_the_story_keeps_the_last_answer(clock):
+    """Attempts that nobody answered hide neither Entra's last status nor its code and ids."""
+    known = Diagnosis(status=503, code="AADSTS90033", request_id="trace-9", correlation_id="correlation-9")
+    busy = IdentityUnavailable("the token endpoint gave no token: it answered HTTP 503", known)
+    silent = IdentityUnavailable("the token endpoint gave no token: it did not answer", Diagnosis(hint="look"))
+    broker = broker_of(ScriptedSource(clock, busy, silent, silent), clock, policy=RetryPolicy(attempts=3))
+    with pytest.raises(IdentityUnavailable, match="Z; its last answer was HTTP 503; there has been no") as caught:
+        broker.get(STORAGE_AUDIENCE)
+    told = caught.value.diagnosis
+    assert (told.status, told.code, told.request_id) == (503, "AADSTS90033", "trace-9")
+    assert (told.correlation_id, told.hint, told.attempts) == ("correlation-9", "look", 3)
+    broker_silent = broker_of(ScriptedSource(clock, silent), clock, policy=RetryPolicy(attempts=1))
+    with pytest.raises(IdentityUnavailable) as caught:
+        broker_silent.get(STORAGE_AUDIENCE)
+    assert caught.value.diagnosis.status is None
+    assert "last answer" not in caught.value.message
+
+
 def test_the_story_of_a_first_request(clock):
     """It says that there has been no token."""
     broker = broker_of(ScriptedSource(clock, SILENT), clock, policy=RetryPolicy(attempts=1))
@@ -450,7 +468,33 @@ def test_a_challenge_leads_to_one_new_token_for_everybody(clock):
     assert broker.renew(refused, CLAIMS).token_id == "token-2"  # who is late
     assert recorded.tokens.qsize() == 2
     second = broker.get(STORAGE_AUDIENCE)
+    clock.advance(timedelta(seconds=60))
     assert broker.renew(second, CLAIMS).token_id == "token-3"  # another challenge, to the new one
+
+
+def test_challenges_without_an_end_cost_one_token_a_minute(clock):
+    """Whoever refuses each new token gets no other for a minute, whatever the claims, and nobody waits."""
+    source = ScriptedSource(clock)
+    broker = broker_of(source, clock)
+    broker.renew(broker.get(STORAGE_AUDIENCE), CLAIMS)
+    for minute in range(1, 4):
+        for second in range(60):
+            refused = broker.get(STORAGE_AUDIENCE)
+            assert broker.renew(refused, CLAIMS.replace("1772366400", str(second))) is None
+            assert len(source.asked) == minute + 1
+            clock.advance(timedelta(seconds=1))
+        assert broker.renew(broker.get(STORAGE_AUDIENCE), CLAIMS) is not None
+    assert broker.renew(broker.get(GRAPH), CLAIMS) is not None  # another service's challenge is its own
+
+
+def test_after_an_ordinary_refresh_a_challenge_is_answered_at_once(clock):
+    """The minute is that of a token which was got for a challenge."""
+    source = ScriptedSource(clock, life=timedelta(seconds=40))
+    broker = broker_of(source, clock)
+    broker.renew(broker.get(STORAGE_AUDIENCE), CLAIMS)
+    clock.advance(timedelta(seconds=40))
+    assert broker.renew(broker.get(STORAGE_AUDIENCE), CLAIMS).token_id == "token-4"
+    assert source.claims == ["", CLAIMS, "", CLAIMS]
 
 
 def test_a_refused_token_is_given_out_no_more(clock):

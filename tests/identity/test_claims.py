@@ -109,6 +109,17 @@ def test_the_environment_does_not_move_the_token_endpoint(beam_entra_cloud, tmp_
 
 
 @pytest.mark.parametrize("name", ["AZURE_REGIONAL_AUTHORITY_NAME", "MSAL_FORCE_REGION"])
+@pytest.mark.parametrize("source", ["a client secret", "a certificate"])
+def test_an_empty_region_is_none(beam_entra_cloud, tmp_path, monkeypatch, name, source):
+    """A variable that is set to nothing moves nothing."""
+    identity = SOURCES[source](beam_entra_cloud, tmp_path)
+    monkeypatch.setenv(name, "")
+    token = EntraSource(identity, clock=utc_now).acquire(STORAGE_AUDIENCE)
+    assert token.claims.appid == beam_entra_cloud.client_id
+    assert beam_entra_cloud.tenant.token_requests == 1
+
+
+@pytest.mark.parametrize("name", ["AZURE_REGIONAL_AUTHORITY_NAME", "MSAL_FORCE_REGION"])
 def test_an_assertion_goes_to_the_manifests_authority_whatever_the_environment(beam_entra_cloud, monkeypatch, name):
     """azure-identity reads no region for assertions."""
     monkeypatch.setenv(name, "westeurope")

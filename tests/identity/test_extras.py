@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from importlib.metadata import requires
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -95,3 +97,14 @@ def test_the_libraries_of_extras_are_loaded_when_they_are_asked():
         "print([m for m in ('google.auth', 'boto3', 'botocore', 'azure.keyvault.secrets') if m in sys.modules])"
     )
     assert ran(program).strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("extra", "library"), [("gcp", "google-auth"), ("aws", "boto3"), ("keyvault", "azure-keyvault-secrets")]
+)
+def test_the_library_comes_with_its_extra_alone(extra, library):
+    """The base install asks for none of them."""
+    wanted = [each for each in map(Requirement, requires("beam-entra") or []) if each.name == library]
+    assert wanted
+    assert not [each for each in wanted if each.marker is None or each.marker.evaluate({"extra": ""})]
+    assert [each for each in wanted if each.marker and each.marker.evaluate({"extra": extra})]

@@ -84,6 +84,13 @@ def refused(identity: IdentitySettings, **timeouts: float) -> IdentityRejected:
     return caught.value
 
 
+def ids_of_the_last(cloud: LocalCloud) -> tuple[str, str]:
+    """Trace id and correlation id of the last error, as the tenant's own log has them."""
+    last = [request for request in cloud.tenant.requests if request.outcome not in {"ok", "issued"}][-1]
+    assert len(last.trace_id) == len(last.correlation_id) == 36
+    return last.trace_id, last.correlation_id
+
+
 def unavailable(identity: IdentitySettings, **timeouts: float) -> IdentityUnavailable:
     """One attempt that gets no useful answer."""
     with pytest.raises(IdentityUnavailable) as caught:
@@ -322,7 +329,7 @@ def test_a_refusal_says_why_and_what_to_do(beam_entra_cloud, tmp_path, refusal):
     known = error.diagnosis
     assert known.code == refusal.code
     assert refusal.fix in known.hint
-    assert len(known.request_id) == 36
+    assert (known.request_id, known.correlation_id) == ids_of_the_last(beam_entra_cloud)
     assert identity.client in known.identity
     assert known.tried == (
         f"acquire a token for {STORAGE_AUDIENCE} at {identity.authority}/{identity.tenant} by {identity.credential}"
@@ -558,6 +565,7 @@ class NoAnswer:
 NO_ANSWERS = {
     "throttled": NoAnswer(lambda tenant, times: tenant.throttle(7, times=times), "it answered HTTP 429", 429),
     "busy": NoAnswer(lambda tenant, times: tenant.fail(503, times=times), "it answered HTTP 503", 503),
+    "timed out": NoAnswer(lambda tenant, times: tenant.fail(408, times=times), "it answered HTTP 408", 408),
     "broken": NoAnswer(lambda tenant, times: tenant.fail(500, times=times), "it answered HTTP 500", 500),
     "dropped": NoAnswer(lambda tenant, times: tenant.drop(times=times), "it did not answer", None),
     "garbage": NoAnswer(
@@ -606,6 +614,24 @@ def test_a_passing_fault_is_outlived(beam_entra_cloud, identity, name):
     if name == "throttled":
         assert all(seconds >= 7 for seconds in paused)
     let_go(beam_entra_cloud.tenant, 3)
+
+
+@pytest.mark.parametrize(
+    ("status", "code"), [(408, "AADSTS50000"), (429, "AADSTS90055"), (500, "AADSTS50000"), (503, "AADSTS90033")]
+)
+def test_the_error_that_is_told_when_no_token_is_left(beam_entra_cloud, identity, status, code):
+    """Entra's last status, code, trace id and correlation id, out of its own words, for who looks into its log."""
+    tenant = beam_entra_cloud.tenant
+    tenant.throttle(1) if status == 429 else tenant.fail(status)
+    broker = TokenBroker(EntraSource(identity, clock=utc_now), clock=utc_now, pause=lambda seconds: False)
+    with pytest.raises(IdentityUnavailable, match=f"it answered HTTP {status}; it was asked 5 times in ") as caught:
+        broker.get(STORAGE_AUDIENCE)
+    known, ids = caught.value.diagnosis, ids_of_the_last(beam_entra_cloud)
+    assert (known.status, known.code, known.attempts) == (status, code, 5)
+    assert (known.request_id, known.correlation_id) == ids
+    answer = f"answer:   HTTP {status}, {code}, request id {ids[0]}, correlation id {ids[1]}, 5 attempts"
+    assert answer in str(caught.value)
+    assert beam_entra_cloud.find_leaks(everything_in(caught.value)) == []
 
 
 def test_the_attempts_are_told(beam_entra_cloud, identity):

@@ -58,6 +58,12 @@ def test_a_connectors_challenge(make_job):
             bundle.access_token(GRAPH, refused=replace(refused, audience="https://vault.azure.net"), claims="{}")
         fresh = bundle.access_token(GRAPH, refused=refused, claims=json.dumps(LOCATION))
         assert bundle.access_token(GRAPH) == fresh != refused
+        asked = job.cloud.tenant.token_requests
+        with pytest.raises(IdentityRejected, match="refuses the new token that was got with them as well") as caught:
+            bundle.access_token(GRAPH, refused=fresh, claims=json.dumps(LOCATION))
+        assert (job.cloud.tenant.token_requests, bundle.access_token(GRAPH)) == (asked, fresh)
+        assert "Conditional Access" in caught.value.hint
+    assert [(each["path"], each["by"]) for each in job.records("denied")] == [(GRAPH, "entra")]
     assert LOCATION["access_token"] in asked_claims(job)
     assert fresh.token_id in {record["token"] for record in job.records("token_acquired")}
 

@@ -648,7 +648,8 @@ def test_sessions_are_not_pickled(job):
     session = job.session()
     with session.bundle("read") as bundle:
         bundle.properties(job.source())
-        for live in (session, bundle, bundle.token, session.broker, *session._keys.values(), *bundle._sas.values()):
+        token = session.broker.get("https://storage.azure.com")
+        for live in (session, bundle, token, session.broker, *session._keys.values(), *bundle._sas.values()):
             with pytest.raises(TypeError):
                 pickle.dumps(live)
         with pytest.raises(TypeError, match="pickle its JobScope"):

@@ -136,6 +136,19 @@ def test_a_second_challenge_is_a_refusal(desk, broker):
     assert desk.cloud.find_leaks(everything_in(caught.value)) == []
 
 
+def test_challenges_that_stay_cost_no_token_each(desk, broker):
+    """While the new token is new, each further access is the same refusal, of one request; then it may be let in."""
+    desk.cloud.proxy.challenge(json.loads(CLAIMS))
+    for _ in range(4):
+        with pytest.raises(AccessDenied, match="refuses the new token that was got with them as well") as caught:
+            key_of(desk, broker)
+    assert (caught.value.diagnosis.status, caught.value.diagnosis.attempts) == (401, 1)
+    assert [each.status for each in desk.cloud.proxy.requests] == [401] * 5
+    desk.cloud.proxy.clear_faults()
+    assert key_of(desk, broker).token_id == broker.get(STORAGE_AUDIENCE).token_id
+    assert len(asked(desk)) == 2
+
+
 def test_a_401_without_claims_costs_no_token(desk, broker):
     """It is refused at once."""
     desk.cloud.proxy.respond(401, "InvalidAuthenticationInfo", where=matching("GetUserDelegationKey"))
