@@ -73,6 +73,7 @@ def failed_with(check: str, about: str, error: BeamEntraError, fix: str = "") ->
             f"HTTP {known.status}" if known.status and f"HTTP {known.status}" not in error.message else "",
             known.code,
             f"request id {known.request_id}" if known.request_id else "",
+            f"correlation id {known.correlation_id}" if known.correlation_id else "",
             f"{known.attempts} attempts" if known.attempts > 1 else "",
         )
         if part
@@ -93,4 +94,5 @@ def blocked(check: str, about: str, why: str) -> Finding:
 
 def _facts(error: BeamEntraError) -> dict[str, Fact]:
     known = error.diagnostics()
-    return {name: known[name] for name in ("error", "status", "code", "request_id", "attempts") if name in known}
+    names = ("error", "status", "code", "request_id", "correlation_id", "attempts")
+    return {name: known[name] for name in names if name in known}

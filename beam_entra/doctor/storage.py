@@ -77,6 +77,8 @@ def check_grants(visit: Visit) -> Iterator[Finding]:
         try:
             yield _granted(visit, grant)
         except BeamEntraError as error:
+            if _is_of_no_container(grant.path, error):
+                visit.missing.add(_container(grant.path))
             fix = _fix(visit, grant.path, error, _ROLES[grant.permission])
             yield failed_with(grant.permission.value, str(grant.path), error, fix)
 
@@ -122,13 +124,17 @@ def check_public_access(visit: Visit) -> Iterator[Finding]:
         if why := visit.why_not(f"account {account}", "audit"):
             yield blocked("public access", account, why)
             continue
+        looked_at = [path for path in containers if _container(path) not in visit.missing]
+        if not looked_at:
+            yield blocked("public access", account, "there is no container to look at")
+            continue
         try:
-            open_ones = [path.container for path in containers if _is_public(visit, path)]
+            open_ones = [path.container for path in looked_at if _is_public(visit, path)]
         except BeamEntraError as error:
             yield failed_with("public access", account, error)
             continue
         if not open_ones:
-            yield good("public access", account, f"off for {', '.join(path.container for path in containers)}")
+            yield good("public access", account, f"off for {', '.join(path.container for path in looked_at)}")
             continue
         fix = f"switch it off: az storage account update --name {account} --allow-blob-public-access false"
         found = f"anybody may read from {', '.join(open_ones)}"
@@ -194,11 +200,14 @@ def _role(visit: Visit, path: BlobPath, role: str) -> str:
     return f"give {who(visit)} the role {role} on container {path.container} of storage account {path.account}"
 
 
+def _is_of_no_container(path: BlobPath, error: BeamEntraError) -> bool:
+    return error.diagnosis.code == "ContainerNotFound" or (isinstance(error, BlobNotFound) and not path.name)
+
+
 def _fix(visit: Visit, path: BlobPath, error: BeamEntraError, role: str) -> str:
-    code = error.diagnosis.code
-    if code == _ROLE_MISSING:
+    if error.diagnosis.code == _ROLE_MISSING:
         return _role(visit, path, role)
-    if code == "ContainerNotFound" or (isinstance(error, BlobNotFound) and not path.name):
+    if _is_of_no_container(path, error):
         name = f"--account-name {path.account} --name {path.container}"
         return f"create it: az storage container create {name} --auth-mode login"
     return ""

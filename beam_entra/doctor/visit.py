@@ -31,6 +31,7 @@ class Visit:
         lost: What could not be had, as `authority` or `account contosolake`, to the reason.
         ahead: By service, by how much this machine's clock is ahead.
         blobs: By container, a blob that is there.
+        missing: Containers that are not there.
         failures: Checks that failed so far, each once.
     """
 
@@ -40,6 +41,7 @@ class Visit:
     lost: dict[str, str] = field(default_factory=dict)
     ahead: dict[str, timedelta] = field(default_factory=dict)
     blobs: dict[str, BlobPath] = field(default_factory=dict)
+    missing: set[str] = field(default_factory=set)
     failures: dict[str, None] = field(default_factory=dict)
     scope: JobScope | None = None
     session: Session | None = None

@@ -22,6 +22,7 @@ from beam_entra.storage.probes import (
     Probe,
     Refusal,
     anonymous_probe,
+    commit_probe,
     delete_probe,
     metadata_probe,
     overwrite_probe,
@@ -81,8 +82,12 @@ class Prober:
         return True
 
     def ask_to_write(self, path: BlobPath) -> None:
-        """Ask for a commit that cannot succeed, of a blob that the job may write."""
-        self._ask(write_probe, path, Permission.WRITE, "write")
+        """Ask for a commit that cannot succeed, of a blob that the job may write: with a condition, and without.
+
+        The second question does not depend on what Storage looks at first, conditions or rights.
+        """
+        for probe in (write_probe, commit_probe):
+            self._ask(probe, path, Permission.WRITE, "write")
 
     def ask_to_delete(self, path: BlobPath) -> None:
         """Ask for a deletion that cannot succeed, of a blob that the job may delete."""

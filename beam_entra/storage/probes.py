@@ -1,7 +1,9 @@
 """Asking Storage whether it would do something, by requests that it cannot carry out.
 
 Storage decides who may do what before it looks at a request's conditions. So each of these carries one that never
-holds: who may not do it hears 403, who may hears of the condition, and nothing is read, written or deleted.
+holds: who may not do it hears 403, who may hears of the condition, and nothing is read, written or deleted. Of a commit
+it is asked without one as well: of blocks that were never staged, which comes to nothing whatever Storage looks at
+first.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ __all__ = [
     "Probe",
     "Refusal",
     "anonymous_probe",
+    "commit_probe",
     "delete_probe",
     "metadata_probe",
     "overwrite_probe",
@@ -57,9 +60,17 @@ Probe = Callable[[BlobService, BlobPath, Authorise, str], Refusal]
 
 def write_probe(service: BlobService, path: BlobPath, authorise: Authorise, client_request_id: str) -> Refusal:
     """Put Block List of a block that was never staged, over a version that never was."""
-    body = block_list_xml("Uncommitted", [new_block_id()])
-    query = {"comp": "blocklist"}
-    return _refused(service, "PUT", path, "write", authorise, client_request_id, query=query, body=body)
+    return _refused(service, "PUT", path, "write", authorise, client_request_id, **_never_staged())
+
+
+def commit_probe(service: BlobService, path: BlobPath, authorise: Authorise, client_request_id: str) -> Refusal:
+    """The same without a condition: who may write hears that there is no such block."""
+    call = _never_staged()
+    return _refused(service, "PUT", path, "write", authorise, client_request_id, never=False, **call)
+
+
+def _never_staged() -> dict[str, Any]:
+    return {"query": {"comp": "blocklist"}, "body": block_list_xml("Uncommitted", [new_block_id()])}
 
 
 def delete_probe(service: BlobService, path: BlobPath, authorise: Authorise, client_request_id: str) -> Refusal:
@@ -120,15 +131,18 @@ def _refused(
     client_request_id: str,
     *,
     headers: dict[str, str] | None = None,
+    never: bool = True,
     **parts: Any,
 ) -> Refusal:
-    never = {"If-Match": _NEVER, **(headers or {})}
+    sent = {"If-Match": _NEVER} if never else {}
     try:
-        answer = _send(service, method, path, verb, authorise, client_request_id, headers=never, **parts)
+        answer = _send(
+            service, method, path, verb, authorise, client_request_id, headers=sent | (headers or {}), **parts
+        )
     except BeamEntraError as error:
         return _refusal(error)
     done = StorageError(
-        "Storage carried out a request whose condition cannot hold",
+        "Storage carried out a request that cannot be carried out",
         Diagnosis(
             tried=f"see whether one may {verb} {path}",
             status=answer.status,

@@ -66,6 +66,17 @@ def test_the_flags_of_a_launch(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> N
     assert done.exit_code == 0, done.output
 
 
+@pytest.mark.parametrize("flag", ["--access_endpoints", "--endpoints"])
+@pytest.mark.parametrize("joined", [True, False], ids=["in one word", "in two"])
+def test_where_the_services_are(lake: Lake, monkeypatch: pytest.MonkeyPatch, flag: str, joined: bool) -> None:
+    """By either name, over what the environment says."""
+    monkeypatch.setenv("BEAM_ENTRA_ENDPOINTS", str(lake.folder / "nowhere.toml"))
+    file = str(lake.cloud.endpoints_file)
+    given = [f"{flag}={file}"] if joined else [flag, file]
+    done = CliRunner().invoke(main, ["doctor", "--access_manifest", str(lake.write_manifest()), *given])
+    assert done.exit_code == 0, done.output
+
+
 def test_a_manifest_that_is_not_there(lake: Lake) -> None:
     """That is the first line, not a usage error; without the flag it is one."""
     done = CliRunner().invoke(main, ["doctor", "--access_manifest", str(lake.folder / "nothing.toml")])

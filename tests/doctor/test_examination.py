@@ -71,7 +71,10 @@ def test_every_request_that_could_write_carries_a_condition_that_never_holds(pat
     patient.examine(delete=[patient.curated.url("out/there")])
     asked = [each for each in patient.cloud.proxy.requests if _could_write(patient, each)]
     assert {each.operation for each in asked} == {"PutBlockList", "DeleteBlob", "PutBlob", "SetBlobMetadata"}
-    assert {each.request.headers["if-match"] for each in asked} == {'"0x0"'}
+    conditions = {(each.operation, each.request.headers.get("if-match", "")) for each in asked}
+    assert conditions == {(each.operation, '"0x0"') for each in asked} | {("PutBlockList", "")}
+    bare = [each for each in asked if "if-match" not in each.request.headers]
+    assert [each.status for each in bare] == [400], "blocks that were never staged are a condition, too"
 
 
 def test_the_data_plane_sees_one_sas_for_one_thing(patient: Patient) -> None:
@@ -98,14 +101,15 @@ def test_its_trail_verifies_and_tells_what_was_asked(patient: Patient) -> None:
     assert summary.job.startswith("orders-doctor-")
     assert (summary.seal.outcome, summary.seal_digest) == ("ok", seen.of("seal").facts["seal_digest"])
     asked = [(each["asked"], each["permission"], "sas" in each) for each in patient.records(seen.job, "probed")]
-    assert asked[:5] == [
+    assert asked[:6] == [
         ("overwrite", "append", True),
         ("change", "append", True),
         ("delete", "append", True),
         ("write", "write", True),
+        ("write", "write", True),
         ("delete", "delete", True),
     ]
-    assert set(asked[5:]) == {("look", "read", False)}
+    assert set(asked[6:]) == {("look", "read", False)}
     assert len(patient.records(seen.job, "listed")) == 2, "the prefix, and the trail itself when it is sealed"
     data = [each for each in patient.cloud.proxy.requests if each.request.container == patient.curated.name]
     recorded = {each["request_id"] for each in patient.records(seen.job, "probed")}

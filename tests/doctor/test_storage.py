@@ -12,7 +12,7 @@ from beam_entra.audit import check_segments
 from beam_entra.testing.https import Answer
 from beam_entra.testing.local import LocalContainer
 from beam_entra.testing.storage_requests import StorageRequest
-from tests.doctor.conftest import LAKE, Patient, Seen
+from tests.doctor.conftest import LAKE, OTHER, Patient, Seen
 
 READER, CONTRIBUTOR = "Storage Blob Data Reader", "Storage Blob Data Contributor"
 Where = Callable[[StorageRequest], bool]
@@ -68,6 +68,31 @@ def test_a_container_that_is_not_there(patient: Patient, grant: str) -> None:
     line = seen.of(grant, "nowhere")
     assert "the container does not exist" in line.found
     assert line.fix.startswith(f"create it: az storage container create --account-name {LAKE} --name nowhere")
+    said = seen.of("public access", LAKE)
+    assert (said.mark, "nowhere" in said.found, patient.audit.name in said.found) == ("ok", False, True)
+
+
+def test_an_account_without_any_of_its_containers(patient: Patient) -> None:
+    """Whether they would be public is not said."""
+    seen = patient.examine(read=[f"abfss://nowhere@{OTHER}.dfs.core.windows.net/in/"])
+    assert seen.failures == ("read",)
+    assert seen.of("public access", OTHER).because == "there is no container to look at"
+    assert seen.of("public access", LAKE).mark == "ok"
+
+
+@pytest.mark.parametrize("one", [False, True], ids=["prefix", "one blob"])
+def test_a_storage_that_looks_at_conditions_before_rights(patient: Patient, one: bool) -> None:
+    """A missing right to write is found all the same: what is asked without a condition is refused."""
+    writing = doing("PutBlockList", patient.curated)
+    patient.cloud.proxy.respond(412, "ConditionNotMet", where=lambda each: writing(each) and "if-match" in each.headers)
+    patient.cloud.proxy.without_role(where=lambda each: writing(each) and "if-match" not in each.headers)
+    path = patient.curated.url("out/one" if one else "out/")
+    seen = patient.examine(write=[path])
+    assert seen.failures == ("write",)
+    assert seen.of("write").fix == role(seen, CONTRIBUTOR, patient.curated)
+    asked = [each["answer"] for each in patient.records(seen.job, "probed") if each["asked"] == "write"]
+    assert asked == ["412 ConditionNotMet"]
+    assert len(patient.records(seen.job, "denied")) == 1
 
 
 def test_grants_on_one_blob_each(patient: Patient) -> None:
@@ -97,6 +122,15 @@ def test_a_failure_that_says_nothing_of_the_right(patient: Patient) -> None:
     assert [each["answer"] for each in patient.records(seen.job, "probed") if each["asked"] == "write"] == [
         "409 BlobImmutableDueToPolicy"
     ]
+
+
+def test_the_right_is_asked_for_twice(patient: Patient) -> None:
+    """Over a version that never was; and, of blocks that never were, without a condition."""
+    patient.curated.upload("out/one", b"1")
+    seen = patient.examine(write=[patient.curated.url("out/one")])
+    asked = [each["answer"] for each in patient.records(seen.job, "probed") if each["asked"] == "write"]
+    assert asked == ["412 ConditionNotMet", "400 InvalidBlockList"]
+    assert patient.curated.download("out/one") == b"1"
 
 
 def test_what_carries_out_a_request_that_cannot_be_is_not_storage(patient: Patient) -> None:
