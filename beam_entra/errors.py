@@ -69,9 +69,9 @@ class Diagnosis:
         code: The service's own error code: `AADSTS700213`, `AuthorizationPermissionMismatch`.
         request_id: Storage's `x-ms-request-id`, or Entra's trace id.
         client_request_id: The `x-ms-client-request-id` that was sent.
+        correlation_id: Entra's correlation id: with the trace id it finds the attempt in the sign-in log.
         attempts: How often it was tried; 0 when nothing was sent.
         retry_after_s: Seconds to wait, as the service asked.
-        correlation_id: Entra's correlation id: with the trace id it finds the attempt in the sign-in log.
         hint: The likely fix, as an instruction.
     """
 
@@ -81,9 +81,9 @@ class Diagnosis:
     code: str = ""
     request_id: str = ""
     client_request_id: str = ""
+    correlation_id: str = ""
     attempts: int = 0
     retry_after_s: float | None = None
-    correlation_id: str = ""
     hint: str = ""
 
 
@@ -134,9 +134,9 @@ class BeamEntraError(Exception):
                 known.code,
                 f"request id {known.request_id}" if known.request_id else "",
                 f"client request id {known.client_request_id}" if known.client_request_id else "",
+                f"correlation id {known.correlation_id}" if known.correlation_id else "",
                 f"{known.attempts} attempts" if known.attempts > 1 else "",
             )
-                f"correlation id {known.correlation_id}" if known.correlation_id else "",
             if part
         )
         for label, text in (

@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from beam_entra.access.downscope import Permission, SasSpec, downscope, granted
 from beam_entra.audit import Receipt
@@ -130,7 +130,7 @@ class BundleSession:
         self._record(BundleOpened, step=step, token=token.token_id)
         self._opened = True
 
-    def __enter__(self) -> BundleSession:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
@@ -537,6 +537,7 @@ class BundleSession:
             )
             with self._lock:
                 self._check_open(tried)  # it may have been closed meanwhile
+                self._sas.pop((path, permission), None)
                 self._sas[path, permission] = sas
                 self._sas.pop((path, permission), None)
             if renewed:
