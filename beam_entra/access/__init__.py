@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from beam_entra.access.downscope import SasSpec, downscope, downscope_audit, granted
+from beam_entra.access.downscope import SasSpec, downscope, downscope_audit, downscope_marker, granted
 from beam_entra.access.endpoints import Endpoints
 from beam_entra.access.manifest import (
     AccessManifest,
@@ -12,6 +12,7 @@ from beam_entra.access.manifest import (
     Lifetime,
     Permission,
     Scoping,
+    Trail,
 )
 
 __all__ = [
@@ -24,7 +25,9 @@ __all__ = [
     "Permission",
     "SasSpec",
     "Scoping",
+    "Trail",
     "downscope",
     "downscope_audit",
+    "downscope_marker",
     "granted",
 ]

@@ -177,6 +177,38 @@ class AuditTable(Table):
     path: Annotated[str, AfterValidator(_prefix)] = Field(
         examples=['path = "abfss://<container>@<account>.dfs.core.windows.net/<pipeline>/"']
     )
+    segment_bytes: int = 64 << 20
+    segment_records: int = 1_000_000
+    segment_age: Duration = timedelta(days=1)
+    seal_every: Duration = timedelta(minutes=15)
+
+    @field_validator("segment_bytes")
+    @classmethod
+    def _bytes_in_range(cls, size: int) -> int:
+        if not 64 << 10 <= size <= 1 << 30:
+            raise ValueError("is out of range. Choose 65536 (64 KiB) to 1073741824 (1 GiB)")
+        return size
+
+    @field_validator("segment_records")
+    @classmethod
+    def _records_in_range(cls, records: int) -> int:
+        if not 100 <= records <= 10_000_000:
+            raise ValueError("is out of range. Choose 100 to 10000000")
+        return records
+
+    @field_validator("segment_age")
+    @classmethod
+    def _age_in_range(cls, age: timedelta) -> timedelta:
+        if not timedelta(minutes=1) <= age <= timedelta(days=7):
+            raise ValueError("is out of range. Choose 1m to 7d")
+        return age
+
+    @field_validator("seal_every")
+    @classmethod
+    def _interval_in_range(cls, interval: timedelta) -> timedelta:
+        if not timedelta(seconds=5) <= interval <= timedelta(days=7):
+            raise ValueError("is out of range. Choose 5s to 7d")
+        return interval
 
 
 class AccountTable(Table):

@@ -30,6 +30,7 @@ Rule = Callable[[Document], Iterable[Problem]]
 
 _SAYING = {
     "string_type": 'must be text. Put it in quotes: "..."',
+    "int_type": "must be a whole number. Write it without quotes",
     "bool_type": "must be true or false. Write it without quotes",
     "list_type": 'must be a list. Write it in brackets: ["...", "..."]',
     "tuple_type": 'must be a list. Write it in brackets: ["...", "..."]',

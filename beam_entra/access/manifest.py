@@ -35,7 +35,16 @@ from beam_entra.access.endpoints import Endpoints
 from beam_entra.errors import ConfigError
 from beam_entra.paths import BlobPath
 
-__all__ = ["AccessManifest", "AccountSettings", "Grant", "IdentitySettings", "Lifetime", "Permission", "Scoping"]
+__all__ = [
+    "AccessManifest",
+    "AccountSettings",
+    "Grant",
+    "IdentitySettings",
+    "Lifetime",
+    "Permission",
+    "Scoping",
+    "Trail",
+]
 
 _AS_DATA = "access manifest as data"
 _DEFAULT_ROTATION = timedelta(days=90)
@@ -88,6 +97,23 @@ class Lifetime:
     job: timedelta
     token: timedelta
     rolling: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trail:
+    """When the segments of the trail are continued in another, and how often it is sealed while the job runs.
+
+    Attributes:
+        segment_bytes: Length from which a segment is continued; 64 KiB to 1 GiB.
+        segment_records: Records from which it is; 100 to 10 million.
+        segment_age: Time after its first record from which it is, with the next record; 1 minute to 7 days.
+        seal_every: Time from one interim seal to the next; 5 seconds to 7 days.
+    """
+
+    segment_bytes: int = 64 << 20
+    segment_records: int = 1_000_000
+    segment_age: timedelta = timedelta(days=1)
+    seal_every: timedelta = timedelta(minutes=15)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,6 +182,7 @@ class AccessManifest:
         accounts: Settings of every account that a path names; read-only.
         digest: SHA-256 of the file's bytes, in hex.
         scoping: What opens the blobs that it may touch.
+        trail: How its trail is divided, and how often sealed.
     """
 
     pipeline: str
@@ -168,6 +195,7 @@ class AccessManifest:
     accounts: Mapping[str, AccountSettings]
     digest: str
     scoping: Scoping = Scoping.SAS
+    trail: Trail = Trail()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "accounts", MappingProxyType(dict(self.accounts)))
@@ -243,7 +271,13 @@ class AccessManifest:
                 },
                 "token": list(self.audiences),
             },
-            "audit": {"path": str(self.audit)},
+            "audit": {
+                "path": str(self.audit),
+                "segment_bytes": self.trail.segment_bytes,
+                "segment_records": self.trail.segment_records,
+                "segment_age": _seconds(self.trail.segment_age),
+                "seal_every": _seconds(self.trail.seal_every),
+            },
             "accounts": {name: _account_table(settings) for name, settings in self.accounts.items()},
             "digest": self.digest,
         }
@@ -289,6 +323,7 @@ class AccessManifest:
             accounts={name: _account(name, checked.accounts.get(name)) for name in used},
             digest=digest,
             scoping=Scoping(checked.scoping),
+            trail=Trail(**checked.audit.model_dump(exclude={"path"})),
         )
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -1,7 +1,8 @@
 """The audit trail: what each credential was, and what each access did, in a record nobody can quietly change.
 
 * what a line says: record.py, of fields.py, guarded by guard.py
-* writing: trail.py (with chain.py) a worker's segments, seal.py the launcher's last line, store.py where files live
+* writing: trail.py (with chain.py) a worker's segments, seal.py the launcher's last line, interim.py what is sealed on
+  the way there, store.py where files live
 * reading: verify.py lists the rules of a trail (checked in segments.py, lineage.py), show.py prints it for people
 
 The functions `seal` and `verify` are imported from their modules, which have the same names.
@@ -19,6 +20,7 @@ from beam_entra.audit.record import (
     Deleted,
     DeleteIntended,
     Denied,
+    InterimSealed,
     KeyAcquired,
     Listed,
     Probed,
@@ -34,9 +36,9 @@ from beam_entra.audit.record import (
 )
 from beam_entra.audit.seal import Seal
 from beam_entra.audit.segments import Segments, SegmentSummary, check_segments
-from beam_entra.audit.store import FolderTrail, SegmentStore, TrailReader, find_trails
+from beam_entra.audit.store import FolderTrail, GrowingTrail, SegmentStore, TrailReader, find_trails
 from beam_entra.audit.trail import Receipt, SegmentFacts, SegmentWriter
-from beam_entra.audit.verify import TrailSummary
+from beam_entra.audit.verify import RunningSummary, TrailSummary
 
 __all__ = [
     "BundleClosed",
@@ -48,12 +50,15 @@ __all__ = [
     "Deleted",
     "Denied",
     "FolderTrail",
+    "GrowingTrail",
+    "InterimSealed",
     "KeyAcquired",
     "Listed",
     "Probed",
     "Read",
     "Receipt",
     "Record",
+    "RunningSummary",
     "SasIssued",
     "Seal",
     "Sealed",

@@ -1,7 +1,12 @@
-"""What one worker process has done so far, record by record: rules 7 to 13 and 17 of `beam_entra.audit.verify`."""
+"""What one worker process has done so far, record by record: rules 7 to 13 and 17 of `beam_entra.audit.verify`.
+
+What no record to come may name any more is forgotten: a process that runs for months is checked in the memory that the
+last hours of it take.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import NamedTuple
 
@@ -37,6 +42,11 @@ Storage checks the end when a request arrives; the record is made when the answe
 
 _PUT_BACK = MOST_SKEW + timedelta(minutes=1)
 """How far records may be ahead of the services while their time stands still: their clock was put right by so much."""
+
+_SAS_KEPT = IN_FLIGHT + _PUT_BACK  # after its end: then no access that presents it obeys rule 12
+_BUNDLE_KEPT = timedelta(hours=1) + _SAS_KEPT  # after its closing: no SAS of it lives longer than an hour
+_CREDENTIAL_KEPT = timedelta(days=1)  # a token or key, after its end
+_FORGETS_FROM = 1000  # things known; below that it is not worth looking
 
 _STORAGE = "https://storage.azure.com"
 _Access = Listed | Read | Staged | Copied | CommitIntended | Committed | DeleteIntended | Deleted | Probed
@@ -79,6 +89,23 @@ class _Sas(NamedTuple):
     expires: datetime
 
 
+@dataclass(slots=True)
+class _Bundle:
+    """What is known of a bundle, or of what belongs to none.
+
+    Attributes:
+        segment: In which it was opened.
+        closed: When it was closed.
+        intended: Size and rows by commit and path.
+        deleting: Paths and versions that it said it would delete.
+    """
+
+    segment: str
+    closed: datetime | None = None
+    intended: dict[tuple[str, str], tuple[int, int | None]] = field(default_factory=dict)
+    deleting: set[tuple[str, str | None]] = field(default_factory=set)
+
+
 class Lineage:
     """The segments of one process, as one story."""
 
@@ -90,16 +117,22 @@ class Lineage:
         self._freshest: datetime | None = None  # end of the token that has moved the deadline
         self._keys: dict[str, _Key] = {}
         self._sas: dict[str, _Sas] = {}
-        self._intended: dict[tuple[str, str, str | None], tuple[int, int | None]] = {}
-        self._deleting: set[tuple[str, str | None, str | None]] = set()
-        self._opened: dict[str, str] = {}  # bundle to the segment it was opened in
-        self._closed: set[str] = set()
+        self._bundles: dict[str, _Bundle] = {}
+        self._no_bundle = _Bundle("")
+        self._forgets_from = _FORGETS_FROM
 
-    def left_open_in(self, segment: str) -> tuple[str, ...]:
-        """Bundles that were opened in this segment, and closed nowhere."""
-        return tuple(
-            bundle for bundle, where in self._opened.items() if where == segment and bundle not in self._closed
-        )
+    def left_open(self) -> dict[str, list[str]]:
+        """Segments to the bundles that were opened in them, and closed nowhere."""
+        found: dict[str, list[str]] = {}
+        for bundle, known in self._bundles.items():
+            if known.closed is None:
+                found.setdefault(known.segment, []).append(bundle)
+        return found
+
+    @property
+    def known(self) -> int:
+        """How many bundles and credentials it has in mind."""
+        return len(self._bundles) + len(self._sas) + len(self._keys) + len(self._tokens)
 
     def check(self, record: AnyRecord, opened: SegmentOpened) -> None:
         """Hold the next record against rules 7 to 13, and 17.
@@ -113,7 +146,9 @@ class Lineage:
             raise RuleBroken(7, "it is earlier than the line before")
         self._ahead = _PUT_BACK if record.time == self._time else timedelta(0)
         self._time = record.time
-        self._check_bundle(record, opened)
+        if self.known >= self._forgets_from:
+            self._forget(record.time)
+        bundle = self._check_bundle(record, opened)
         match record:
             case TokenAcquired():
                 _once(record.token, self._tokens)
@@ -131,29 +166,43 @@ class Lineage:
             case Probed():
                 self._check_access(record, record.permission, opened)
         if isinstance(record, CommitIntended):
-            self._intended[record.commit, record.path, record.bundle] = (record.size, record.rows)
+            bundle.intended[record.commit, record.path] = (record.size, record.rows)
         if isinstance(record, Committed):
-            self._check_commit(record)
+            _check_commit(record, bundle)
         if isinstance(record, DeleteIntended):
-            self._deleting.add((record.path, record.etag, record.bundle))
-        if isinstance(record, Deleted) and (record.path, record.etag, record.bundle) not in self._deleting:
+            bundle.deleting.add((record.path, record.etag))
+        if isinstance(record, Deleted) and (record.path, record.etag) not in bundle.deleting:
             raise RuleBroken(13, "the deletion of this blob was not intended before")
 
-    def _check_bundle(self, record: AnyRecord, opened: SegmentOpened) -> None:
+    def _forget(self, now: datetime) -> None:
+        """Drop what no record from now on may name: times do not run backwards."""
+        self._sas = {name: sas for name, sas in self._sas.items() if now - sas.expires <= _SAS_KEPT}
+        self._keys = {name: key for name, key in self._keys.items() if now - key.expires <= _CREDENTIAL_KEPT}
+        self._tokens = {name: token for name, token in self._tokens.items() if now - token.expires <= _CREDENTIAL_KEPT}
+        self._bundles = {
+            name: bundle
+            for name, bundle in self._bundles.items()
+            if bundle.closed is None or now - bundle.closed <= _BUNDLE_KEPT
+        }
+        self._forgets_from = max(_FORGETS_FROM, 2 * self.known)
+
+    def _check_bundle(self, record: AnyRecord, opened: SegmentOpened) -> _Bundle:
         """Rule 9."""
-        bundle = record.bundle
+        name = record.bundle
+        bundle = self._no_bundle if name is None else self._bundles.get(name)
         if isinstance(record, BundleOpened):
-            if bundle is None or bundle in self._opened:
+            if name is None or bundle is not None:
                 raise RuleBroken(9, "a bundle is opened twice, or has no id")
             if record.token is not None and record.token not in self._tokens:
                 raise RuleBroken(9, f"token {record.token} had not been acquired")
-            self._opened[bundle] = opened.segment
-        elif bundle is not None and bundle not in self._opened:
-            raise RuleBroken(9, f"bundle {bundle} had not been opened")
+            bundle = self._bundles[name] = _Bundle(opened.segment)
+        elif bundle is None:
+            raise RuleBroken(9, f"bundle {name} had not been opened")
         if isinstance(record, BundleClosed):
-            if bundle is None or bundle in self._closed:
+            if name is None or bundle.closed is not None:
                 raise RuleBroken(9, "a bundle is closed twice, or has no id")
-            self._closed.add(bundle)
+            bundle.closed = record.time
+        return bundle
 
     def _deadline(self, opened: SegmentOpened) -> datetime:
         """As it stands. A rolling life begins with its first token."""
@@ -245,13 +294,14 @@ class Lineage:
         if self._is_after(sas.expires, record):
             raise RuleBroken(12, f"SAS {identifier} had expired")
 
-    def _check_commit(self, record: Committed) -> None:
-        """Rule 13."""
-        intended = self._intended.get((record.commit, record.path, record.bundle))
-        if intended is None:
-            raise RuleBroken(13, f"commit {record.commit} of this path was not intended before")
-        if not record.confirmed and intended != (record.size, record.rows):
-            raise RuleBroken(13, f"commit {record.commit} was intended with another size or number of rows")
+
+def _check_commit(record: Committed, bundle: _Bundle) -> None:
+    """Rule 13."""
+    intended = bundle.intended.get((record.commit, record.path))
+    if intended is None:
+        raise RuleBroken(13, f"commit {record.commit} of this path was not intended before")
+    if not record.confirmed and intended != (record.size, record.rows):
+        raise RuleBroken(13, f"commit {record.commit} was intended with another size or number of rows")
 
 
 def _once(identifier: str, known: dict[str, _Key] | dict[str, _Sas] | dict[str, _Token]) -> None:

@@ -4,6 +4,8 @@ A trail is a folder with one file per worker process and one that closes it:
 
     segment-<uuid of the process>-00000.jsonl     what one worker process did, oldest first
     segment-<uuid of the process>-00001.jsonl     ... continued, when the first had grown long
+    seal-000000.jsonl                             one line, an interim seal: what stood while the job was running
+    seal-000001.jsonl                             ... the next one
     seal.jsonl                                    one line, written by the launcher at the end of the job
 
 Each line is one JSON object: ASCII, no spaces, keys in the order of the model, ended by a newline. The five fields of
@@ -72,6 +74,7 @@ __all__ = [
     "DeleteIntended",
     "Deleted",
     "Denied",
+    "InterimSealed",
     "KeyAcquired",
     "Listed",
     "Previous",
@@ -87,6 +90,7 @@ __all__ = [
     "TokenAcquired",
     "digest_of",
     "explain",
+    "interim_name",
     "parse_line",
     "segment_name",
 ]
@@ -100,6 +104,11 @@ def segment_name(process: str, number: int) -> str:
     return f"segment-{process}-{number:05d}.jsonl"
 
 
+def interim_name(number: int) -> str:
+    """The file name of an interim seal, a job's first being number 0."""
+    return f"seal-{number:06d}.jsonl"
+
+
 def digest_of(line: bytes) -> str:
     """SHA-256 of a line without its newline, in hex: the `prev` of the line after it, or a segment's head."""
     return hashlib.sha256(line).hexdigest()
@@ -109,9 +118,10 @@ class Record(Model):
     """What every line begins with: its place in the chain, when, what, and on whose behalf.
 
     Attributes:
-        seq: Position in the segment: 0, 1, 2, ...
+        seq: Position in the segment: 0, 1, 2, ... Of a seal, how many seals of the job there were before.
         prev: Digest of the line before, without its newline. 64 zeros in the first line of a process's first segment
-            (and in the seal); the head of the segment before in the first line of a continued one.
+            and in a job's first seal; the head of the segment before in the first line of a continued one, and the
+            digest of the seal before in a later seal.
         time: When the record was made, by the worker's clock. Never earlier than the line before: a clock that was set
             back repeats the last time instead.
         kind: Which of the models below the other fields follow.
@@ -611,7 +621,7 @@ class SegmentRolled(Record):
 
 
 class SealedSegment(Model):
-    """One segment, as it stood when the job was sealed.
+    """One segment, as it stood when it was sealed.
 
     Attributes:
         segment: File name.
@@ -628,6 +638,22 @@ class SealedSegment(Model):
     head: Digest
     opened_bundles: Count
     closed_bundles: Count
+
+
+class InterimSealed(Record):
+    """The one line of an interim seal: how far each segment had come while the job was running.
+
+    It names the segments that were new or had grown since the seal before, whose digest is its `prev`; what the others
+    were, that one says.
+
+    Attributes:
+        job: The job's id.
+        segments: These segments, sorted by name.
+    """
+
+    kind: Literal["interim_sealed"] = "interim_sealed"
+    job: Id
+    segments: tuple[SealedSegment, ...]
 
 
 class Sealed(Record):
@@ -669,6 +695,7 @@ AnyRecord = (
     | Probed
     | Denied
     | SegmentRolled
+    | InterimSealed
     | Sealed
 )
 

@@ -1,19 +1,23 @@
-"""Sealing: the launcher's last line, which fixes every segment's length and head."""
+"""Sealing: the launcher's last line, which fixes every segment's length and head.
+
+What was sealed while the job was running is in interim.py.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from pydantic import ValidationError
 
-from beam_entra.audit.record import SEAL_NAME, ZEROS, Sealed, digest_of, explain
-from beam_entra.audit.segments import check_segments
+from beam_entra.audit.interim import Interims, Said, read_interims
+from beam_entra.audit.record import SEAL_NAME, Sealed, digest_of, explain
+from beam_entra.audit.segments import Segments, broken, check_segments
 from beam_entra.audit.store import APPEND_BYTES, SegmentStore, TrailReader
 from beam_entra.clock import Clock
 from beam_entra.errors import AuditError
 
-__all__ = ["Seal", "seal"]
+__all__ = ["Seal", "check_unsealed", "seal", "write_seal"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,14 +50,54 @@ def seal(reader: TrailReader, store: SegmentStore, *, job: str, outcome: str, er
         AuditError: The job is sealed already, or the arguments are not valid. Nothing was written.
         AuditUnavailable: The seal may or may not be there.
     """
-    if SEAL_NAME in reader.names() and reader.read(SEAL_NAME):  # an empty one is a sealing that was interrupted
+    said = Said()
+    interims = check_unsealed(reader, reader.names(), job=job, said=said)
+    found = check_segments(reader, job=job, marks=said.marks)
+    return write_seal(store, found, interims, job=job, outcome=outcome, error=error, clock=clock)
+
+
+def check_unsealed(reader: TrailReader, names: Collection[str], *, job: str, said: Said) -> Interims:
+    """The job's interim seals, read and checked.
+
+    Args:
+        names: The files of the folder.
+        said: Is told what they say.
+    Raises:
+        TrailBroken: They do not verify.
+        AuditError: The job is sealed already.
+    """
+    if SEAL_NAME in names and reader.read(SEAL_NAME):  # an empty one is a sealing that was interrupted
         raise AuditError(f"job {job} is sealed already")
-    found = check_segments(reader, job=job)
+    interims = read_interims(reader, names, said=said)
+    if interims.job not in (None, job):
+        raise broken(interims.last_name, 1, 18, f"it is of job {interims.job}, not {job}")
+    return interims
+
+
+def write_seal(
+    store: SegmentStore,
+    found: Segments,
+    interims: Interims,
+    *,
+    job: str,
+    outcome: str,
+    error: str | None,
+    clock: Clock,
+) -> Seal:
+    """Write the seal of segments that have been checked; `seal` does both.
+
+    Args:
+        found: All segments of the job.
+        interims: Its interim seals, to which they were held.
+    Raises:
+        AuditError: The arguments are not valid. Nothing was written.
+        AuditUnavailable: The seal may or may not be there.
+    """
     try:
         record = Sealed.model_validate(
             {
-                "seq": 0,
-                "prev": ZEROS,
+                "seq": interims.count,
+                "prev": interims.last,
                 "time": clock(),
                 "bundle": None,
                 "job": job,

@@ -1,9 +1,13 @@
-"""Checking segments by rules 1 to 13, and 17, of `beam_entra.audit.verify`, sealed or not."""
+"""Checking segments by rules 1 to 13, 17 and 19, of `beam_entra.audit.verify`, sealed or not.
+
+One segment after the other is read and forgotten; what is kept of each are its numbers.
+"""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping
+import io
+from collections import Counter, deque
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -13,6 +17,7 @@ from beam_entra.audit.record import (
     SEAL_NAME,
     ZEROS,
     AnyRecord,
+    InterimSealed,
     Sealed,
     SealedSegment,
     SegmentOpened,
@@ -22,10 +27,19 @@ from beam_entra.audit.record import (
     parse_line,
     segment_name,
 )
-from beam_entra.audit.store import TrailReader
+from beam_entra.audit.store import INTERIM_NAME, TrailReader
 from beam_entra.errors import Diagnosis, TrailBroken
 
-__all__ = ["SegmentSummary", "Segments", "broken", "check_segments"]
+__all__ = [
+    "Mark",
+    "SegmentCheck",
+    "SegmentSummary",
+    "Segments",
+    "broken",
+    "check_segments",
+    "next_to",
+    "segments_of",
+]
 
 _SAME_IN_ALL = (
     "job",
@@ -39,6 +53,27 @@ _SAME_IN_ALL = (
     "rolling_s",
     "manifest_digest",
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """Where an interim seal says that a segment stood.
+
+    Attributes:
+        seal: The interim seal's file name.
+        records: Number of lines.
+        bytes: Their length.
+        head: Digest of the last; 64 zeros when there was none.
+        opened_bundles: Bundles opened so far.
+        closed_bundles: Bundles closed so far.
+    """
+
+    seal: str
+    records: int
+    bytes: int
+    head: str
+    opened_bundles: int
+    closed_bundles: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +93,7 @@ class SegmentSummary:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Segments:
-    """All segments of a job, verified by rules 1 to 13.
+    """All segments of a job, verified.
 
     Attributes:
         segments: Sorted by name.
@@ -76,118 +111,145 @@ class Segments:
         return next((segment.opened for segment in self.segments if segment.opened), None)
 
 
-def check_segments(reader: TrailReader, *, job: str | None = None) -> Segments:
-    """Check segments by rules 1 to 13, sealed or not.
+def check_segments(
+    reader: TrailReader, *, job: str | None = None, marks: Mapping[str, Sequence[Mark]] | None = None
+) -> Segments:
+    """Check segments, sealed or not.
 
     Args:
         job: The job they must be of; None takes the first segment's word.
+        marks: What interim seals say of them, by name, in order.
     Raises:
         TrailBroken: Naming the first bad segment, line and rule.
     """
-    names = sorted(reader.names())
-    for name in names:
-        if name != SEAL_NAME and not SEGMENT_NAME.fullmatch(name):
-            raise broken(ascii(name), 1, 1, "neither a segment nor the seal")
-    checker = _Checker(job)
-    for name in names:
-        if name != SEAL_NAME:
-            checker.check(name, reader.read(name))
-    checker.finish()
-    return Segments(
-        segments=checker.summaries(),
-        counts=MappingProxyType(dict(sorted(checker.counts.items()))),
-        sources=MappingProxyType(dict(sorted(checker.sources.items()))),
-    )
+    check = SegmentCheck(job, marks or {})
+    for name in segments_of(reader.names()):
+        check.add(name, reader.read(name))
+    return check.finish()
 
 
-class _Checker:
-    """Goes through the segments in order of name, which is by process and then by number."""
+def segments_of(names: Iterable[str]) -> list[str]:
+    """Of the files of a folder the segments, sorted; all others are seals (rule 1).
 
-    def __init__(self, job: str | None) -> None:
-        self.counts: Counter[str] = Counter()
-        self.sources: Counter[str] = Counter()
+    Raises:
+        TrailBroken: One is something else.
+    """
+    segments = [name for name in sorted(names) if name != SEAL_NAME and not INTERIM_NAME.fullmatch(name)]
+    for name in segments:
+        if not SEGMENT_NAME.fullmatch(name):
+            raise broken(ascii(name), 1, 1, "neither a segment nor a seal")
+    return segments
+
+
+class SegmentCheck:
+    """Takes the segments of a job, one after the other: those of a process together, in order of number.
+
+    Args:
+        job: The job they must be of; None takes the first segment's word.
+        marks: As for `check_segments`.
+    """
+
+    def __init__(self, job: str | None, marks: Mapping[str, Sequence[Mark]]) -> None:
         self._job = job
+        self._marks = dict(marks)
+        self._counts: Counter[str] = Counter()
+        self._sources: Counter[str] = Counter()
         self._first: SegmentOpened | None = None  # of the whole trail
-        self._done: list[tuple[SegmentOpened | None, SealedSegment, Lineage]] = []
-        self._awaited = ""  # the segment that the one before says continues it
+        self._done: list[SegmentSummary] = []  # of the processes that are through
+        self._segments: list[tuple[SegmentOpened | None, SealedSegment]] = []  # of the one at hand
         self._lineage = Lineage()
+        self._awaited = ""  # the segment that the one before says continues it
         self._before: SealedSegment | None = None  # what the segment at hand continues
         self._opened: SegmentOpened | None = None
 
-    def check(self, name: str, data: bytes) -> None:
+    def add(self, name: str, data: bytes) -> None:
         """Check one segment.
 
         1. It is the one that the segment before announced, if that announced one (rule 6).
         2. Every line: canonical, counted, chained (rules 2 to 4).
         3. The first opens it (5), and continues what it says it does (6).
-        4. Every record, in what the process has done so far (7 to 13).
-        5. The last, if it rolls the segment, names the next one (6).
+        4. Every record, in what the process has done so far (7 to 13, 17).
+        5. Where an interim seal says that it stood, it stood so (19).
+        6. The last, if it rolls the segment, names the next one (6).
+
+        Raises:
+            TrailBroken: Naming segment, line and rule.
         """
         self._before = self._continued_by(name)
         if self._before is None:
-            self._lineage = Lineage()
+            self._end_process()
         self._opened = None
         last: AnyRecord | None = None
-        head = self._before.head if self._before else ZEROS
         kinds: Counter[str] = Counter()
-        *lines, rest = data.split(b"\n")
-        for index, line in enumerate(lines):
+        stands = _Stand(name, self._before.head if self._before else ZEROS, self._marks.pop(name, ()))
+        for line in io.BytesIO(data):
             try:
-                last = self._check_line(name, line, (index, head), last)
+                last = self._check_line(name, line, stands, last)
             except RuleBroken as found:
-                raise broken(name, index + 1, found.rule, found.what) from None
-            head = digest_of(line)
+                raise broken(name, stands.records + 1, found.rule, found.what) from None
             kinds[last.kind] += 1
             if isinstance(last, TokenAcquired) and last.source:
-                self.sources[last.source] += 1
-        if rest:
-            raise broken(name, len(lines) + 1, 2, "the file ends in the middle of a line")
+                self._sources[last.source] += 1
+            stands.take(line, last.kind)
+        stands.end()
         self._awaited = last.next if isinstance(last, SegmentRolled) else ""
-        if self._awaited and self._awaited != _next_to(name):
-            raise broken(name, len(lines), 6, "it does not name the process's next segment")
-        sealed = SealedSegment(
-            segment=name,
-            records=len(lines),
-            bytes=len(data),
-            head=head if lines else ZEROS,
-            opened_bundles=kinds["bundle_opened"],
-            closed_bundles=kinds["bundle_closed"],
-        )
-        self.counts += kinds
-        self._done.append((self._opened, sealed, self._lineage))
+        if self._awaited and self._awaited != next_to(name):
+            raise broken(name, stands.records, 6, "it does not name the process's next segment")
+        self._counts += kinds
+        self._segments.append((self._opened, stands.sealed()))
 
-    def finish(self) -> None:
-        """After the last segment nothing is awaited any more."""
+    def finish(self) -> Segments:
+        """What was found, once all segments were taken.
+
+        Raises:
+            TrailBroken: One that was announced, or sealed, is missing.
+        """
+        self._end_process()
+        if self._marks:
+            missing = min(self._marks)
+            raise broken(missing, 1, 19, f"{self._marks[missing][0].seal} names it, and it is missing")
+        return Segments(
+            segments=tuple(sorted(self._done, key=lambda segment: segment.sealed.segment)),
+            counts=MappingProxyType(dict(sorted(self._counts.items()))),
+            sources=MappingProxyType(dict(sorted(self._sources.items()))),
+        )
+
+    def _end_process(self) -> None:
+        """No segment continues the last one any more; a bundle that is not closed by now is not closed."""
+        self._check_nothing_awaited()
+        left_open = self._lineage.left_open()
+        self._done += (
+            SegmentSummary(opened=opened, sealed=sealed, open_bundles=tuple(left_open.get(sealed.segment, ())))
+            for opened, sealed in self._segments
+        )
+        self._segments, self._lineage = [], Lineage()
+
+    def _check_nothing_awaited(self) -> None:
         if self._awaited:
-            before = self._done[-1][1]
+            before = self._segments[-1][1]
             raise broken(before.segment, before.records, 6, f"{self._awaited}, which continues it, is missing")
-
-    def summaries(self) -> tuple[SegmentSummary, ...]:
-        """What was found, once all of it has been read: a bundle may be closed in a later segment."""
-        return tuple(
-            SegmentSummary(opened=opened, sealed=sealed, open_bundles=lineage.left_open_in(sealed.segment))
-            for opened, sealed, lineage in self._done
-        )
 
     def _continued_by(self, name: str) -> SealedSegment | None:
         """The segment that this one continues by its name; None for a process's first."""
-        if self._awaited and name != self._awaited:
-            self.finish()
+        if name != self._awaited:
+            self._check_nothing_awaited()
         if name.endswith("-00000.jsonl"):
             return None
-        before = self._done[-1][1] if self._done else None
-        if before is None or _next_to(before.segment) != name:
+        before = self._segments[-1][1] if self._segments else None
+        if before is None or next_to(before.segment) != name:
             raise broken(name, 1, 6, "the segment that it continues is missing")
         return before
 
-    def _check_line(self, name: str, line: bytes, place: tuple[int, str], last: AnyRecord | None) -> AnyRecord:
+    def _check_line(self, name: str, line: bytes, stands: _Stand, last: AnyRecord | None) -> AnyRecord:
+        if not line.endswith(b"\n"):
+            raise RuleBroken(2, "the file ends in the middle of a line")
         if isinstance(last, SegmentRolled):
             raise RuleBroken(6, "a line follows segment_rolled")
-        record = _parse(line)
-        _check_place(record, *place)
+        record = _parse(line[:-1])
+        _check_place(record, stands.records, stands.prev)
         if self._opened is None:
             self._opened = self._check_opening(record, name)
-        elif isinstance(record, SegmentOpened | Sealed):
+        elif isinstance(record, SegmentOpened | InterimSealed | Sealed):
             raise RuleBroken(5, f"{record.kind} in the middle of a segment")
         self._lineage.check(record, self._opened)
         return record
@@ -212,7 +274,61 @@ class _Checker:
         return record
 
 
-def _next_to(name: str) -> str:
+class _Stand:
+    """How far a segment has been read, held against what interim seals say of it (rule 19).
+
+    Args:
+        prev: What its first line names as the one before.
+        marks: What they say, in their order.
+    """
+
+    __slots__ = ("_marks", "bytes", "closed", "name", "opened", "prev", "records")
+
+    def __init__(self, name: str, prev: str, marks: Sequence[Mark]) -> None:
+        self.name, self.prev = name, prev
+        self.records = self.bytes = self.opened = self.closed = 0
+        self._marks = deque(marks)
+        self._compare()
+
+    def take(self, line: bytes, kind: str) -> None:
+        """One more line, its newline included."""
+        self.prev = digest_of(line[:-1])
+        self.records += 1
+        self.bytes += len(line)
+        self.opened += kind == "bundle_opened"
+        self.closed += kind == "bundle_closed"
+        if self._marks:
+            self._compare()
+
+    def end(self) -> None:
+        """No line follows."""
+        if self._marks:
+            mark = self._marks[0]
+            what = f"it ends after {self.records} of the {mark.records} records that {mark.seal} names"
+            raise broken(self.name, self.records + 1, 19, what)
+
+    def sealed(self) -> SealedSegment:
+        """Where it stands, as a seal lists it."""
+        return SealedSegment(
+            segment=self.name,
+            records=self.records,
+            bytes=self.bytes,
+            head=self.prev if self.records else ZEROS,
+            opened_bundles=self.opened,
+            closed_bundles=self.closed,
+        )
+
+    def _compare(self) -> None:
+        while self._marks and self._marks[0].records <= self.records:
+            mark = self._marks.popleft()
+            head = self.prev if self.records else ZEROS
+            stands = (self.records, self.bytes, head, self.opened, self.closed)
+            if stands != (mark.records, mark.bytes, mark.head, mark.opened_bundles, mark.closed_bundles):
+                what = f"up to here it is not what {mark.seal} names: it was changed since"
+                raise broken(self.name, max(self.records, 1), 19, what)
+
+
+def next_to(name: str) -> str:
     """The name of the segment that continues this one."""
     process, number = name[8:44], name[45:50]
     return segment_name(process, int(number) + 1)

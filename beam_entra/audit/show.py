@@ -26,6 +26,7 @@ from beam_entra.audit.record import (
     Deleted,
     DeleteIntended,
     Denied,
+    InterimSealed,
     KeyAcquired,
     Listed,
     Probed,
@@ -38,9 +39,8 @@ from beam_entra.audit.record import (
     TokenAcquired,
     parse_line,
 )
-from beam_entra.audit.segments import check_segments
-from beam_entra.audit.store import TrailReader
-from beam_entra.audit.verify import verify
+from beam_entra.audit.store import INTERIM_NAME, TrailReader
+from beam_entra.audit.verify import verify, verify_running
 from beam_entra.errors import TrailBroken
 from beam_entra.paths import BlobPath, BlobPattern
 
@@ -70,12 +70,14 @@ class Story:
         segments: File name to its records, sorted by name.
         unreadable: Lines that are no records.
         seal: The seal's record, if there is a readable one.
+        interim: The last interim seal that can be read.
         broken: Why the trail does not verify; None when it does, or is merely not sealed yet.
     """
 
     segments: dict[str, list[AnyRecord]]
     unreadable: int
     seal: Sealed | None
+    interim: InterimSealed | None
     broken: TrailBroken | None
 
     @classmethod
@@ -92,11 +94,13 @@ class Story:
                     unreadable += 1
         broken = None
         try:
-            _ = verify(reader) if SEAL_NAME in names else check_segments(reader)
+            _ = verify(reader) if SEAL_NAME in names else verify_running(reader)
         except TrailBroken as error:
             broken = error
         seal = next((record for record in found.pop(SEAL_NAME, []) if isinstance(record, Sealed)), None)
-        return cls(segments=found, unreadable=unreadable, seal=seal, broken=broken)
+        interims = [record for name in names if INTERIM_NAME.fullmatch(name) for record in found.pop(name)]
+        interim = next((record for record in reversed(interims) if isinstance(record, InterimSealed)), None)
+        return cls(segments=found, unreadable=unreadable, seal=seal, interim=interim, broken=broken)
 
 
 def show_trail(story: Story, console: Console) -> None:
@@ -168,6 +172,8 @@ def _describe(record: AnyRecord) -> tuple[str, ...]:
             return "", record.path, f"{record.permission} refused by {record.by}: {record.reason}", asked
         case SegmentRolled():
             return "", record.next
+        case InterimSealed():
+            return "", f"{len(record.segments)} segments"
         case Sealed():
             return "", record.outcome
         case _:
@@ -223,7 +229,8 @@ def _show_header(story: Story, console: Console) -> None:
         ]
         if opened.scoping == "bearer":
             rows.append(("scoping", "bearer: the access token itself opened the blobs, no SAS held it to one of them"))
-    ended = f"{story.seal.outcome}, {_instant(story.seal.time)}" if story.seal else "not yet"
+    so_far = f"; up to {_instant(story.interim.time)} by an interim seal" if story.interim else ""
+    ended = f"{story.seal.outcome}, {_instant(story.seal.time)}" if story.seal else f"not yet{so_far}"
     rows.append(("sealed", ended))
     if story.seal and story.seal.error:
         rows.append(("error", story.seal.error))

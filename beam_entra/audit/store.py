@@ -1,8 +1,9 @@
-"""Where a trail's files live: the two Protocols that storage implements, and a local folder that implements both."""
+"""Where a trail's files live: the Protocols that storage implements, and a local folder that implements them all."""
 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
@@ -10,7 +11,9 @@ from typing import Protocol
 from beam_entra.audit.record import SEAL_NAME
 from beam_entra.errors import AuditUnavailable, Diagnosis
 
-__all__ = ["APPEND_BYTES", "FolderTrail", "SegmentStore", "TrailReader", "find_trails"]
+__all__ = ["APPEND_BYTES", "INTERIM_NAME", "FolderTrail", "GrowingTrail", "SegmentStore", "TrailReader", "find_trails"]
+
+INTERIM_NAME = re.compile(r"seal-[0-9]{6}\.jsonl")
 
 APPEND_BYTES = 4 * 1024 * 1024  # the most that an append blob takes in one request
 
@@ -23,6 +26,16 @@ class TrailReader(Protocol):
 
     def read(self, name: str, /) -> bytes:
         """All bytes of one of them."""
+
+
+class GrowingTrail(TrailReader, Protocol):
+    """Reads the files of one folder while workers write on."""
+
+    def sizes(self) -> Mapping[str, int]:
+        """Every file and how long it is, in bytes, at one moment: no segment is without what it continues."""
+
+    def read_range(self, name: str, start: int, stop: int, /) -> bytes:
+        """Bytes [start, stop) of one of them, whatever has been added since."""
 
 
 class SegmentStore(Protocol):
@@ -49,7 +62,7 @@ class SegmentStore(Protocol):
 
 
 class FolderTrail:
-    """A trail in a local folder: TrailReader and SegmentStore. For tests, and for trails that were downloaded.
+    """A trail in a local folder: GrowingTrail and SegmentStore. For tests, and for trails that were downloaded.
 
     Durable here means on the disk (fsync).
     """
@@ -68,6 +81,19 @@ class FolderTrail:
         """All bytes of a file."""
         try:
             return (self.path / name).read_bytes()
+        except OSError as error:
+            raise _unavailable("read", self.path / name, error) from error
+
+    def sizes(self) -> Mapping[str, int]:
+        """Every file and its length."""
+        return {name: (self.path / name).stat().st_size for name in self.names()}
+
+    def read_range(self, name: str, start: int, stop: int) -> bytes:
+        """Some bytes of a file."""
+        try:
+            with (self.path / name).open("rb") as stream:
+                stream.seek(start)
+                return stream.read(stop - start)
         except OSError as error:
             raise _unavailable("read", self.path / name, error) from error
 
@@ -143,4 +169,5 @@ def find_trails(reader: TrailReader) -> Mapping[str, TrailReader]:
 
 
 def _is_trail_file(name: str) -> bool:
-    return name == SEAL_NAME or (name.startswith("segment-") and name.endswith(".jsonl"))
+    is_seal = name == SEAL_NAME or INTERIM_NAME.fullmatch(name) is not None
+    return is_seal or (name.startswith("segment-") and name.endswith(".jsonl"))

@@ -5,6 +5,9 @@ pending to the store in one request, while the access that the record is about i
 the receipt before it lets anything out. A record that nobody waits for yet, such as that of a SAS whose access comes
 next, does not start a request: it goes with the next one that does, or alone after a moment. When the store gives up,
 the writer is poisoned: whoever waits, and whoever appends later, gets `AuditUnavailable`.
+
+A segment that has become long or old is continued in another, with the next record. The last line of the one and the
+first of the other name each other, so that they are one chain.
 """
 
 from __future__ import annotations
@@ -15,18 +18,27 @@ import uuid
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from beam_entra.audit.chain import LINE_BYTES, Chain, Draft, Group
-from beam_entra.audit.record import Previous, Record, Sealed, SegmentOpened, SegmentRolled, segment_name
+from beam_entra.audit.record import (
+    InterimSealed,
+    Previous,
+    Record,
+    Sealed,
+    SegmentOpened,
+    SegmentRolled,
+    segment_name,
+)
 from beam_entra.audit.store import APPEND_BYTES, SegmentStore
 from beam_entra.clock import Clock
 from beam_entra.errors import AuditError, AuditUnavailable, Diagnosis
 
 __all__ = ["Receipt", "SegmentFacts", "SegmentWriter"]
 
-_OWN = (SegmentOpened, SegmentRolled, Sealed)
+_OWN = (SegmentOpened, SegmentRolled, InterimSealed, Sealed)
+_LAST_NUMBER = 99_999  # a segment's name has five digits
 _MOMENT_S = 0.05  # for so long at most a record waits for company
 _GROUP_BYTES = APPEND_BYTES - 3 * LINE_BYTES  # room for the record that fills it and the two that roll a segment
 
@@ -88,6 +100,8 @@ class SegmentWriter:
         process: UUID that names the process's segments; made up when None.
         max_blocks: Appends to one segment before it is continued in another; an append blob takes 50,000.
         max_bytes: Size after which a segment is continued in another.
+        max_records: Records after which it is.
+        max_age: Time since its first record after which it is, with the next record.
     """
 
     def __init__(
@@ -99,18 +113,22 @@ class SegmentWriter:
         process: str | None = None,
         max_blocks: int = 45_000,
         max_bytes: int = 64 * 1024 * 1024,
+        max_records: int = 1_000_000,
+        max_age: timedelta = timedelta(days=1),
     ) -> None:
-        if max_blocks < 2 or max_bytes < 1:
-            raise ValueError("a segment has at least two blocks and one byte")
+        if max_blocks < 2 or max_bytes < 1 or max_records < 2 or max_age <= timedelta(0):
+            raise ValueError("a segment has at least two blocks, two records, one byte and some time")
         self._store, self._opened, self._clock = store, opened, clock
         self._process = process or str(uuid.uuid4())
         self._max_blocks, self._max_bytes = max_blocks, max_bytes
+        self._max_records, self._max_age = max_records, max_age
         self._pid = os.getpid()
         self._lock = (
             threading.Lock()
         )  # guards all below. Taken as itself: an interrupt can hit a Condition's `__exit__`
         self._changed = threading.Condition(self._lock)  # wakes the flusher
         self._chain: Chain | None = None
+        self._opened_at: datetime | None = None  # the current segment
         self._groups: deque[Group] = deque()  # oldest first; the last may still grow
         self._due = False  # something of what is pending is to be written now
         self._blocks = 0  # appends to the current segment, those under way included
@@ -152,6 +170,12 @@ class SegmentWriter:
             return Receipt(self, group)
 
     @property
+    def segments(self) -> tuple[str, ...]:
+        """The names of the segments that have been begun, in order."""
+        chain = self._chain
+        return tuple(segment_name(self._process, number) for number in range(chain.number + 1)) if chain else ()
+
+    @property
     def broken(self) -> bool:
         """Whether the store gave up: nothing can be recorded here any more, and what waited has failed."""
         return self._poison is not None
@@ -184,7 +208,10 @@ class SegmentWriter:
         if chain is None:
             draft = Draft(Chain(number=0, segment=segment_name(self._process, 0)))
             self._open(draft, now, previous=None)
-        elif chain.size >= self._max_bytes or (self._blocks >= self._max_blocks - 1 and not self._growing()):
+        elif self._is_full(chain, now):
+            if chain.number == _LAST_NUMBER:
+                self._fail(AuditUnavailable(f"the audit segment {chain.segment} cannot be continued: it is the last"))
+                self._check_poison()
             draft = Draft(chain)
             following = segment_name(self._process, chain.number + 1)
             draft.add(SegmentRolled, now, None, {"next": following})
@@ -194,6 +221,14 @@ class SegmentWriter:
         else:
             draft = Draft(chain)
         return draft
+
+    def _is_full(self, chain: Chain, now: datetime) -> bool:
+        return (
+            chain.size >= self._max_bytes
+            or chain.seq >= self._max_records - 1  # and the line that names the next
+            or (self._opened_at is not None and now - self._opened_at >= self._max_age)
+            or (self._blocks >= self._max_blocks - 1 and not self._growing())
+        )
 
     def _open(self, draft: Draft, now: datetime, previous: Previous | None) -> None:
         facts = {name: getattr(self._opened, name) for name in SegmentFacts.__slots__}
@@ -205,7 +240,7 @@ class SegmentWriter:
         group = self._growing()
         for at, line in draft.lines:
             if at.seq == 0:
-                self._blocks = 0
+                self._blocks, self._opened_at = 0, draft.chain.time
                 first = self._group(at)
                 (group or first).creates.append(at.segment)  # before `segment_rolled` is written: what it names exists
                 group = first

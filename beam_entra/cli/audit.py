@@ -10,10 +10,11 @@ import click
 from rich.console import Console
 from rich.text import Text
 
+from beam_entra.audit.record import SEAL_NAME
 from beam_entra.audit.show import Story, printable, show_blob, show_trail
 from beam_entra.audit.store import FolderTrail, TrailReader, find_trails
-from beam_entra.audit.verify import TrailSummary, verify
-from beam_entra.errors import TrailBroken
+from beam_entra.audit.verify import RunningSummary, TrailSummary, verify, verify_running
+from beam_entra.errors import AuditError, TrailBroken
 from beam_entra.paths import BlobPattern
 
 __all__ = ["audit"]
@@ -32,6 +33,7 @@ _ENDPOINTS = click.option(
     show_envvar=True,
     help="Where the services are on this machine, for a local set-up.",
 )
+_UNKNOWN = "how the job ended is not known"
 
 
 @click.group()
@@ -44,13 +46,21 @@ def audit() -> None:
 
 @audit.command("verify")
 @click.argument("path")
-@click.option("--seal-digest", metavar="HEX", help="Digest of the seal, as it was kept elsewhere. For one trail.")
+@click.option(
+    "--seal-digest", metavar="HEX", help="Digest of a seal, final or interim, as it was kept elsewhere. For one trail."
+)
+@click.option("--running", is_flag=True, help="A job without a seal is known to run still: check it as far as it goes.")
 @_MANIFEST
 @_ENDPOINTS
-def verify_command(path: str, seal_digest: str | None, access_manifest: Path | None, endpoints: Path | None) -> None:
+def verify_command(
+    path: str, seal_digest: str | None, running: bool, access_manifest: Path | None, endpoints: Path | None
+) -> None:
     """Check that trails are whole and unchanged.
 
     Exits 0 when all are. Otherwise exits 1 and names the first bad segment and line of each that is not.
+
+    Of a trail without a seal only what its interim seals hold is known to be whole: exit code 1, since its job may have
+    been killed, and the end of its trail cut off. With --running it is 0.
     """
     trails = _open(path, access_manifest, endpoints)
     if seal_digest is not None and len(trails) > 1:
@@ -59,7 +69,11 @@ def verify_command(path: str, seal_digest: str | None, access_manifest: Path | N
     broken = 0
     for folder, reader in trails.items():
         try:
-            summary = verify(reader, seal_digest=seal_digest)
+            summary: TrailSummary | RunningSummary
+            if running and not (SEAL_NAME in reader.names() and reader.read(SEAL_NAME)):
+                summary = verify_running(reader, seal_digest=seal_digest)
+            else:
+                summary = verify(reader, seal_digest=seal_digest)
         except TrailBroken as error:
             broken += 1
             where = f"{folder}: " if folder else ""
@@ -104,21 +118,56 @@ def show_command(path: str, blob: str | None, access_manifest: Path | None, endp
 
 @audit.command("seal")
 @click.argument("path")
+@click.option("--interim", is_flag=True, help="Seal what there is of jobs that are still running; from cron, say.")
 @_MANIFEST
 @_ENDPOINTS
-def seal_command(path: str, access_manifest: Path | None, endpoints: Path | None) -> None:
+def seal_command(path: str, interim: bool, access_manifest: Path | None, endpoints: Path | None) -> None:
     """Seal the trail of a job whose launcher was killed, and print the seal's digest.
 
     PATH is the job's folder, abfss://. Be sure that none of its workers is at work any more. The seal's outcome is
-    "late", which says that nobody knows how the job ended.
+    "late", which says that nobody knows how the job ended; standard error tells what was sealed.
+
+    With --interim, PATH may be the folder of several jobs, too. Each that has no seal gets an interim seal, if
+    anything was added since the last one: what stands can no longer be changed unnoticed, and the job goes on. Prints
+    each job and the digest. A launcher does this by itself while it waits for its job.
     """
     if "://" not in path:
         raise click.UsageError("PATH must be the job's folder in Storage: a copy of a trail is not sealed")
     if access_manifest is None:
         raise click.UsageError("a remote PATH needs --access_manifest: whose credentials should seal it?")
+    if interim:
+        _seal_interim(path, access_manifest, endpoints)
+        return
     from beam_entra.session import seal_late  # noqa: PLC0415  see _open
 
-    click.echo(seal_late(path, access_manifest, endpoints).digest)
+    seal = seal_late(path, access_manifest, endpoints)
+    told, counts = seal.record, seal.record.counts
+    opened = counts.get("bundle_opened", 0)
+    unclosed = opened - counts.get("bundle_closed", 0)
+    _console(stderr=True).print(
+        Text.assemble(
+            ("sealed late", "bold yellow"),
+            f"  {told.job}  as it stood at {told.time:%Y-%m-%dT%H:%M:%SZ}; {_UNKNOWN}; ",
+            f"{_many(sum(counts.values()), 'record')} in {_many(len(told.segments), 'segment')}, ",
+            f"{_many(opened, 'bundle')}" + (f", {unclosed} ended without closing" if unclosed else ""),
+        ),
+        soft_wrap=True,
+    )
+    click.echo(seal.digest)
+
+
+def _seal_interim(path: str, access_manifest: Path, endpoints: Path | None) -> None:
+    from beam_entra.session import seal_running  # noqa: PLC0415  see _open
+
+    sealed = seal_running(path, access_manifest, endpoints)
+    err = _console(stderr=True)
+    for job, outcome in sealed.items():
+        if isinstance(outcome, AuditError):
+            err.print(Text.assemble(("NOT SEALED", "bold red"), f"  {job}: {outcome}"), soft_wrap=True)
+        else:
+            click.echo(f"{job} {outcome.last}")
+    if any(isinstance(outcome, AuditError) for outcome in sealed.values()):
+        raise click.exceptions.Exit(1)
 
 
 def _open(path: str, access_manifest: Path | None, endpoints: Path | None) -> Mapping[str, TrailReader]:
@@ -138,24 +187,18 @@ def _open(path: str, access_manifest: Path | None, endpoints: Path | None) -> Ma
     return trails
 
 
-def _report(summary: TrailSummary, out: Console, *, in_detail: bool) -> None:
+def _report(summary: TrailSummary | RunningSummary, out: Console, *, in_detail: bool) -> None:
     """One line for a trail, and with `in_detail` one for each segment and the seal's digest."""
-    unclosed = f", {summary.open_bundles} ended without closing" if summary.open_bundles else ""
-    wider = "; scoped by bearer, wider than SAS" if summary.scoping == "bearer" else ""
-    out.print(
-        Text.assemble(
-            ("verified", "bold green"),
-            f"  {summary.job}  ended {summary.seal.outcome}; ",
-            f"{_many(summary.records, 'record')} in {_many(len(summary.segments), 'segment')}, ",
-            f"{_many(summary.bundles, 'bundle')}{unclosed}{wider}",
-        ),
-        soft_wrap=True,
-    )
+    if isinstance(summary, TrailSummary):
+        _report_sealed(summary, out)
+    else:
+        _report_running(summary, out)
     if not in_detail:
         return
     width = len(str(max((segment.sealed.records for segment in summary.segments), default=0)))
     for segment in summary.segments:
-        unclosed = f", {len(segment.open_bundles)} ended without closing" if segment.open_bundles else ""
+        how = "ended without closing" if isinstance(summary, TrailSummary) else "not closed"
+        unclosed = f", {len(segment.open_bundles)} {how}" if segment.open_bundles else ""
         where = (
             f"{printable(segment.opened.host)} pid {segment.opened.pid}"
             if segment.opened
@@ -163,7 +206,45 @@ def _report(summary: TrailSummary, out: Console, *, in_detail: bool) -> None:
         )
         text = f"    {segment.sealed.segment}  {segment.sealed.records:>{width}} records  {where}{unclosed}"
         out.print(Text(text), soft_wrap=True)
-    out.print(Text(f"    seal digest {summary.seal_digest}", "dim"), soft_wrap=True)
+    if summary.held_by not in ("", SEAL_NAME):
+        says = f"    the digest is that of {summary.held_by}: what came later it does not hold"
+        out.print(Text(says), soft_wrap=True)
+    if isinstance(summary, TrailSummary):
+        out.print(Text(f"    seal digest {summary.seal_digest}", "dim"), soft_wrap=True)
+    elif summary.interim_digest:
+        out.print(Text(f"    interim seal digest {summary.interim_digest}", "dim"), soft_wrap=True)
+
+
+def _report_running(summary: RunningSummary, out: Console) -> None:
+    after = summary.records - summary.sealed_records
+    held = "no interim seal yet"
+    if summary.interim_time is not None:
+        held = f"{_many(summary.sealed_records, 'record')} held by interim seals, the last of "
+        held += f"{summary.interim_time:%Y-%m-%d %H:%M:%S} UTC"
+    out.print(
+        Text.assemble(
+            ("running", "bold yellow"),
+            f"   {summary.job}  {held}; {_many(after, 'record')} after it, which no seal holds yet, ",
+            f"in {_many(len(summary.segments), 'segment')}",
+        ),
+        soft_wrap=True,
+    )
+
+
+def _report_sealed(summary: TrailSummary, out: Console) -> None:
+    unclosed = f", {summary.open_bundles} ended without closing" if summary.open_bundles else ""
+    wider = "; scoped by bearer, wider than SAS" if summary.scoping == "bearer" else ""
+    seal = summary.seal
+    late = f" (sealed at {seal.time:%Y-%m-%dT%H:%M:%SZ}, not by its launcher; {_UNKNOWN})"
+    out.print(
+        Text.assemble(
+            ("verified", "bold green"),
+            f"  {summary.job}  ended {seal.outcome}{late if seal.outcome == 'late' else ''}; ",
+            f"{_many(summary.records, 'record')} in {_many(len(summary.segments), 'segment')}, ",
+            f"{_many(summary.bundles, 'bundle')}{unclosed}{wider}",
+        ),
+        soft_wrap=True,
+    )
 
 
 def _console(*, stderr: bool = False) -> Console:

@@ -38,7 +38,15 @@ from beam_entra.io.filesystem import BEAM_PLUGIN
 from beam_entra.io.launch import find_interrupt, find_ours
 from beam_entra.io.options import EntraOptions
 from beam_entra.io.preflight import check_before_launch
-from beam_entra.session import JobScope, Session, close_session, has_ended, open_session, seal_job
+from beam_entra.session import (
+    JobScope,
+    PeriodicSeals,
+    Session,
+    close_session,
+    has_ended,
+    open_session,
+    seal_job,
+)
 
 __all__ = ["JobReport", "ScopedPipeline"]
 
@@ -126,7 +134,8 @@ class ScopedPipeline(beam.Pipeline):  # type: ignore[misc]  # Beam's Pipeline is
        its audit trail.
     3. At the end of the block, only if the job has got a token and its audit could be written, it runs. With
        `--preflight` all the checks of `beam-entra doctor` come first, and the token after them.
-    4. When the job has ended, however it ended, it seals the audit trail. `report` then says how it went.
+    4. While the job runs, it seals now and then what there is of the audit trail: `[audit] seal_every`.
+    5. When the job has ended, however it ended, it seals the trail for good. `report` then says how it went.
 
     A worker's error is raised as the error it was, where the runner carries its text.
 
@@ -164,6 +173,7 @@ class ScopedPipeline(beam.Pipeline):  # type: ignore[misc]  # Beam's Pipeline is
         self._launch_recorded = False
         self._launch: Future[None] | None = None
         self._refused_launch: BeamEntraError | None = None
+        self._interim_seals: PeriodicSeals | None = None
         super().__init__(runner=runner, options=chosen)
         self._wait = not chosen.view_as(StandardOptions).no_wait_until_finish
 
@@ -198,6 +208,7 @@ class ScopedPipeline(beam.Pipeline):  # type: ignore[misc]  # Beam's Pipeline is
             raise
         finally:
             self._give_up_launch(launch)  # if this thread was interrupted
+        self._interim_seals = PeriodicSeals(lambda: self.session, every=self.scope.manifest.trail.seal_every)
         return super().run(test_runner_api)
 
     def __enter__(self) -> ScopedPipeline:
@@ -263,6 +274,7 @@ class ScopedPipeline(beam.Pipeline):  # type: ignore[misc]  # Beam's Pipeline is
         """
         wall_s = time.monotonic() - self._started
         error = None if error is None else _sealable(error)
+        self._end_interim_seals()
         session = self.session
         try:
             sealed = seal_job(session, outcome=outcome, error=error)
@@ -287,7 +299,12 @@ class ScopedPipeline(beam.Pipeline):  # type: ignore[misc]  # Beam's Pipeline is
             self._report_file.write_text(json.dumps(self.report.as_dict(), indent=2) + "\n", encoding="utf-8")
         return self.report
 
+    def _end_interim_seals(self) -> None:
+        if self._interim_seals is not None:
+            self._interim_seals.stop()
+
     def _end(self, failure: BaseException | None) -> None:
+        self._end_interim_seals()
         if failure is None:
             self.seal()
             return

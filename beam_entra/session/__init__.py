@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from beam_entra.session.bundle import BundleSession, CommittedBlob, Fetched
 from beam_entra.session.copying import copy_blob
+from beam_entra.session.interim import PeriodicSeals, seal_running
 from beam_entra.session.registry import adopt_session, close_session, has_ended, live_scopes, open_session
 from beam_entra.session.scope import JobScope
 from beam_entra.session.sealing import StorageTrail, open_trail, seal_job, seal_late
@@ -14,6 +15,7 @@ __all__ = [
     "CommittedBlob",
     "Fetched",
     "JobScope",
+    "PeriodicSeals",
     "Session",
     "StorageTrail",
     "adopt_session",
@@ -25,4 +27,5 @@ __all__ = [
     "open_trail",
     "seal_job",
     "seal_late",
+    "seal_running",
 ]

@@ -63,6 +63,7 @@ if TYPE_CHECKING:
 __all__ = ["BundleSession", "CommittedBlob", "Fetched"]
 
 Outcome = Literal["ok", "failed", "abandoned"]
+_SAS_KEPT = 4096  # of a bundle: one that touches more blobs gets another SAS for those it comes back to
 _REFUSED_BY = {NotGranted: "manifest", IdentityExpired: "deadline", AccessDenied: "storage", IdentityRejected: "entra"}
 
 
@@ -539,7 +540,8 @@ class BundleSession:
                 self._check_open(tried)  # it may have been closed meanwhile
                 self._sas.pop((path, permission), None)
                 self._sas[path, permission] = sas
-                self._sas.pop((path, permission), None)
+                if len(self._sas) > _SAS_KEPT:
+                    del self._sas[next(iter(self._sas))]  # the oldest
             if renewed:
                 self.session.count("sas_refreshed")
             return sas

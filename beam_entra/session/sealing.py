@@ -3,58 +3,102 @@
 from __future__ import annotations
 
 import uuid
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from os import PathLike
 from typing import Any, cast
 
 from beam_entra.access import AccessManifest, Endpoints, Permission, downscope_audit
 from beam_entra.audit import Receipt
-from beam_entra.audit.record import SEAL_NAME, Record
-from beam_entra.audit.seal import Seal, seal
+from beam_entra.audit.fields import SEGMENT_NAME
+from beam_entra.audit.interim import Said
+from beam_entra.audit.record import SEAL_NAME, Record, segment_name
+from beam_entra.audit.seal import Seal, check_unsealed, seal, write_seal
+from beam_entra.audit.segments import SegmentCheck, Segments, next_to, segments_of
+from beam_entra.audit.store import INTERIM_NAME
 from beam_entra.clock import Clock, utc_now
 from beam_entra.errors import AuditError, AuditUnavailable, BlobNotFound, ConfigError, Diagnosis
 from beam_entra.identity import STORAGE_AUDIENCE
 from beam_entra.paths import BlobPath
-from beam_entra.session.bundle import BundleSession
+from beam_entra.session.bundle import BundleSession, _Access
 from beam_entra.session.scope import JobScope
 from beam_entra.session.session import Session
 from beam_entra.storage import AppendBlobSegments, Authorization, BlobProperties
+from beam_entra.storage.answers import Answer
 from beam_entra.storage.exchange import Authorise
 
 __all__ = ["StorageTrail", "open_trail", "seal_job", "seal_late"]
 
 _READERS = 8
+_AHEAD_BYTES = 64 << 20  # of segments that are read before their turn
+_LONG_AGO = datetime.min.replace(tzinfo=UTC)
 _TIME_TO_RECORD = timedelta(seconds=30)
 
 
 class StorageTrail:
-    """A `TrailReader` over a folder below the audit path, through a bundle session."""
+    """A `GrowingTrail` over a folder below the audit path, through a bundle session."""
 
-    def __init__(self, bundle: BundleSession, folder: BlobPath) -> None:
+    def __init__(self, bundle: _SealingBundle, folder: BlobPath) -> None:
         self._bundle = bundle
         self._folder = folder
         self._found: dict[str, BlobProperties] = {}
 
     def names(self) -> list[str]:
         """Every file below the folder, relative to it, sorted; none when there is no such container or folder."""
+        return sorted(self.sizes())
+
+    def sizes(self) -> Mapping[str, int]:
+        """Every file and its length, at one moment.
+
+        A listing takes its time: a segment may be seen while it still grows, and the one that continues it when that
+        has begun. Such a segment is listed again, now that it has ended.
+        """
+        found = self._list()
+        ended = [name for name in found if _continuation(name) in found]
+        again = self._list() if ended else {}
+        self._found = found | {name: again[name] for name in ended if name in again}
+        return {name: blob.size_bytes for name, blob in self._found.items()}
+
+    def _list(self) -> dict[str, BlobProperties]:
         try:
             blobs = list(self._bundle.list_blobs(self._folder, self._folder.name))
         except BlobNotFound:
             blobs = []
-        self._found = {blob.path.name.removeprefix(self._folder.name): blob for blob in blobs}
-        return sorted(self._found)
+        return {blob.path.name.removeprefix(self._folder.name): blob for blob in blobs}
 
     def read(self, name: str) -> bytes:
-        """All bytes of one of them, in the version that `names` saw."""
+        """All bytes of one of them, as many as `names` saw."""
         if name not in self._found:
             self.names()
         blob = self._found.get(name)
         if blob is None:
             raise BlobNotFound(f"{self._folder} holds no {name}", Diagnosis(tried=f"read {self._folder}{name}"))
-        return bytes(self._bundle.read(blob, 0, blob.size_bytes))
+        return self._bundle.read_grown(blob, 0, blob.size_bytes)
+
+    def read_range(self, name: str, start: int, stop: int) -> bytes:
+        """Bytes [start, stop) of one of them."""
+        blob = BlobProperties(path=self._folder.child(name), size_bytes=stop, etag="", last_modified=_LONG_AGO)
+        return self._bundle.read_grown(blob, start, stop)
+
+    def read_all(self, names: Sequence[str]) -> Iterator[tuple[str, bytes]]:
+        """These files, one after the other; the next ones are fetched meanwhile, as far as there is room for them."""
+        with ThreadPoolExecutor(_READERS, thread_name_prefix="beam-entra-trail") as pool:
+            under_way: deque[tuple[str, Future[bytes]]] = deque()
+            ahead_bytes = 0
+            for name in names:
+                size = self._found[name].size_bytes
+                while under_way and ahead_bytes + size > _AHEAD_BYTES:
+                    ready, content = under_way.popleft()
+                    ahead_bytes -= self._found[ready].size_bytes
+                    yield ready, content.result()
+                under_way.append((name, pool.submit(self.read, name)))
+                ahead_bytes += size
+            for ready, content in under_way:
+                yield ready, content.result()
 
 
 class _SealingBundle(BundleSession):
@@ -65,60 +109,89 @@ class _SealingBundle(BundleSession):
     def __init__(self, session: Session, step: str) -> None:
         super().__init__(session, step, audience=STORAGE_AUDIENCE)
 
+    def read_grown(self, blob: BlobProperties, start: int, stop: int) -> bytes:
+        """Bytes [start, stop) of a file of the trail, however much has been appended to it since."""
+        if start == stop:
+            return b""
+        access = _Access(self, blob.path, Permission.READ)
+        receipts: list[Receipt] = []
+
+        def answered(answer: Answer, begin: int, end: int) -> None:
+            receipts.append(self._record_read(access, replace(blob, etag=answer.etag), answer, begin, end))
+
+        with self._noting_refusals(str(blob.path), "read"):
+            access()
+            content = self.session.service.read_range(
+                blob, start, stop, access, self._next_request_id, answered, grows=True
+            )
+        for receipt in receipts:
+            receipt.wait()
+        return bytes(content)
+
 
 class _Closing:
-    """The job's folder while it is being sealed: what was read in time, and the own segment, read after its end."""
+    """The job's folder while it is being sealed: the other processes' segments, and then the own, after its end."""
 
-    def __init__(self, session: Session, bundle: BundleSession, folder: BlobPath) -> None:
-        self._service = session.service
-        self._folder = folder
-        self._found: dict[str, BlobProperties] | None = None
-        trail = StorageTrail(bundle, folder)
-        names = trail.names()
-        own = [name for name in names if session.process in name]
-        others = [name for name in names if session.process not in name]
-        with ThreadPoolExecutor(_READERS, thread_name_prefix="beam-entra-seal") as pool:
-            self._contents = dict(zip(others, pool.map(trail.read, others), strict=True))
-        self._own = {name: bundle._authorise(folder.child(name), Permission.READ) for name in own}
-        self._listing = bundle._authorise(folder, Permission.LIST)
+    def __init__(self, session: Session, bundle: _SealingBundle) -> None:
+        """Check all that others wrote, and get what it takes to read the own segment when nothing can be recorded."""
+        self._session, self._folder, job = session, session.scope.folder, session.scope.job
+        trail, said = StorageTrail(bundle, self._folder), Said()
+        sizes = trail.sizes()
+        self.interims = check_unsealed(trail, sizes, job=job, said=said)
+        self._check = SegmentCheck(job, said.marks)
+        others = [name for name in segments_of(sizes) if session.process not in name]
+        for name, content in trail.read_all(others):
+            self._check.add(name, content)
+        self._taken = {name: sizes[name] for name in others}
+        self._listing = bundle._authorise(self._folder, Permission.LIST)
+        self.seal_authorization = session._authorise_append(self._folder.child(SEAL_NAME))
+        self._own: dict[str, Authorization] = {}
+        while ours := [name for name in self._own_and_next() if name not in self._own]:
+            for name in ours:  # each SAS is a record, with which the segment may become full
+                self._own[name] = bundle._authorise(self._folder.child(name), Permission.READ)
 
-    def names(self) -> list[str]:
-        """Every file below the folder when this was asked first, and that was read, relative to it, sorted."""
-        return sorted(self._blobs().keys() | self._contents.keys())
+    def finish(self) -> Segments:
+        """Check the own segment, which has ended; all that is there has been checked then.
 
-    def read(self, name: str) -> bytes:
-        """All bytes of one of them."""
-        blob = self._blobs().get(name)
-        content = self._contents.get(name)
-        if content is not None and (blob is None or blob.size_bytes == len(content)):
-            return content
-        if blob is None or name not in self._own:
-            raise AuditError(
-                f"{name} was written while the trail was being sealed: a worker of the job is still at work",
-                Diagnosis(tried=f"seal {self._folder}", hint="seal the trail when the job has ended"),
-            )
-        own = self._service.read_range(
-            blob, 0, blob.size_bytes, _with(self._own[name]), _request_id, lambda answer, start, stop: None
-        )
-        return bytes(own)
+        Raises:
+            AuditError: A worker of the job is still at work.
+        """
+        found = {name: blob for name, blob in self._list().items() if not INTERIM_NAME.fullmatch(name)}
+        found.pop(SEAL_NAME, None)
+        own = [name for name in segments_of(found) if self._session.process in name]
+        for name, blob in found.items():
+            if name in own and name in self._own:
+                continue
+            if self._taken.get(name) != blob.size_bytes:
+                raise AuditError(
+                    f"{name} was written while the trail was being sealed: a worker of the job is still at work",
+                    Diagnosis(tried=f"seal {self._folder}", hint="seal the trail when the job has ended"),
+                )
+        for name in own:
+            self._check.add(name, self._read(found[name], self._own[name]))
+        return self._check.finish()
 
-    def _blobs(self) -> dict[str, BlobProperties]:
-        if self._found is None:
-            pages = self._service.list_pages(self._folder, self._folder.name, _with(self._listing), _request_id)
-            self._found = {
-                blob.path.name.removeprefix(self._folder.name): blob for page, _ in pages for blob in page.blobs
-            }
-        return self._found
+    def _own_and_next(self) -> tuple[str, ...]:
+        segments = self._session.segments
+        return (*segments, segment_name(self._session.process, len(segments)))
+
+    def _list(self) -> dict[str, BlobProperties]:
+        pages = self._session.service.list_pages(self._folder, self._folder.name, _with(self._listing), _request_id)
+        return {blob.path.name.removeprefix(self._folder.name): blob for page, _ in pages for blob in page.blobs}
+
+    def _read(self, blob: BlobProperties, authorization: Authorization) -> bytes:
+        service = self._session.service
+        return bytes(service.read_range(blob, 0, blob.size_bytes, _with(authorization), _request_id, _unrecorded))
 
 
 def seal_job(session: Session, *, outcome: str, error: str | None) -> Seal:
     """Verify the job's segments and seal them. Ends the session's own segment on the way.
 
-    1. Read the other processes' segments; this is recorded in the session's own.
+    1. Read and verify the other processes' segments; this is recorded in the session's own.
     2. Issue, and record, the SAS for what comes after the own segment's end: reading it, listing, writing the seal.
        (Where the scoping is `bearer`, the token at hand does for that.)
     3. End the own segment. From here on nothing is recorded: the seal is the record.
-    4. Read the own segment, verify all, write the seal.
+    4. Read and verify the own segment, write the seal.
 
     Call it when no worker of the job can write any more. After the job's deadline, or so short before it that the
     sealing would not end in time, no SAS can be recorded, since none may outlive the deadline: then the sealing leaves
@@ -139,11 +212,18 @@ def seal_job(session: Session, *, outcome: str, error: str | None) -> Seal:
     with _SealingBundle(session, "seal the audit trail") as bundle:
         if not begun:
             bundle.settle()  # so that the own segment is there
-        reader = _Closing(session, bundle, folder)
-        seal_authorization = session._authorise_append(folder.child(SEAL_NAME))
+        closing = _Closing(session, bundle)
     session.end_trail()
-    store = AppendBlobSegments(session.service, folder, lambda path: seal_authorization)
-    return seal(reader, store, job=session.scope.job, outcome=outcome, error=error, clock=session.clock)
+    store = AppendBlobSegments(session.service, folder, lambda path: closing.seal_authorization)
+    return write_seal(
+        store,
+        closing.finish(),
+        closing.interims,
+        job=session.scope.job,
+        outcome=outcome,
+        error=error,
+        clock=session.clock,
+    )
 
 
 def _seal_unrecorded(session: Session, folder: BlobPath, *, outcome: str, error: str | None) -> Seal:
@@ -241,8 +321,18 @@ def _trail_of(
     return manifest, folder
 
 
+def _continuation(name: str) -> str:
+    """The name of the segment that would continue this one; empty if this is none."""
+    folder, slash, file = name.rpartition("/")
+    return f"{folder}{slash}{next_to(file)}" if SEGMENT_NAME.fullmatch(file) else ""
+
+
 def _with(authorization: Authorization) -> Authorise:
     return lambda: authorization
+
+
+def _unrecorded(answer: Answer, start: int, stop: int) -> None:
+    """The trail has ended."""
 
 
 def _request_id() -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import platform
@@ -46,6 +47,8 @@ _KEPT_BYTES = 48 << 20  # of one reader: 32 MiB under way, 8 in hand, and the sh
 _MINUTE = timedelta(minutes=1)
 _RENEWED_AT = 0.75  # of a SAS's life
 _NEXT_RETIREMENT = timedelta(minutes=1)  # of a delegation key
+_RETIRED_KEPT = timedelta(hours=1)  # no SAS lives longer, so then none is left that such a key has signed
+_AUDIT_SAS = 4  # kept: that of the segment that ends, that of the one that continues it, and of seals
 
 _LOG = logging.getLogger(__name__)
 
@@ -91,7 +94,8 @@ class Session:
         )
         self.broker = TokenBroker(self.source, clock=NeverBack(clock), acquired=self._token_acquired, pause=self._rest)
         self._keys: dict[str, DelegationKey] = {}
-        self._retired: set[str] = set()
+        self._retired: dict[str, datetime] = {}  # keys, since when
+        self._sas_numbers = itertools.count(1)
         self._kept_until: dict[str, datetime] = {}
         self._key_locks = {account: threading.Lock() for account in scope.manifest.accounts}
         self._audit_sas: dict[BlobPath, Sas] = {}
@@ -102,6 +106,9 @@ class Session:
             _facts(scope, self.pid),
             self.clock,
             process=self.process,
+            max_bytes=scope.manifest.trail.segment_bytes,
+            max_records=scope.manifest.trail.segment_records,
+            max_age=scope.manifest.trail.segment_age,
         )
         self._last_receipt: Receipt | None = None
         self._record_lock = threading.Lock()
@@ -235,8 +242,7 @@ class Session:
             now = self.check_deadline(f"get a user delegation key of account {account}")
             key = self._keys.get(account)
             life = self.scope.manifest.lifetime.token
-            good = key is not None and key.key_id not in self._retired
-            if key is not None and good and (now + life < key.expires or self.deadline <= key.expires):
+            if key is not None and (now + life < key.expires or self.deadline <= key.expires):
                 return key
             key, answer = self.service.delegation_key(
                 account,
@@ -272,7 +278,13 @@ class Session:
                 if now < self._kept_until.get(account, now):
                     return False
                 self._kept_until[account] = now + _NEXT_RETIREMENT
-                self._retired.add(sas.key_id)
+                self._retired[sas.key_id] = now
+                for key_id, since in list(self._retired.items()):
+                    if now - since > _RETIRED_KEPT:
+                        self._retired.pop(key_id, None)  # another account's thread may have been here
+                key = self._keys.get(account)
+                if key is not None and key.key_id == sas.key_id:
+                    del self._keys[account]
             return True
 
     def issue(
@@ -297,7 +309,7 @@ class Session:
         signed = not self.scope.manifest.accounts[path.account].emulator
         correlation = bundle or self.process
         sas = Sas(
-            sas_id=f"sas-{uuid.uuid4().hex[:12]}",
+            sas_id=f"sas-{next(self._sas_numbers):012x}",
             key_id=key.key_id,
             spec=spec,
             query=mint(spec, key, correlation=correlation, sign_correlation=signed),
@@ -394,6 +406,11 @@ class Session:
         self.settle()  # the flusher may have to record a SAS of its own before it can write what is left
         self._trail.close()
 
+    @property
+    def segments(self) -> tuple[str, ...]:
+        """The file names of the process's own segments so far, in order."""
+        return self._trail.segments
+
     def settle(self) -> None:
         """Return when every record so far is durable.
 
@@ -451,9 +468,11 @@ class Session:
         with self._audit_sas_lock:
             sas = self._audit_sas.get(path)
             if sas is None or not self.live(sas):
-                sas = self._audit_sas[path] = self.issue(
-                    spec_for, path=path, permission=Permission.APPEND, bundle=None
-                )
+                sas = self.issue(spec_for, path=path, permission=Permission.APPEND, bundle=None)
+                self._audit_sas.pop(path, None)
+                self._audit_sas[path] = sas
+                if len(self._audit_sas) > _AUDIT_SAS:
+                    del self._audit_sas[next(iter(self._audit_sas))]
             return Authorization(sas=sas.query, resign=partial(self.retire_key, sas))
 
 

@@ -132,10 +132,12 @@ class BlobService:
         authorise: Authorise,
         next_request_id: Callable[[], str],
         answered: Callable[[Answer, int, int], None],
+        *,
+        grows: bool = False,
     ) -> bytearray:
         """Bytes [start, stop) of this version of the blob; as for `receive_range`."""
         room = bytearray(stop - start)
-        self.receive_range(blob, start, stop, authorise, next_request_id, answered, room)
+        self.receive_range(blob, start, stop, authorise, next_request_id, answered, room, grows=grows)
         return room
 
     def receive_range(
@@ -147,12 +149,15 @@ class BlobService:
         next_request_id: Callable[[], str],
         answered: Callable[[Answer, int, int], None],
         room: bytearray | memoryview,
+        *,
+        grows: bool = False,
     ) -> None:
         """Receive bytes [start, stop) of this version of the blob. A body that breaks off is resumed at the byte.
 
         Args:
             answered: Told of each answer and its range as soon as its head is here, while the body is on the way.
             room: Where to receive them, of their length.
+            grows: It is an append blob that others append to: a later version will do, if it is no shorter.
 
         Raises:
             BlobChanged: The blob is no longer this version.
@@ -166,14 +171,14 @@ class BlobService:
                 "read",
                 authorise,
                 next_request_id(),
-                headers={"x-ms-range": f"bytes={begin}-{stop - 1}", "If-Match": blob.etag},
+                headers={"x-ms-range": f"bytes={begin}-{stop - 1}"} | ({} if grows else {"If-Match": blob.etag}),
             )
             answer, response, attempts = self._exchange.send(call, ca_file=self._account(blob.path.account).ca_file)
             failure: BeamEntraError | None = None
             too_slow = False
             try:
                 with closing(response):
-                    _check_range(answer, blob, begin, stop, call)
+                    _check_range(answer, _grown(blob, answer) if grows else blob, begin, stop, call)
                     answered(answer, begin, stop)
                     for count in _received(response, room, filled, call):
                         filled += count
@@ -528,6 +533,13 @@ def _received(response: Response, content: bytearray | memoryview, filled: int, 
 
 def _may_be_done(error: StorageError) -> bool:
     return isinstance(error, (BlobExists, BlobChanged)) or error.diagnosis.code == "InvalidBlockList"
+
+
+def _grown(blob: BlobProperties, answer: Answer) -> BlobProperties:
+    """The version that answered, where it is no shorter."""
+    total = answer.headers.get("content-range", "").rpartition("/")[2]
+    grown = total.isascii() and total.isdigit() and int(total) >= blob.size_bytes
+    return replace(blob, etag=answer.etag, size_bytes=int(total)) if grown else blob
 
 
 def _check_range(answer: Answer, blob: BlobProperties, start: int, stop: int, call: Call) -> None:

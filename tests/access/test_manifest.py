@@ -23,6 +23,7 @@ from beam_entra.access import (
     Lifetime,
     Permission,
     Scoping,
+    Trail,
 )
 from beam_entra.errors import ConfigError
 from beam_entra.paths import BlobPath
@@ -133,6 +134,18 @@ def test_a_lifetime_is_a_number_and_a_unit(text: str, seconds: int) -> None:
     """And a SAS by default lives 15 minutes, but never longer than the job."""
     life = manifest(('job = "2h"', f'job = "{text}"')).lifetime
     assert life == Lifetime(job=timedelta(seconds=seconds), token=timedelta(seconds=min(seconds, 900)))
+
+
+def test_a_trail_is_divided_and_sealed_as_the_audit_table_says() -> None:
+    """What is not said is the default; it travels with the manifest."""
+    assert manifest().trail == Trail()
+    written = 'segment_bytes = 65536\nsegment_records = 100\nsegment_age = "1m"\nseal_every = "5s"'
+    made = manifest((AUDIT, f"{AUDIT}\n{written}"))
+    shortest = timedelta(minutes=1), timedelta(seconds=5)
+    assert made.trail == Trail(
+        segment_bytes=65536, segment_records=100, segment_age=shortest[0], seal_every=shortest[1]
+    )
+    assert AccessManifest.from_dict(made.to_dict()) == pickle.loads(pickle.dumps(made)) == made  # noqa: S301 - our own
 
 
 # ---------------------------------------------------------------- refusals
@@ -290,6 +303,32 @@ WRONG = {
     "a grant of the audit's container": Wrong(
         '"azfs://contosolake/curated/orders/"', '"azfs://contosolake/audit/"', "[grants] write: entry 1: abfss://audit@"
     ),
+    "segments without a size": Wrong(
+        AUDIT, AUDIT + '\nsegment_bytes = "64M"', "[audit] segment_bytes: must be a whole number. Write it without"
+    ),
+    "segments that are too short": Wrong(
+        AUDIT, AUDIT + "\nsegment_bytes = 65535", "[audit] segment_bytes: is out of range. Choose 65536 (64 KiB) to"
+    ),
+    "segments that are too long": Wrong(
+        AUDIT, AUDIT + f"\nsegment_bytes = {(1 << 30) + 1}", "[audit] segment_bytes: is out of range"
+    ),
+    "segments of few records": Wrong(
+        AUDIT, AUDIT + "\nsegment_records = 99", "[audit] segment_records: is out of range. Choose 100 to 10000000"
+    ),
+    "segments of too many records": Wrong(
+        AUDIT, AUDIT + "\nsegment_records = 10000001", "[audit] segment_records: is out of range"
+    ),
+    "segments that are too young": Wrong(
+        AUDIT, AUDIT + '\nsegment_age = "59s"', "[audit] segment_age: is out of range. Choose 1m to 7d"
+    ),
+    "segments that are too old": Wrong(
+        AUDIT, AUDIT + '\nsegment_age = "8d"', "[audit] segment_age: is out of range"
+    ),
+    "interim seals too often": Wrong(
+        AUDIT, AUDIT + '\nseal_every = "4s"', "[audit] seal_every: is out of range. Choose 5s to 7d"
+    ),
+    "interim seals too rarely": Wrong(AUDIT, AUDIT + '\nseal_every = "8d"', "[audit] seal_every: is out of range"),
+    "interim seals never": Wrong(AUDIT, AUDIT + "\nseal_every = 0", "[audit] seal_every: is not a duration"),
     # accounts
     "an account that no path names": Wrong(
         AUDIT, AUDIT + "\n[accounts.other]", "[accounts.other]: no path uses this account"

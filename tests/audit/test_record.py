@@ -21,6 +21,7 @@ from beam_entra.audit.record import (
     AnyRecord,
     BundleOpened,
     Denied,
+    InterimSealed,
     Previous,
     Probed,
     Read,
@@ -49,6 +50,7 @@ def _examples(trails: ModuleType) -> dict[type[Record], dict[str, Any]]:
     examples: dict[type[Record], dict[str, Any]] = trails.valid_facts() | {
         SegmentOpened: facts | {"segment": segment, "previous": previous},
         SegmentRolled: {"next": segment},
+        InterimSealed: {"job": "j", "segments": (SealedSegment(segment=segment, **entry),)},
         Sealed: {
             "job": "j",
             "outcome": "failed",

@@ -10,6 +10,7 @@ from typing import Any, get_args
 import pytest
 from rich.console import Console
 
+from beam_entra.audit.interim import seal_interim
 from beam_entra.audit.record import SEAL_NAME, AnyRecord, Read
 from beam_entra.audit.show import Story, describe, printable, show_blob, show_trail
 from beam_entra.paths import BlobPattern
@@ -119,7 +120,12 @@ def test_unsealed(trails: ModuleType) -> None:
     store, _ = trails.sample()
     del store.files[SEAL_NAME]
     text = _shown(store)
-    assert "sealed     not yet" in text
+    assert "sealed     not yet\n" in text
+    assert "BROKEN" not in text
+    seal_interim(store, store, job=trails.JOB, clock=trails.Clock())
+    text = _shown(store)
+    assert "sealed     not yet; up to 2030-01-31 09:30:00 UTC by an interim seal\n" in text
+    assert "seal-000000" not in text, "it is no segment"
     assert "BROKEN" not in text
 
 
@@ -152,10 +158,13 @@ def test_nothing_for_the_terminal_to_act_on(trails: ModuleType) -> None:
 
 def test_describes_every_kind(trails: ModuleType) -> None:
     """Each kind of record has its words, and long ids are shortened."""
-    stories = [Story.read(store) for store in (trails.sample()[0], trails.bearer_sample())]
-    assert stories[0].seal is not None
+    running, _ = trails.sample()
+    del running.files[SEAL_NAME]
+    seal_interim(running, running, job=trails.JOB, clock=trails.Clock())
+    stories = [Story.read(store) for store in (running, trails.sample()[0], trails.bearer_sample())]
+    assert stories[1].seal is not None
     records = [record for story in stories for segment in story.segments.values() for record in segment]
-    seen: list[Any] = [stories[0].seal, *records]
+    seen: list[Any] = [stories[0].interim, stories[1].seal, *records]
     assert {type(record) for record in seen} == set(get_args(AnyRecord))
     assert all(any(describe(record)) for record in seen)
     read = next(record for record in seen if isinstance(record, Read))

@@ -209,7 +209,8 @@ def test_change_is_found(trails: ModuleType, attack: str, rng: random.Random) ->
 
 def _chained_again(trails: Any, files: Files) -> Files | None:
     try:
-        return trails.rechained(trails.parsed(files)) | {SEAL_NAME: files[SEAL_NAME]}  # type: ignore[no-any-return]  # trails is a fixture
+        seals = {name: data for name, data in files.items() if trails.is_seal(name)}
+        return trails.rechained(trails.parsed(files)) | seals  # type: ignore[no-any-return]  # trails is a fixture
     except (KeyError, ValueError):
         return None
 

@@ -10,7 +10,8 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
-from datetime import datetime
+from dataclasses import replace
+from datetime import datetime, timedelta
 from types import FrameType, ModuleType
 from typing import Any
 
@@ -136,7 +137,19 @@ def test_group_stays_below_what_an_append_takes(
     assert check_segments(store, job=trails.JOB).counts["denied"] == 5000
 
 
-@pytest.mark.parametrize("limit", [{"max_blocks": 2}, {"max_blocks": 3}, {"max_bytes": 1}, {"max_bytes": 5000}])
+@pytest.mark.parametrize(
+    "limit",
+    [
+        {"max_blocks": 2},
+        {"max_blocks": 3},
+        {"max_bytes": 1},
+        {"max_bytes": 5000},
+        {"max_records": 2},
+        {"max_records": 7},
+        {"max_age": timedelta(milliseconds=3)},
+    ],
+    ids=str,
+)
 def test_rolls_without_the_caller_knowing(
     store: Any, deny: Callable[..., Receipt], trails: ModuleType, limit: dict[str, Any]
 ) -> None:
@@ -152,6 +165,58 @@ def test_rolls_without_the_caller_knowing(
     for name in store.files:
         blocks = sum(call[:2] == ("append", name) for call in store.calls)
         assert blocks <= limit.get("max_blocks", 45_000)
+        assert len(store.files[name].splitlines()) <= max(limit.get("max_records", 1_000_000), 3)
+
+
+def test_an_old_segment_is_continued_with_the_next_record(
+    store: Any, deny: Callable[..., Receipt], trails: ModuleType
+) -> None:
+    """Its age counts from its first record, each segment's anew; while nothing is recorded, nothing is begun."""
+    clock = trails.Clock()
+    writer = SegmentWriter(store, trails.facts(), clock, max_age=timedelta(hours=1))
+    for minutes in (0, 59, 61, 30, 31):  # since the one before
+        clock.now += timedelta(minutes=minutes)
+        deny(writer).wait(10)
+    segments = writer.segments
+    writer.close()
+    assert segments == tuple(sorted(store.files))
+    kinds = [[json.loads(line)["kind"] for line in store.files[name].splitlines()] for name in segments]
+    assert [found.count("denied") for found in kinds] == [2, 2, 1]
+    check_segments(store)
+
+
+def test_a_segment_that_cannot_be_continued_stops_the_writer(
+    store: Any, deny: Callable[..., Receipt], trails: ModuleType
+) -> None:
+    """Of a hundred thousand segments a process has no name for another: it is an error, and what there is verifies."""
+    writer = SegmentWriter(store, trails.facts(), trails.Clock(), max_records=3)
+    deny(writer).wait(10)
+    assert writer._chain is not None
+    writer._chain = replace(writer._chain, number=99_999)
+    with pytest.raises(AuditUnavailable, match="it is the last"):
+        deny(writer)
+    assert writer.broken
+    check_segments(store)
+
+
+@pytest.mark.parametrize("verb", ["create", "append"])
+def test_a_segment_that_cannot_be_begun_stops_the_writer(
+    store: Any, deny: Callable[..., Receipt], trails: ModuleType, verb: str
+) -> None:
+    """The record that would begin the next segment is not durable, and nothing is recorded after it."""
+    writer = SegmentWriter(store, trails.facts(), trails.Clock(), max_records=3)
+    deny(writer).wait(10)
+
+    def refuse(*_: object) -> None:
+        raise AuditUnavailable("no room for another file")
+
+    setattr(store, verb, refuse)
+    receipt = deny(writer)
+    with pytest.raises(AuditUnavailable, match="no room"):
+        receipt.wait(10)
+    with pytest.raises(AuditUnavailable, match="no room"):
+        deny(writer)
+    check_segments(store)
 
 
 def test_rolls_while_the_store_is_slow(store: Any, deny: Callable[..., Receipt], trails: ModuleType) -> None:
@@ -508,7 +573,9 @@ def test_stamps_bundle_and_fields(writer: SegmentWriter, store: Any, trails: Mod
     assert (read["seq"], read["start"], read["end"]) == (2, 0, 10)
 
 
-@pytest.mark.parametrize("limit", [{"max_blocks": 1}, {"max_bytes": 0}])
+@pytest.mark.parametrize(
+    "limit", [{"max_blocks": 1}, {"max_bytes": 0}, {"max_records": 1}, {"max_age": timedelta(0)}], ids=str
+)
 def test_limits_make_sense(store: Any, trails: ModuleType, limit: dict[str, Any]) -> None:
     """A segment that could not hold its first and last line is refused."""
     with pytest.raises(ValueError, match="at least two blocks"):

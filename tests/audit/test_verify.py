@@ -512,12 +512,12 @@ def test_rule_of_files(trails: ModuleType, name: str) -> None:
 
 
 def test_tables_break_every_rule() -> None:
-    """The docstring's rules and the tables above are the same set; rule 16 has a test of its own."""
+    """The docstring's rules and the tables above are the same set; rule 16 is below, 18 and 19 in test_interim.py."""
     import beam_entra.audit.verify as module  # noqa: PLC0415  for its docstring only
 
     documented = set(map(int, re.findall(r"^ +(\d+)  \S", module.__doc__ or "", re.MULTILINE)))
-    assert documented == set(range(1, 18))
-    assert {rule for rule, _ in (*SEMANTIC.values(), *BYTES.values(), *BEARER.values())} == documented - {16}
+    assert documented == set(range(1, 20))
+    assert {rule for rule, _ in (*SEMANTIC.values(), *BYTES.values(), *BEARER.values())} == documented - {16, 18, 19}
 
 
 def test_seal_digest(trails: ModuleType) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from beam_entra.audit.interim import seal_interim
 from beam_entra.audit.record import (
     SEAL_NAME,
     ZEROS,
@@ -34,6 +35,7 @@ from beam_entra.audit.record import (
     TokenAcquired,
 )
 from beam_entra.audit.seal import Seal, seal
+from beam_entra.audit.store import INTERIM_NAME
 from beam_entra.audit.trail import Receipt, SegmentFacts, SegmentWriter
 from beam_entra.errors import AuditUnavailable
 
@@ -74,6 +76,12 @@ class MemoryTrail:
 
     def read(self, name: str) -> bytes:
         return self.files[name]
+
+    def sizes(self) -> dict[str, int]:
+        return {name: len(data) for name, data in self.files.items()}
+
+    def read_range(self, name: str, start: int, stop: int) -> bytes:
+        return self.files[name][start:stop]
 
     def create(self, name: str) -> None:
         self.calls.append(("create", name, b""))
@@ -239,7 +247,8 @@ class Worker:
         if self.rng.random() < 0.8:
             self.add(Deleted, bundle, **about, **request(self.number))
 
-    def bundle(self, key: tuple[str, str]) -> None:
+    def bundle(self, key: tuple[str, str]) -> Receipt:
+        """A bundle that does something; the receipt of its last record."""
         bundle = str(uuid.uuid5(uuid.NAMESPACE_OID, self.id(self.process)))  # hypothesis likes equal random numbers
         self.add(BundleOpened, bundle, token=self.rng.choice([None, key[1]]))
         for deed in self.rng.choices([self.read, self.write, self.move], k=self.rng.randint(0, 2)):
@@ -247,11 +256,12 @@ class Worker:
         if self.rng.random() < 0.2:
             self.add(Denied, bundle)
         if self.rng.random() < 0.8:
-            self.add(BundleClosed, bundle, outcome=self.rng.choice(["ok", "failed", "abandoned"]))
+            return self.add(BundleClosed, bundle, outcome=self.rng.choice(["ok", "failed", "abandoned"]))
+        return self.add(Denied, bundle)
 
 
 def random_trail(rng: random.Random, *, processes: int | None = None) -> tuple[MemoryTrail, Seal]:
-    """A valid sealed trail of one to three processes, of any kind of job: rolled ones, empty ones, unclosed bundles."""
+    """A valid sealed trail of one to three processes, of any kind of job: rolled, empty, unclosed, interim-sealed."""
     store, clock = MemoryTrail(), Clock()
     kinds = {}, {"scoping": "sas"}, {"scoping": "bearer"}, {"scoping": "bearer", "rolling_s": 7200}
     job: dict[str, Any] = rng.choice(kinds)
@@ -260,7 +270,10 @@ def random_trail(rng: random.Random, *, processes: int | None = None) -> tuple[M
         with contextlib.closing(worker.writer):  # hypothesis may stop in the middle
             key = worker.key()
             for _ in range(rng.randint(0, 3)):
-                worker.bundle(key)
+                last = worker.bundle(key)
+                if rng.random() < 0.3:
+                    last.wait(10)
+                    seal_interim(store, store, job=JOB, clock=clock)
                 if rng.random() < 0.3:
                     key = worker.key()
     if rng.random() < 0.2:
@@ -346,7 +359,12 @@ def dump(record: dict[str, Any]) -> bytes:
 
 def parsed(files: Files) -> Records:
     """Every segment's records, as plain dicts to change."""
-    return {name: [json.loads(line) for line in data.splitlines()] for name, data in files.items() if name != SEAL_NAME}
+    return {name: [json.loads(line) for line in data.splitlines()] for name, data in files.items() if not is_seal(name)}
+
+
+def is_seal(name: str) -> bool:
+    """Whether a file is a seal, of the end or interim."""
+    return name == SEAL_NAME or INTERIM_NAME.fullmatch(name) is not None
 
 
 def rechained(records: Records) -> Files:
@@ -370,7 +388,7 @@ def rechained(records: Records) -> Files:
 
 
 def resealed(files: Files, **changed: Any) -> Files:
-    """What an attacker makes of changed segments: a seal that fits them."""
+    """What an attacker makes of changed segments: a seal that fits them, and no interim seal."""
     records, entries = parsed(files), []
     counts: Counter[str] = Counter()
     for name in sorted(records):
@@ -389,7 +407,7 @@ def resealed(files: Files, **changed: Any) -> Files:
         "job": JOB,
     }
     line |= {"outcome": "ok", "error": None, "segments": entries, "counts": dict(sorted(counts.items()))}
-    return {name: data for name, data in files.items() if name != SEAL_NAME} | {SEAL_NAME: dump(line | changed) + b"\n"}
+    return {name: data for name, data in files.items() if not is_seal(name)} | {SEAL_NAME: dump(line | changed) + b"\n"}
 
 
 def rewritten(files: Files, change: Callable[[Records], object]) -> Files:

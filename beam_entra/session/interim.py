@@ -1,0 +1,122 @@
+"""Sealing the trail of a job that is still running: now and then, by its launcher, or from outside."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import replace
+from datetime import timedelta
+from os import PathLike
+
+from beam_entra.audit.interim import Interims, seal_interim
+from beam_entra.audit.record import SEAL_NAME
+from beam_entra.clock import Clock, utc_now
+from beam_entra.errors import AuditError, BeamEntraError, ConfigError, Diagnosis, IdentityExpired, TrailBroken
+from beam_entra.session.scope import JobScope
+from beam_entra.session.sealing import StorageTrail, _SealingBundle, _trail_of, _UnrecordedSession
+from beam_entra.session.session import Session
+from beam_entra.storage import AppendBlobSegments
+
+__all__ = ["PeriodicSeals", "seal_job_interim", "seal_running"]
+
+_LOG = logging.getLogger(__name__)
+
+
+def seal_job_interim(session: Session, known: Interims | None = None) -> Interims:
+    """Seal what there is of the session's job; this is recorded in the session's own segment.
+
+    Args:
+        known: What an earlier call gave.
+
+    Raises:
+        TrailBroken: What is there does not continue what was sealed.
+        AuditError: The job is sealed already, or the trail cannot be read or written.
+    """
+    scope = session.scope
+    with _SealingBundle(session, "seal the audit trail so far") as bundle:
+        trail = StorageTrail(bundle, scope.folder)
+        store = AppendBlobSegments(session.service, scope.folder, session._authorise_append)
+        return seal_interim(trail, store, job=scope.job, clock=session.clock, known=known)
+
+
+class PeriodicSeals:
+    """Has a job's trail sealed again and again in the background, until it is stopped.
+
+    That it fails ends nothing: nothing was handed on or committed without its record, and the next one, or the final
+    seal, makes up for it. It is logged; and a trail that was tampered with is logged as an error.
+
+    Args:
+        session: Gives the job's session as it is then.
+        every: Time from one to the next.
+        wait: Waits so many seconds, and says True when it is to end.
+    """
+
+    def __init__(
+        self, session: Callable[[], Session], *, every: timedelta, wait: Callable[[float], bool] | None = None
+    ) -> None:
+        self._session, self._every_s = session, every.total_seconds()
+        self._stopped = threading.Event()
+        self._wait = wait or self._stopped.wait
+        self._known: Interims | None = None
+        self._thread = threading.Thread(target=self._run, name="beam-entra-interim-seals", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Make no more; returns when one that is being made is there, or has failed."""
+        self._stopped.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._wait(self._every_s) and not self._stopped.is_set():
+            try:
+                self._known = seal_job_interim(self._session(), self._known)
+            except TrailBroken as broken:
+                _LOG.error("the audit trail was changed while the job is running: %s", broken)
+            except IdentityExpired:
+                return  # the job's time is over
+            except BeamEntraError as error:
+                _LOG.warning("the audit trail was not sealed so far, the next time will do: %s", error.message)
+
+
+def seal_running(
+    path: str, access_manifest: str | PathLike[str], endpoints: str | PathLike[str] | None, *, clock: Clock = utc_now
+) -> dict[str, Interims | AuditError]:
+    """Seal what there is of running jobs, as the manifest's identity; this leaves no record but the seals.
+
+    For jobs whose launcher is not there: from cron, say. A trail that has a seal is left as it is, and so is one to
+    which nothing was added.
+
+    Args:
+        path: A job's folder, or one above it, at or below the manifest's audit path.
+        access_manifest, endpoints: As for `open_trail`.
+
+    Returns:
+        For each job without a seal its interim seals, or why it could not be sealed.
+
+    Raises:
+        ConfigError: The path is no job's folder nor above one, or holds no trail.
+        IdentityError: No token.
+    """
+    manifest, folder = _trail_of(path, access_manifest, endpoints)
+    scope = JobScope.launch(manifest, now=clock())
+    below = folder.name.removeprefix(manifest.audit.name)
+    with closing(_UnrecordedSession(scope, clock=clock)) as session:
+        sizes = StorageTrail(_SealingBundle(session, "look for trails"), folder).sizes()
+    jobs: set[str] = set()
+    sealed: set[str] = set()
+    for name, size in sizes.items():
+        job, _, file = f"{below}{name}".rpartition("/")
+        (sealed if file == SEAL_NAME and size else jobs).add(job)
+    if not jobs or any("/" in job or not job for job in jobs):
+        raise ConfigError(f"no trail of a job at {folder}", Diagnosis(hint=f"name {manifest.audit}, or a folder in it"))
+    return {job: _seal_one(replace(scope, job=job), clock) for job in sorted(jobs - sealed)}
+
+
+def _seal_one(scope: JobScope, clock: Clock) -> Interims | AuditError:
+    with closing(_UnrecordedSession(scope.to_seal(clock()), clock=clock)) as session:
+        try:
+            return seal_job_interim(session)
+        except AuditError as error:
+            return error
