@@ -76,7 +76,7 @@ def check_clock(visit: Visit) -> Iterator[Finding]:
         yield warned("clock", "", found, fix, **facts)
         return
     visit.lost["clock"] = "this machine's clock is wrong"
-    yield failed("clock", "", f"{found}, more than is put right", fix, **facts)
+    yield failed("clock", "", f"{found}: more than the {lasting(MOST_SKEW)} that a job puts right", fix, **facts)
 
 
 def check_credential(visit: Visit) -> Iterator[Finding]:

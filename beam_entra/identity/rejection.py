@@ -109,7 +109,8 @@ _TRACE = re.compile(r"Trace ID: ([0-9a-fA-F-]{36})")
 _CORRELATION = re.compile(r"Correlation ID: ([0-9a-fA-F-]{36})")
 _NO_ANSWER = (ServiceRequestError, ServiceResponseError)
 _CLIENT_ERROR, _SERVER_ERROR = 400, 500
-_PASSING = {408, 429}  # of the client's errors, those that may be better in a moment
+_TOO_MANY_REQUESTS = 429
+_PASSING = {408, _TOO_MANY_REQUESTS}  # of the client's errors, those that may be better in a moment
 
 
 class NotHere(Exception):
@@ -209,14 +210,23 @@ def translate(error: Exception, answer: LastAnswer, *, tried: str, identity: str
     problem = "it did not answer" if not status else f"it answered HTTP {status}"
     if _CLIENT_ERROR > status > 0:
         problem += " with something that is no token"
+    asked_s = retry_after_s(answer.headers)
     return IdentityUnavailable(
         f"the token endpoint gave no token: {problem}",
-        Diagnosis(
-            hint="see that the authority is healthy and that the worker reaches it and trusts its certificate",
-            retry_after_s=retry_after_s(answer.headers),
-            **facts,
-        ),
+        Diagnosis(hint=_once_more(status, asked_s), retry_after_s=asked_s, **facts),
     )
+
+
+def _once_more(status: int, asked_s: float | None) -> str:
+    """What to do about an answer that may be better in a moment."""
+    if not status:
+        return "see that the worker reaches the authority and trusts its certificate"
+    if status < _CLIENT_ERROR:
+        return "check [identity] authority, and whether a proxy or a sign-in page answers in Entra's place"
+    again = f"try again in {asked_s:.0f} s, as it asks" if asked_s else "try again in a moment"
+    if status == _TOO_MANY_REQUESTS:
+        return f"{again}; see in the sign-in log what else asks for tokens as this client"
+    return f"{again}; if it stays so, see the authority's health"
 
 
 def _no_credential(error: ClientAuthenticationError, *, tried: str, identity: str, fix: str) -> IdentityRejected:

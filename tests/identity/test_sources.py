@@ -522,7 +522,7 @@ def test_nobody_listens(beam_entra_cloud, identity):
         port = listener.getsockname()[1]
     error = unavailable(changed(identity, authority=f"https://127.0.0.1:{port}"))
     assert error.message == "the token endpoint gave no token: it did not answer"
-    assert "reaches it" in error.hint
+    assert "reaches the authority" in error.hint
     assert error.retryable
 
 
@@ -560,18 +560,28 @@ class NoAnswer:
     fault: Callable[[LocalTenant, int], TenantFault]
     said: str
     status: int | None
+    fix: str = "try again in a moment; if it stays so, see the authority's health"
 
 
+REACH = "see that the worker reaches the authority and trusts its certificate"
 NO_ANSWERS = {
-    "throttled": NoAnswer(lambda tenant, times: tenant.throttle(7, times=times), "it answered HTTP 429", 429),
-    "busy": NoAnswer(lambda tenant, times: tenant.fail(503, times=times), "it answered HTTP 503", 503),
-    "timed out": NoAnswer(lambda tenant, times: tenant.fail(408, times=times), "it answered HTTP 408", 408),
-    "broken": NoAnswer(lambda tenant, times: tenant.fail(500, times=times), "it answered HTTP 500", 500),
-    "dropped": NoAnswer(lambda tenant, times: tenant.drop(times=times), "it did not answer", None),
-    "garbage": NoAnswer(
-        lambda tenant, times: tenant.garbage(times=times), "it answered HTTP 200 with something that is no token", 200
+    "throttled": NoAnswer(
+        lambda tenant, times: tenant.throttle(7, times=times),
+        "it answered HTTP 429",
+        429,
+        "try again in 7 s, as it asks; see in the sign-in log what else asks for tokens as this client",
     ),
-    "stalled": NoAnswer(lambda tenant, times: tenant.stall(times=times), "it did not answer", None),
+    "timed out": NoAnswer(lambda tenant, times: tenant.fail(408, times=times), "it answered HTTP 408", 408),
+    "busy": NoAnswer(lambda tenant, times: tenant.fail(503, times=times), "it answered HTTP 503", 503),
+    "broken": NoAnswer(lambda tenant, times: tenant.fail(500, times=times), "it answered HTTP 500", 500),
+    "dropped": NoAnswer(lambda tenant, times: tenant.drop(times=times), "it did not answer", None, REACH),
+    "garbage": NoAnswer(
+        lambda tenant, times: tenant.garbage(times=times),
+        "it answered HTTP 200 with something that is no token",
+        200,
+        "check [identity] authority, and whether a proxy or a sign-in page",
+    ),
+    "stalled": NoAnswer(lambda tenant, times: tenant.stall(times=times), "it did not answer", None, REACH),
 }
 
 
@@ -590,7 +600,7 @@ def test_no_useful_answer(beam_entra_cloud, identity, name):
     assert error.message == f"the token endpoint gave no token: {case.said}"
     assert error.diagnosis.status == case.status
     assert error.diagnosis.retry_after_s == (7 if name == "throttled" else None)
-    assert error.hint
+    assert error.hint.startswith(case.fix)
     assert fault.hits == 1
     assert beam_entra_cloud.find_leaks(everything_in(error)) == []
     let_go(beam_entra_cloud.tenant, 1)
