@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import logging
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -58,7 +59,7 @@ class Box:
             settings=settings,
         )
 
-    def acquire(self, path: str = "secrets/job") -> AccessToken:
+    def acquire(self, path: str = "secrets/job", *, strict: bool = False) -> AccessToken:
         """One attempt at a token for Storage."""
         identity = self.identity(
             "client_secret",
@@ -67,7 +68,8 @@ class Box:
             keyvault_credential="federated:file",
             assertion_file=str(self.cloud.assertion_file),
         )
-        return EntraSource(identity, clock=utc_now, on_the_way=self.told.append).acquire(STORAGE_AUDIENCE)
+        source = EntraSource(replace(identity, strict=strict), clock=utc_now, on_the_way=self.told.append)
+        return source.acquire(STORAGE_AUDIENCE)
 
 
 @pytest.fixture
@@ -99,14 +101,26 @@ def test_a_version_of_a_secret(box: Box) -> None:
     assert box.acquire(f"secrets/job/{good}").source == "client_secret"
 
 
-def test_a_secret_of_ninety_one_days(box: Box, tmp_path: Path) -> None:
-    """The vault says when it was made, by its own clock; it opens the door still."""
+def test_a_secret_of_ninety_one_days(box: Box, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The vault says when it was made, by its own clock; it opens the door still, with a warning."""
     box.put_days_ago(91, box.app.add_secret().reveal(), tmp_path)
     made = box.vault.ask("GET", "/secrets/job?api-version=7.5", Authorization=f"Bearer {box.token()}")["attributes"]
     age = utc_now() - datetime.fromtimestamp(made["created"], UTC)
     assert timedelta(days=91) <= age < timedelta(days=91, minutes=5)
     assert made["updated"] == made["created"]
-    assert box.acquire().source == "client_secret"
+    with caplog.at_level(logging.WARNING, logger="beam_entra"):
+        assert box.acquire().source == "client_secret"
+    [said] = [record.getMessage() for record in caplog.records if record.name == "beam_entra.identity.rotation"]
+    assert said.startswith("the client secret is 91 days old or more, and should be replaced after 90 (")
+
+
+def test_an_old_secret_of_a_strict_manifest(box: Box, tmp_path: Path) -> None:
+    """It is refused; one of eighty-nine days is not."""
+    box.put_days_ago(91, box.app.add_secret().reveal(), tmp_path)
+    with pytest.raises(IdentityRejected, match="91 days old or more, .*; the manifest is strict"):
+        box.acquire(strict=True)
+    box.put_days_ago(89, box.app.add_secret().reveal(), tmp_path)
+    assert box.acquire(strict=True).source == "client_secret"
 
 
 def test_a_secret_that_is_not_there(box: Box) -> None:
