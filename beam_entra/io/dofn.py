@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from contextlib import suppress
+from functools import cache
 from typing import Any, ClassVar, TypeVar
 
 import apache_beam as beam
@@ -12,9 +13,9 @@ from apache_beam.metrics import Metrics
 from beam_entra.errors import AuditError, ConfigError, Diagnosis
 from beam_entra.identity import STORAGE_AUDIENCE, AccessToken
 from beam_entra.io.options import EntraOptions
-from beam_entra.session import BundleSession, JobScope, Session, open_session
+from beam_entra.session import BundleSession, JobScope, Session, open_session, tally
 
-__all__ = ["METRICS_NAMESPACE", "Scoped", "ScopedDoFn", "scope_of"]
+__all__ = ["METRICS_NAMESPACE", "Scoped", "ScopedDoFn", "count", "scope_of"]
 
 METRICS_NAMESPACE = "beam_entra"
 
@@ -29,6 +30,20 @@ def scope_of(pipeline: beam.Pipeline) -> JobScope:
     """
     options: EntraOptions = pipeline.options.view_as(EntraOptions)
     return options.job_scope()
+
+
+def count(job: str, name: str, by: int = 1) -> None:
+    """Add to one of Beam's counters, and to what this process knows of the job while it runs.
+
+    For many things at a time: it costs some microseconds.
+    """
+    _counter(name).inc(by)
+    tally(job, name, by)
+
+
+@cache
+def _counter(name: str) -> Any:
+    return Metrics.counter(METRICS_NAMESPACE, name)
 
 
 class ScopedDoFn(beam.DoFn):  # type: ignore[misc]  # Beam's DoFn is untyped

@@ -48,6 +48,9 @@ class EntraOptions(PipelineOptions):  # type: ignore[misc]  # Beam's PipelineOpt
         group.add_argument(
             "--job_report", metavar="FILE", help="when the job has ended, write to this file, as JSON, how it went"
         )
+        group.add_argument(
+            "--no_progress", action="store_true", help="show no line on the terminal of how the job stands"
+        )
         group.add_argument("--entra_job_scope", help=argparse.SUPPRESS)  # set at launch, read by workers
 
     def load_manifest(self) -> AccessManifest:

@@ -10,7 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, wait
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -38,6 +38,7 @@ from beam_entra.io.filesystem import BEAM_PLUGIN
 from beam_entra.io.launch import find_interrupt, find_ours
 from beam_entra.io.options import EntraOptions
 from beam_entra.io.preflight import check_before_launch
+from beam_entra.io.progress import shown_progress
 from beam_entra.session import (
     JobScope,
     PeriodicSeals,
@@ -133,7 +134,8 @@ class ScopedPipeline(beam.Pipeline):  # type: ignore[misc]  # Beam's Pipeline is
     2. While it is built, each source and sink is held against the grants. Meanwhile it gets the job's token and begins
        its audit trail.
     3. At the end of the block, only if the job has got a token and its audit could be written, it runs. With
-       `--preflight` all the checks of `beam-entra doctor` come first, and the token after them.
+       `--preflight` all the checks of `beam-entra doctor` come first, and the token after them. Where standard error is
+       a terminal, a line on it says meanwhile how the job stands; not with `--no_progress`.
     4. While the job runs, it seals now and then what there is of the audit trail: `[audit] seal_every`.
     5. When the job has ended, however it ended, it seals the trail for good. `report` then says how it went.
 
@@ -176,6 +178,7 @@ class ScopedPipeline(beam.Pipeline):  # type: ignore[misc]  # Beam's Pipeline is
         self._interim_seals: PeriodicSeals | None = None
         super().__init__(runner=runner, options=chosen)
         self._wait = not chosen.view_as(StandardOptions).no_wait_until_finish
+        self._shows_progress = self._wait and not entra.no_progress
 
     @property
     def session(self) -> Session:
@@ -248,7 +251,8 @@ class ScopedPipeline(beam.Pipeline):  # type: ignore[misc]  # Beam's Pipeline is
                 if self._launch is not None and error is not None:
                     self._give_up_launch(self._launch, _GIVE_UP_LAUNCH_S)
             finally:
-                super().__exit__(kind, error, trace)
+                with self._progress() if error is None else nullcontext():
+                    super().__exit__(kind, error, trace)
             if failure is None and self._wait:
                 failure = _failed_state(self.result)
         except BaseException as raised:  # noqa: BLE001 - raised below, after the trail is sealed
@@ -260,6 +264,9 @@ class ScopedPipeline(beam.Pipeline):  # type: ignore[misc]  # Beam's Pipeline is
         self._end(told)
         if told is not None and told is not error:
             raise told from (None if told is failure else failure)
+
+    def _progress(self) -> AbstractContextManager[None]:
+        return shown_progress(self.scope, lambda: self.result) if self._shows_progress else nullcontext()
 
     def seal(self, outcome: str = "ok", error: str | None = None) -> JobReport:
         """Seal the audit trail of a job that has ended, and close the launcher's session.

@@ -12,7 +12,6 @@ import apache_beam as beam
 import pyarrow as pa
 from apache_beam.coders import Coder, registry
 from apache_beam.io.restriction_trackers import OffsetRange, OffsetRestrictionTracker, UnsplittableRestrictionTracker
-from apache_beam.metrics import Metrics
 from apache_beam.metrics.metric import Lineage
 from apache_beam.transforms.core import RestrictionProvider
 
@@ -23,7 +22,7 @@ from beam_entra.io import batches as _batches  # noqa: F401 - registers the code
 from beam_entra.io.ahead import LookAhead, Piece, ReadOrder
 from beam_entra.io.blocks import BadRecord, Block, Range
 from beam_entra.io.compression import Codec, Compression, check_readable, codec_for
-from beam_entra.io.dofn import METRICS_NAMESPACE, Scoped, ScopedDoFn, scope_of
+from beam_entra.io.dofn import Scoped, ScopedDoFn, count, scope_of
 from beam_entra.io.formats import BlobFormat, Lines
 from beam_entra.io.packs import Pack, fetch_unordered, packed
 from beam_entra.io.source import BlobSource
@@ -128,7 +127,8 @@ class ReadAllFromBlob(beam.PTransform):  # type: ignore[misc]  # Beam's PTransfo
             | "Read" >> Scoped(_ReadBlocks(self._settings))
         )
         decoder = _DecodeBatches if self._batched else _Decode
-        decode = beam.ParDo(decoder(self._settings.format, keep_bad=self._keep_bad))
+        job = scope_of(blocks.pipeline).job
+        decode = beam.ParDo(decoder(self._settings.format, keep_bad=self._keep_bad, job=job))
         if self._batched:
             decode = decode.with_output_types(pa.RecordBatch)
         if not self._keep_bad:
@@ -213,7 +213,7 @@ class _Match(ScopedDoFn):
             for blob in pack:
                 Lineage.sources().add("abs", blob.path.account, blob.path.container, blob.path.name)
             yield pack
-        Metrics.counter(METRICS_NAMESPACE, "blobs_matched").inc(found)
+        count(self.session().scope.job, "blobs_matched", found)
         if not found and not self._settings.allow_empty:
             raise BlobNotFound(
                 f"no blob matches {pattern}",
@@ -324,7 +324,6 @@ class _ReadBlocks(ScopedDoFn, RestrictionProvider):  # type: ignore[misc]  # Bea
 
     def __init__(self, settings: ReadSettings) -> None:
         self._settings = settings
-        self._blobs = Metrics.counter(METRICS_NAMESPACE, "blobs_read")
 
     def initial_restriction(self, pack: Pack) -> OffsetRange:
         settings = self._settings
@@ -353,11 +352,14 @@ class _ReadBlocks(ScopedDoFn, RestrictionProvider):  # type: ignore[misc]  # Bea
 
     def process(self, pack: Pack, tracker: Any = beam.DoFn.RestrictionParam()) -> Iterator[Block]:
         restriction = tracker.current_restriction()
-        if restriction.start == 0:
-            self._blobs.inc(len(pack))
         if isinstance(restriction, _Whole):
-            if tracker.try_claim(0):
-                yield from self._whole(pack) if len(pack) == 1 else self._each(pack)
+            if not tracker.try_claim(0):
+                return
+            if len(pack) > 1:
+                yield from self._each(pack)
+            else:
+                yield from self._whole(pack)
+                self._count_read(1)
             return
         claims = _Claims(tracker)
         source = self._look_ahead().source(_piece(pack, restriction))
@@ -366,12 +368,18 @@ class _ReadBlocks(ScopedDoFn, RestrictionProvider):  # type: ignore[misc]  # Bea
             yield block
         source.recorded()
         claims.finish()
+        if claims.stop() == pack[0].size_bytes:  # one piece has the end, however they were split
+            self._count_read(1)
+
+    def _count_read(self, blobs: int) -> None:
+        count(self.session().scope.job, "blobs_read", blobs)
 
     def _each(self, pack: Pack) -> Iterator[Block]:
         """The blobs of a pack, in whatever order they come."""
         for blob in pack:
             if not blob.size_bytes:  # there is nothing to fetch; whether it is something, its format says
                 yield from self._blocks(blob, iter(()))
+                self._count_read(1)
         bundle = self.bundle()
         with closing(
             fetch_unordered(
@@ -385,6 +393,7 @@ class _ReadBlocks(ScopedDoFn, RestrictionProvider):  # type: ignore[misc]  # Bea
             for some in arriving:
                 for blob, fetched in some:  # the first one waits, for the records of all
                     yield from self._blocks(blob, iter((fetched.take(),)))
+                self._count_read(len(some))
 
     def _whole(self, pack: Pack) -> Iterator[Block]:
         (blob,) = pack
@@ -450,29 +459,28 @@ def _piece(pack: Pack, restriction: OffsetRange) -> Piece:
 class _Decode(beam.DoFn):  # type: ignore[misc]  # Beam's DoFn is untyped
     """Blocks to elements; fused behind the read."""
 
-    def __init__(self, format: BlobFormat, *, keep_bad: bool) -> None:
+    def __init__(self, format: BlobFormat, *, keep_bad: bool, job: str) -> None:
         self._format = format
         self._keep_bad = keep_bad
-        self._good = Metrics.counter(METRICS_NAMESPACE, "records_read")
-        self._bad = Metrics.counter(METRICS_NAMESPACE, "records_bad")
+        self._job = job
 
     def process(self, block: Block) -> Iterable[Any]:
         elements = self._format.decode_all(block)
         if elements is None:
             return self._one_by_one(block)
-        self._good.inc(len(elements))
+        count(self._job, "records_read", len(elements))
         return elements
 
     def _one_by_one(self, block: Block) -> Iterator[Any]:
         bad: list[BadRecord] = []
         good = yield from self._format.decode_each(block, bad)
-        self._good.inc(good)
+        count(self._job, "records_read", good)
         yield from self._bad_ones(bad)
 
     def _bad_ones(self, bad: list[BadRecord]) -> Iterator[Any]:
         if not bad:
             return
-        self._bad.inc(len(bad))
+        count(self._job, "records_bad", len(bad))
         if not self._keep_bad:
             first = bad[0]
             raise FormatError(
@@ -489,6 +497,6 @@ class _DecodeBatches(_Decode):
     def process(self, block: Block) -> Iterator[Any]:
         bad: list[BadRecord] = []
         for batch in self._format.decode_batches(block, bad):
-            self._good.inc(batch.num_rows)
+            count(self._job, "records_read", batch.num_rows)
             yield batch
         yield from self._bad_ones(bad)

@@ -29,7 +29,6 @@ from typing import Any
 
 import apache_beam as beam
 import pyarrow as pa
-from apache_beam.metrics import Metrics
 from apache_beam.metrics.metric import Lineage
 from apache_beam.transforms.window import GlobalWindows
 
@@ -38,7 +37,7 @@ from beam_entra.errors import ConfigError, Diagnosis
 from beam_entra.io.batches import RecordBatchCoder
 from beam_entra.io.commit import check_dealt, commit
 from beam_entra.io.compression import Compression, codec_to_write
-from beam_entra.io.dofn import METRICS_NAMESPACE, Scoped, ScopedDoFn, scope_of
+from beam_entra.io.dofn import Scoped, ScopedDoFn, count, scope_of
 from beam_entra.io.formats import BlobFormat, BlockFormat, FileFormat, Lines
 from beam_entra.io.formats.rows import weight_bytes
 from beam_entra.io.read import check_at_launch
@@ -207,7 +206,6 @@ class _Stage(ScopedDoFn):
     def __init__(self, settings: WriteSettings) -> None:
         self._settings = settings
         self._stager: Stager | None = None
-        self._rows = Metrics.counter(METRICS_NAMESPACE, "records_written")
 
     def start_bundle(self) -> None:
         self._drop()
@@ -226,7 +224,8 @@ class _Stage(ScopedDoFn):
         stager = self._stager
         staged = stager.finish() if stager is not None else []
         self._stager = None  # only now: one that failed is abandoned, which waits for what is under way
-        self._rows.inc(stager.rows if stager is not None else 0)
+        if stager is not None:
+            count(self.session().scope.job, "records_written", stager.rows)
         super().finish_bundle()
         for part in staged:
             yield GlobalWindows.windowed_value(part)
@@ -304,7 +303,6 @@ class _StageShard(ScopedDoFn):
 
     def __init__(self, settings: WriteSettings) -> None:
         self._settings = settings
-        self._rows = Metrics.counter(METRICS_NAMESPACE, "records_written")
 
     def process(self, shard: tuple[int, Iterable[tuple[int, Any]]]) -> Iterator[Staged | Dealt]:
         number, chunks = shard
@@ -325,7 +323,7 @@ class _StageShard(ScopedDoFn):
         except BaseException:
             stager.abandon()
             raise
-        self._rows.inc(stager.rows)
+        count(self.session().scope.job, "records_written", stager.rows)
         yield from staged
         yield Dealt(dealt)
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 from beam_entra.session.bundle import BundleSession, CommittedBlob, Fetched
 from beam_entra.session.copying import copy_blob
 from beam_entra.session.interim import PeriodicSeals, seal_running
+from beam_entra.session.counts import tallied, tally
 from beam_entra.session.registry import adopt_session, close_session, has_ended, live_scopes, open_session
 from beam_entra.session.scope import JobScope
 from beam_entra.session.sealing import StorageTrail, open_trail, seal_job, seal_late
 from beam_entra.session.session import Session
+from beam_entra.session.watching import TrailWatch
 
 __all__ = [
     "BundleSession",
@@ -18,6 +20,7 @@ __all__ = [
     "PeriodicSeals",
     "Session",
     "StorageTrail",
+    "TrailWatch",
     "adopt_session",
     "close_session",
     "copy_blob",
@@ -27,5 +30,7 @@ __all__ = [
     "open_trail",
     "seal_job",
     "seal_late",
+    "tallied",
+    "tally",
     "seal_running",
 ]

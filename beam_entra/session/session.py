@@ -32,6 +32,7 @@ from beam_entra.identity import STORAGE_AUDIENCE, AccessToken, CredentialSource,
 from beam_entra.paths import BlobPath
 from beam_entra.session.buffers import Buffers
 from beam_entra.session.bundle import BundleSession
+from beam_entra.session.counts import forget, tally
 from beam_entra.session.deadline import Deadline
 from beam_entra.session.scope import JobScope
 from beam_entra.storage import AppendBlobSegments, Authorization, BlobService, DelegationKey, Exchange, Sas, mint
@@ -356,6 +357,7 @@ class Session:
 
     def count(self, name: str, by: int = 1) -> None:
         """Add to a counter of the session, for Beam's metrics."""
+        tally(self.scope.job, name, by)
         with self._counts_lock:
             self._counts[name] += by
 
@@ -388,6 +390,7 @@ class Session:
             self._keys.clear()
             self._audit_sas.clear()
             self._resources.clear()  # threads of a pool end with it
+            forget(self.scope.job)
 
     def interrupt(self) -> None:
         """Nobody is to wait any more: who pauses gives up, and so does who would for more than a second. Does not wait.

@@ -148,7 +148,9 @@ class Lake:
         client = self.cloud.admin.client(container.account)
         return str(client.get_blob_client(container.name, name).get_blob_properties().etag)
 
-    def launch(self, *arguments: str, flags: Sequence[str] = (), **changes: Any) -> subprocess.Popen[str]:
+    def launch(
+        self, *arguments: str, flags: Sequence[str] = (), stderr: int = subprocess.PIPE, **changes: Any
+    ) -> subprocess.Popen[str]:
         """Start `job.py` in a process of its own, as a person does."""
         return subprocess.Popen(
             [
@@ -162,7 +164,7 @@ class Lake:
             env=self.environment(),
             cwd=self.folder,
             stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stderr=stderr,
             text=True,
         )
 

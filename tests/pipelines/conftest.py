@@ -94,7 +94,12 @@ class Shop:
         return source
 
     def launch(
-        self, *flags: str, module: str = "pipelines.orders", manifest: Path | None = None, **changed: str | None
+        self,
+        *flags: str,
+        module: str = "pipelines.orders",
+        manifest: Path | None = None,
+        stderr: int = subprocess.PIPE,
+        **changed: str | None,
     ) -> subprocess.Popen[str]:
         """Start `python -m` this module with its usual flags; those in `changed` are others, or left out."""
         usual = {
@@ -115,7 +120,7 @@ class Shop:
             cwd=ROOT,
             env=settings,
             stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stderr=stderr,
             text=True,
         )
 
