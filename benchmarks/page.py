@@ -10,7 +10,7 @@ from typing import Any
 
 from benchmarks.results import Finding, findings, spread
 from benchmarks.rows import FLOOR_ROUNDS, GROUPS, Group, Side
-from benchmarks.table import HEADINGS, cells, limit, quantity, range_of, ratio_of, times
+from benchmarks.table import HEADINGS, cells, limit, markdown, quantity, range_of, ratio_of, times
 
 __all__ = ["FIGURES", "PAGE", "render"]
 
@@ -59,12 +59,12 @@ def render(results: Mapping[str, Any]) -> str:
         "# Benchmarks",
         "<!-- Made by `make bench-page` from benchmarks.json. -->",
         _summary(results, found),
-        _table(HEADINGS, map(_cells, found)),
+        markdown(HEADINGS, map(_cells, found)),
         "## Row by row",
         *map(_reading, found),
         _HOW.format(pairs=pairs, floors=FLOOR_ROUNDS, cores=machine["cores"]),
         "## The machine",
-        _table(("", ""), machine.items()),
+        markdown(("", ""), machine.items()),
         "## Every side",
         "Medians, with the least and the most in brackets. A floor is what nobody gets under.",
         *_sides(sides),
@@ -144,7 +144,7 @@ def _sides(runs: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]]) -> Ite
     for group in GROUPS:
         if group.name in runs:
             rows = [_side(side, runs[group.name][side.name]) for side in group.sides]
-            yield _table((_title(group), "wall", "CPU", "memory above idle", "runs"), rows)
+            yield markdown((_title(group), "wall", "CPU", "memory above idle", "runs"), rows)
 
 
 def _title(group: Group) -> str:
@@ -166,12 +166,7 @@ def _defects(found: Sequence[Mapping[str, Any]]) -> Iterable[str]:
     if found:
         yield "## What azfs gets wrong"
         yield "Each was reproduced in this run, by `benchmarks/defects.py`, with the versions above."
-        yield _table(("what", "seen"), ((defect["what"], defect["seen"]) for defect in found))
-
-
-def _table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [headings, ["---"] * len(headings), *rows]
-    return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
+        yield markdown(("what", "seen"), ((defect["what"], defect["seen"]) for defect in found))
 
 
 def _main() -> None:

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+
 from benchmarks.results import Finding, Spread
 
-__all__ = ["HEADINGS", "cells", "limit", "quantity", "range_of", "ratio_of", "times"]
+__all__ = ["HEADINGS", "cells", "limit", "markdown", "quantity", "range_of", "ratio_of", "times"]
 
 HEADINGS = ("", "ours", "against", "ratio", "to reach", "")
 _PARTS_OF_S = ((1e-3, 1e-6, "µs"), (0.1, 1e-3, "ms"))
-_WORDS = ((1e9, "G", "billion "), (1e6, "M", "million "), (1e3, "k", "thousand "))
+_WORDS = (
+    (1e15, "P", "quadrillion "),
+    (1e12, "T", "trillion "),
+    (1e9, "G", "billion "),
+    (1e6, "M", "million "),
+    (1e3, "k", "thousand "),
+)
 
 
 def quantity(value: float, unit: str) -> str:
@@ -62,6 +70,12 @@ def ratio_of(finding: Finding) -> str:
     if row.measure == "wall" and row.most is not None:
         return f"{ratio.median - 1:+.1%} ({ratio.low - 1:+.1%} to {ratio.high - 1:+.1%})"
     return f"{times(ratio.median)} ({times(ratio.low)} to {times(ratio.high)})"
+
+
+def markdown(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table for a page."""
+    lines = [headings, ["---"] * len(headings), *rows]
+    return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
 
 
 def _scale(value: float, unit: str) -> tuple[float, str]:
