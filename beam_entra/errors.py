@@ -3,6 +3,7 @@
     BeamEntraError                    message, hint, diagnostics(), retryable
     ├ ConfigError (ValueError)        the manifest, a path or a flag; before anything was sent
     ├ PreflightFailed                 `--preflight` found that the job could not run; nothing has run
+    ├ WorkerLost                      a worker process died, and the runner starts no other; retryable
     ├ IdentityError
     │ ├ IdentityUnavailable           Entra or the credential's source did not answer; retryable
     │ ├ IdentityRejected              Entra said no: wrong tenant, client, secret, assertion, ...
@@ -54,6 +55,7 @@ __all__ = [
     "StorageError",
     "Throttled",
     "TrailBroken",
+    "WorkerLost",
     "find_rendered_error",
 ]
 
@@ -156,6 +158,12 @@ class ConfigError(BeamEntraError, ValueError):
 
 class PreflightFailed(BeamEntraError):
     """The checks that `--preflight` asks for say that the job could not run. It was not launched."""
+
+
+class WorkerLost(BeamEntraError):
+    """A worker process died, and the runner starts no other in its place. The job is to be launched again."""
+
+    retryable = True
 
 
 class IdentityError(BeamEntraError):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from beam_entra.access.downscope import SasSpec, downscope, downscope_audit, granted
+from beam_entra.access.downscope import SasSpec, downscope, downscope_audit, downscope_marker, granted
 from beam_entra.access.endpoints import Endpoints
 from beam_entra.access.manifest import (
     AccessManifest,
@@ -28,5 +28,6 @@ __all__ = [
     "Trail",
     "downscope",
     "downscope_audit",
+    "downscope_marker",
     "granted",
 ]

@@ -3,7 +3,8 @@
 Rules, cited by number in the code:
 
  1. No grant, no SAS. A read grant gives READ and LIST, a write grant WRITE, a delete grant DELETE. APPEND is for
-    the job's own folder below the audit path alone, and for who names that folder: the trail.
+    the job's own folder below the audit path alone, and for who names that folder: the trail. Who seals the trail, and
+    who takes up a commit that died, has a rule of its own: `downscope_audit`, `downscope_marker`.
  2. READ, WRITE, DELETE and APPEND are for exactly one blob, and the SAS is for that blob.
  3. LIST is for a prefix. Its SAS is for that directory where the account has directories, else for the container,
     which is wider; then our side holds every listing to `guarded_prefix`.
@@ -26,7 +27,7 @@ from beam_entra.access.manifest import AccessManifest, AccountSettings, Grant, P
 from beam_entra.errors import Diagnosis, IdentityExpired, IdentityUnavailable, NotGranted
 from beam_entra.paths import BlobPath
 
-__all__ = ["Permission", "SasSpec", "downscope", "downscope_audit", "granted", "require_grant"]
+__all__ = ["Permission", "SasSpec", "downscope", "downscope_audit", "downscope_marker", "granted", "require_grant"]
 
 _GRANTED_BY = {
     Permission.READ: Permission.READ,
@@ -35,6 +36,7 @@ _GRANTED_BY = {
     Permission.DELETE: Permission.DELETE,
 }
 _NEAREST = 3
+_MARKER = "_COMMITTING"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,6 +128,27 @@ def downscope_audit(
     if permission not in (Permission.READ, Permission.LIST) or not manifest.audit.covers(path):
         cause = f"the audit of pipeline {manifest.pipeline} is sealed without {permission} on {path}"
         hint = f"only read and list are given, below {manifest.audit}"
+        raise NotGranted(cause, _diagnosis(manifest, path, permission, hint))
+    return _spec(manifest, path, permission, _ends(manifest, now, deadline, key_expires))
+
+
+def downscope_marker(
+    manifest: AccessManifest,
+    path: BlobPath,
+    permission: Permission,
+    *,
+    now: datetime,
+    deadline: datetime,
+    key_expires: datetime | None = None,
+) -> SasSpec:
+    """Decide on a SAS for who takes up a commit that died: READ of the marker that it left, where the job may write.
+
+    Arguments and errors are those of `downscope`.
+    """
+    marker = path.name.rpartition("/")[2] == _MARKER
+    if permission is not Permission.READ or not marker or granted(manifest, path, Permission.WRITE) is None:
+        cause = f"a commit of pipeline {manifest.pipeline} is taken up without {permission} on {path}"
+        hint = f"only read is given, of the {_MARKER} below what the job may write"
         raise NotGranted(cause, _diagnosis(manifest, path, permission, hint))
     return _spec(manifest, path, permission, _ends(manifest, now, deadline, key_expires))
 

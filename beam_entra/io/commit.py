@@ -14,11 +14,11 @@ from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 from typing import Any
 
-from beam_entra.errors import BlobExists, BlobNotFound, Diagnosis, FormatError, StorageError
+from beam_entra.errors import AccessDenied, BlobExists, BlobNotFound, Diagnosis, FormatError, StorageError
 from beam_entra.io.formats import BlockFormat
 from beam_entra.io.sink import COMMITTING, SUCCESS, Dealt, Staged, WriteSettings
 from beam_entra.paths import BlobPath
-from beam_entra.session import BundleSession, CommittedBlob
+from beam_entra.session import BundleSession, CommittedBlob, read_marker
 
 __all__ = ["check_dealt", "commit"]
 
@@ -44,6 +44,9 @@ def commit(
     bundle: BundleSession, settings: WriteSettings, staged: list[Staged], commit_id: str
 ) -> list[CommittedBlob]:
     """Commit all blobs of a sink; see this module's docstring for the steps. Doing it again changes nothing.
+
+    An attempt that comes after one that died, and has other blocks since all was computed anew, finishes what that one
+    has begun: its marker says what. What was staged since stays invisible.
 
     Args:
         staged: What the bundles that succeeded have staged, in any order.
@@ -72,18 +75,21 @@ def commit(
     facts = {"job": job.job, "pipeline": job.manifest.pipeline, "environment": job.manifest.environment}
     facts["commit"] = commit_id
     blocks = _digest(parts)
-    plan = {**facts, "blobs": list(parts), "blocks_sha256": blocks}
+    plan = {**facts, "blobs": [_planned(path, of_blob) for path, of_blob in parts.items()], "blocks_sha256": blocks}
     try:
         _put_json(bundle, settings, COMMITTING, plan, commit_id, settings.overwrite, what=blocks)
     except BlobExists as error:
-        raise BlobExists(
-            f"a commit under {settings.prefix} has begun before: this one made nothing visible there",
-            Diagnosis(
-                tried=error.diagnosis.tried,
-                request_id=error.diagnosis.request_id,
-                hint=f"see {settings.prefix}{COMMITTING} for job and blobs; write to a new prefix, or remove them",
-            ),
-        ) from None
+        begun = _begun(bundle, settings.prefix, COMMITTING, commit_id)
+        if begun is None:
+            raise BlobExists(
+                f"a commit under {settings.prefix} has begun before: this one made nothing visible there",
+                Diagnosis(
+                    tried=error.diagnosis.tried,
+                    request_id=error.diagnosis.request_id,
+                    hint=f"see {settings.prefix}{COMMITTING} for job and blobs; write to a new prefix, or remove them",
+                ),
+            ) from None
+        parts = begun
     if settings.overwrite:
         _unmark(bundle, settings, facts, commit_id)
     done = _commit_blobs(bundle, settings, header, commit_id, parts)
@@ -93,6 +99,33 @@ def commit(
         done = _commit_blobs(bundle, settings, header, commit_id, parts)
         _put_json(bundle, settings, SUCCESS, _summary(facts, done), commit_id, overwrite=True)
     return done
+
+
+def _planned(path: str, parts: list[Staged]) -> dict[str, Any]:
+    """What the marker says of a blob: enough to commit it."""
+    return {
+        "path": path,
+        "size_bytes": sum(part.size_bytes for part in parts),
+        "rows": sum(part.rows for part in parts),
+        "unique": all(part.unique for part in parts),
+        "blocks": [block for part in parts for block in part.blocks],
+    }
+
+
+def _begun(bundle: BundleSession, prefix: BlobPath, name: str, commit_id: str) -> dict[str, list[Staged]] | None:
+    """What an earlier attempt at this commit was about to commit; None if the marker is another's, or tells us nothing.
+
+    An attempt commits only when all has been staged, so it is whole. Its blocks are kept by Storage for a week.
+    """
+    try:
+        plan = json.loads(read_marker(bundle.session, prefix.child(name)))
+        if plan["commit"] != commit_id:
+            return None
+        begun = [Staged(**{**blob, "blocks": tuple(blob["blocks"])}) for blob in plan["blobs"]]
+        ours = all(prefix.covers(BlobPath.parse(part.path)) for part in begun)
+    except (AccessDenied, BlobNotFound, ValueError, TypeError, KeyError):
+        return None
+    return {part.path: [part] for part in begun} if ours else None
 
 
 def _unmark(bundle: BundleSession, settings: WriteSettings, facts: dict[str, str], commit_id: str) -> None:

@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import Any
 
 import apache_beam as beam
-from apache_beam.options.pipeline_options import PipelineOptions, SetupOptions, StandardOptions
+from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions, SetupOptions, StandardOptions
 from apache_beam.runners.runner import PipelineResult, PipelineState
 
 from beam_entra.access import AccessManifest
@@ -177,6 +177,7 @@ class ScopedPipeline(beam.Pipeline):  # type: ignore[misc]  # Beam's Pipeline is
         self._refused_launch: BeamEntraError | None = None
         self._interim_seals: PeriodicSeals | None = None
         super().__init__(runner=runner, options=chosen)
+        self._own_workers = chosen.view_as(DirectOptions).direct_running_mode == "multi_processing"
         self._wait = not chosen.view_as(StandardOptions).no_wait_until_finish
         self._shows_progress = self._wait and not entra.no_progress
 
@@ -212,7 +213,17 @@ class ScopedPipeline(beam.Pipeline):  # type: ignore[misc]  # Beam's Pipeline is
         finally:
             self._give_up_launch(launch)  # if this thread was interrupted
         self._interim_seals = PeriodicSeals(lambda: self.session, every=self.scope.manifest.trail.seal_every)
-        return super().run(test_runner_api)
+        if not self._own_workers:
+            return super().run(test_runner_api)
+        from beam_entra.io.direct import lost_worker  # noqa: PLC0415  # other runners need nothing of it
+
+        try:
+            return super().run(test_runner_api)
+        except Exception as failure:
+            lost = lost_worker(self.scope.job)
+            if lost is None or find_interrupt(failure) is not None:
+                raise
+            raise lost from failure
 
     def __enter__(self) -> ScopedPipeline:
         if not self._preflight:

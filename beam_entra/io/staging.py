@@ -99,8 +99,8 @@ class _Uploads:
         self._bundle.settle()
 
     def abandon(self) -> None:
-        """Wait for what is under way and forget it."""
-        for future, _ in self._under_way:
+        """Wait for what is under way and forget it. A harness that shuts down does this while the bundle still runs."""
+        for future, _ in list(self._under_way):
             future.cancel()
             if not future.cancelled():
                 future.exception()

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from beam_entra.session.bundle import BundleSession, CommittedBlob, Fetched
 from beam_entra.session.copying import copy_blob
-from beam_entra.session.interim import PeriodicSeals, seal_running
 from beam_entra.session.counts import tallied, tally
+from beam_entra.session.interim import PeriodicSeals, seal_running
+from beam_entra.session.marker import read_marker
 from beam_entra.session.registry import adopt_session, close_session, has_ended, live_scopes, open_session
 from beam_entra.session.scope import JobScope
 from beam_entra.session.sealing import StorageTrail, open_trail, seal_job, seal_late
@@ -28,9 +29,10 @@ __all__ = [
     "live_scopes",
     "open_session",
     "open_trail",
+    "read_marker",
     "seal_job",
     "seal_late",
+    "seal_running",
     "tallied",
     "tally",
-    "seal_running",
 ]

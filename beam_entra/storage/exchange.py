@@ -86,12 +86,13 @@ class RetryPolicy:
 
     Attributes:
         attempts: At most, the first one included.
-        first_delay_s: Pause after the first failure; doubles each time, with full jitter.
+        first_delay_s: Pause after the first failure; doubles each time. A pause is between half of that and all of it, so
+            that who tries again and again does not give up within an outage of six seconds.
         longest_delay_s: Cap of a pause. A longer one that Storage asks for is kept.
         patience_s: If Storage asks for a longer pause than this, the request fails at once.
     """
 
-    attempts: int = 6
+    attempts: int = 7
     first_delay_s: float = 0.2
     longest_delay_s: float = 10.0
     patience_s: float = 120.0
@@ -203,7 +204,7 @@ class Exchange:
         """Pause after the failed attempt of this number; says whether there is to be no other."""
         policy = self.policy
         backoff_s = min(policy.first_delay_s * 2 ** (attempt - 1), policy.longest_delay_s)
-        return self._pause((asked_s or 0) + random.uniform(0, backoff_s)) is True  # noqa: S311 - jitter, not a secret
+        return self._pause((asked_s or 0) + random.uniform(backoff_s / 2, backoff_s)) is True  # noqa: S311 - jitter, not a secret
 
     def _once(self, call: Call, authorization: Authorization, pool: ConnectionPool) -> Response:
         headers = {

@@ -27,6 +27,7 @@ _ACCOUNT = re.compile(r"[a-z0-9]{3,24}")
 _START_S = 30.0
 _STOP_S = 5.0
 _LISTENS = "successfully listens on "
+_CLOSED = "successfully closed"
 # Azurite's standard input is a pipe that nobody writes to. The kernel closes it when this process ends, however it
 # ends, and then Azurite leaves too. Unlike PR_SET_PDEATHSIG it works on every system and from every thread.
 _LEAVE_WITH_PARENT = (
@@ -49,7 +50,7 @@ _PRELUDES = (_LEAVE_WITH_PARENT, _TRUST_ITSELF, _SWEEP_SELDOM)
 
 
 class Azurite:
-    """Azurite's blob service on a free port of 127.0.0.1, in memory, with account keys made for this run.
+    """Azurite's blob service on a free port of 127.0.0.1, with account keys made for this run; by default in memory.
 
     `start` returns at once; `wait_until_ready` waits for it. As a context manager it does both, and `stop`s.
     """
@@ -62,6 +63,7 @@ class Azurite:
         cache: Path | None = None,
         folder: Path | None = None,
         node: Node | None = None,
+        keep: Path | None = None,
     ) -> None:
         """Name the accounts; nothing is started.
 
@@ -69,6 +71,8 @@ class Azurite:
             cache: Where Azurite is installed, once; `default_cache()` when it is left out.
             folder: Where it runs; the certificates' folder when it is left out.
             node: What runs it; `find_node()` when it is left out.
+            keep: A folder for its blobs, so that they are still there after `restart`. It is slower than memory, and
+                only a `stop` writes all of it: what is killed loses seconds, as Storage does not.
         """
         if not accounts:
             raise ConfigError("Azurite needs an account", Diagnosis(hint="name at least one"))
@@ -79,6 +83,7 @@ class Azurite:
         self._certificates = certificates
         self._cache = cache
         self._node = node
+        self._keep = keep
         self._folder = folder or certificates.ca_file.parent
         self._keys = {
             account: Secret(base64.b64encode(secrets.token_bytes(64)).decode("ascii"), what="account key")
@@ -132,7 +137,8 @@ class Azurite:
             "--blobHost": "127.0.0.1",
             "--blobPort": str(self._port),  # 0 the first time: the kernel picks one, so there is nothing to clash with
         }
-        flags = ["--skipApiVersionCheck", "--inMemoryPersistence", "--disableTelemetry", "--silent"]
+        flags = ["--skipApiVersionCheck", "--disableTelemetry", "--silent"]
+        flags += ["--inMemoryPersistence"] if self._keep is None else ["--location", str(self._keep)]
         command = [str(node.node), *(word for prelude in _PRELUDES for word in ("--import", prelude)), str(main)]
         command += [part for pair in settings.items() for part in pair] + flags
         accounts = ";".join(f"{account}:{key.reveal()}" for account, key in self._keys.items())
@@ -185,6 +191,10 @@ class Azurite:
         if process is None:
             return
         atexit.unregister(self.stop)
+        if self._keep is not None:
+            process.terminate()  # it writes what it keeps, says so, and does not leave by itself
+            with self._heard:
+                self._heard.wait_for(lambda: self._ended or any(_CLOSED in line for line in self._last_words), _STOP_S)
         with contextlib.suppress(OSError):
             if process.stdin is not None:
                 process.stdin.close()  # its sign to leave
@@ -199,7 +209,7 @@ class Azurite:
             process.stdout.close()
 
     def restart(self) -> Self:
-        """Stop it, and start it again on the same port with the same accounts; its blobs are gone."""
+        """Stop it, and start it again on the same port with the same accounts; unless it keeps its blobs, without them."""
         self.stop()
         return self.start().wait_until_ready()
 

@@ -207,6 +207,7 @@ class LocalCloud:
         client_id: str = "",
         subject: str = DEFAULT_SUBJECT,
         proxy: bool = True,
+        keep_blobs: bool = False,
         cache: Path | None = None,
         token_life_s: int = 3600,
         assertion_life_s: float = 600,
@@ -219,6 +220,7 @@ class LocalCloud:
             tenant_id, client_id: As in the access manifest; made up when they are left out.
             domains: Other names for the tenant, such as `contoso.onmicrosoft.com`.
             subject: The `sub` of the job's assertions, for which the app has a federated credential.
+            keep_blobs: Azurite keeps its blobs below `folder`, so that they outlive a restart of it.
             cache: Where Azurite is installed; see `azurite.Azurite`.
             clock: What "now" is for the tenant and the issuer. Azurite has its own.
         """
@@ -227,7 +229,7 @@ class LocalCloud:
         self.subject = subject
         self._temporary = folder is None
         self._tenant_id, self._domains, self._client_id = tenant_id, tuple(domains), client_id
-        self._with_proxy, self._cache = proxy, cache
+        self._with_proxy, self._keep_blobs, self._cache = proxy, keep_blobs, cache
         self._token_life_s, self._assertion_life_s, self._clock = token_life_s, assertion_life_s, clock
         self._proxy: StorageProxy | None = None
         self._up = ExitStack()
@@ -246,7 +248,8 @@ class LocalCloud:
             self.folder = self.folder.absolute()
             self.certificates = certificates = RunCertificates.issue(self.folder)
             # Azurite takes longest: it boots while the keys of the others are made.
-            self.azurite = Azurite(certificates, accounts=self.accounts, cache=self._cache)
+            keep = self.folder / "blobs" if self._keep_blobs else None
+            self.azurite = Azurite(certificates, accounts=self.accounts, cache=self._cache, keep=keep)
             up.callback(self.azurite.stop)
             self.azurite.start()
             self.tenant = up.enter_context(

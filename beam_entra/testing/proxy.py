@@ -44,8 +44,8 @@ class _Action:
     name: str
     answer: Callable[[StorageRequest], Answer] | None = None
     reset: bool = False
-    before: Callable[[], None] | None = None
-    after: Callable[[], None] | None = None
+    before: Callable[[StorageRequest], object] | None = None
+    after: Callable[[StorageRequest], object] | None = None
     lose_answer: bool = False
     corrupt: bool = False
     keep_bytes: int | None = None
@@ -213,11 +213,24 @@ class StorageProxy:
         self, does: Callable[[], object], *, where: Where = _anything, times: int | None = 1, skip: int = 0
     ) -> StorageFault:
         """Do something when a request arrives, by default one; then it goes on as usual: the weather changes there."""
+        return self._fault(_Action(name="run", before=lambda _request: does()), where, times, skip)
 
-        def act() -> None:
-            does()
+    def strike(
+        self,
+        does: Callable[[StorageRequest], object],
+        *,
+        answer: bool = False,
+        where: Where = _anything,
+        times: int | None = 1,
+        skip: int = 0,
+    ) -> StorageFault:
+        """Do something to whoever sent a request, by default one; then it goes on as usual, even if that is dead.
 
-        return self._fault(_Action(name="run", before=act), where, times, skip)
+        Args:
+            answer: When Azurite has done the work, instead of before it has heard of it.
+        """
+        action = _Action(name="strike", after=does) if answer else _Action(name="strike", before=does)
+        return self._fault(action, where, times, skip)
 
     def hold(
         self,
@@ -235,7 +248,7 @@ class StorageProxy:
         """
         gate = Gate()
 
-        def stand() -> None:
+        def stand(_request: StorageRequest) -> None:
             gate.arrive(seconds)
 
         action = _Action(name="hold", after=stand) if answer else _Action(name="hold", before=stand)
@@ -319,14 +332,15 @@ class _ProxyHandler(RequestHandler):
     def serve(self) -> None:
         path, _, query = self.path.partition("?")
         headers = {name.lower(): value for name, value in self.headers.items()}
-        request = StorageRequest(method=self.command, path=path, query=query, headers=headers)
+        port: int = self.connection.getpeername()[1]
+        request = StorageRequest(method=self.command, path=path, query=query, headers=headers, client_port=port)
         action = self._proxy.take_fault(request) or _Action(name="")
         running = _Running(request=request, began=time.monotonic(), fault=action.name)
         if action.reset and action.keep_bytes is None:
             self._record(running)
             raise DropConnection
         if action.before is not None:
-            action.before()
+            action.before(request)
         if action.answer is not None:
             self._stand_in(running, action.answer(request))
         else:
@@ -345,7 +359,7 @@ class _ProxyHandler(RequestHandler):
             running.status = response.status
             running.request_id = response.headers.get("x-ms-request-id", "")
             if action.after is not None:
-                action.after()
+                action.after(running.request)
         except (OSError, http.client.HTTPException) as error:
             running.fault = running.fault or "unreachable"
             self._record(running)

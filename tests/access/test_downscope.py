@@ -21,6 +21,7 @@ from beam_entra.access import (
     SasSpec,
     downscope,
     downscope_audit,
+    downscope_marker,
     granted,
 )
 from beam_entra.access.downscope import require_grant
@@ -297,6 +298,40 @@ def test_sealing_may_do_nothing_else(asked: BlobPath, permission: Permission) ->
     """Not even what the job itself is granted."""
     with pytest.raises(NotGranted, match=r"audit|is a prefix|is one blob"):
         downscope_audit(MANIFEST, asked, permission, now=NOW, deadline=DEADLINE)
+
+
+# ---------------------------------------------------------------- taking up a commit
+
+
+def test_who_takes_up_a_commit_may_read_its_marker() -> None:
+    """Which the job itself may not: it may write there, and nothing else."""
+    asked = path("curated", "orders/a/_COMMITTING")
+    made = downscope_marker(MANIFEST, asked, READ, now=NOW, deadline=DEADLINE)
+    assert (made.resource, made.name, made.permissions) == ("blob", asked.name, "r")
+    with pytest.raises(NotGranted):
+        downscope(MANIFEST, asked, READ, now=NOW, deadline=DEADLINE)
+
+
+@pytest.mark.parametrize(
+    ("asked", "permission"),
+    [
+        (path("curated", "orders/_COMMITTING"), WRITE),
+        (path("curated", "orders/_COMMITTING"), LIST),
+        (path("curated", "orders/_COMMITTING/"), READ),
+        (path("curated", "orders/_COMMITTING/"), LIST),
+        (path("curated", "orders/_COMMITTING-00003"), READ),
+        (path("curated", "orders/_COMMITTING.jsonl"), READ),
+        (path("curated", "orders/_SUCCESS"), READ),
+        (path("curated", "orders/part-a"), READ),
+        (path("curated", "other/_COMMITTING"), READ),
+        (path("raw", "orders/_COMMITTING"), READ),
+        (path("audit", "orders/_COMMITTING"), READ),
+    ],
+)
+def test_who_takes_up_a_commit_may_do_nothing_else(asked: BlobPath, permission: Permission) -> None:
+    """No other blob, and nothing where the job may not write."""
+    with pytest.raises(NotGranted, match="_COMMITTING"):
+        downscope_marker(MANIFEST, asked, permission, now=NOW, deadline=DEADLINE)
 
 
 # ---------------------------------------------------------------- time

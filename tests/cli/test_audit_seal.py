@@ -45,9 +45,15 @@ def test_the_trail_of_a_killed_launcher_is_sealed_late(lake: Lake, killed: str) 
     sealed = audit(lake, "seal", killed.removesuffix("/"))
     assert sealed.exit_code == 0, sealed.output
     digest = sealed.stdout.strip()
+    (job,) = lake.jobs()
+    assert f"sealed late  {job}" in sealed.stderr
+    assert "how the job ended is not known" in sealed.stderr
+    assert "ended without closing" in sealed.stderr, "the bundle that wrote when the launcher died"
     after = audit(lake, "verify", killed, f"--seal-digest={digest}")
     assert after.exit_code == 0, after.output
-    assert "ended late" in after.stdout
+    assert "ended late (sealed at " in after.stdout
+    assert "not by its launcher; how the job ended is not known" in after.stdout
+    assert "ended without closing" in after.stdout
     summary = lake.only_trail().verify()
     assert (summary.seal.outcome, summary.seal.error, summary.seal_digest) == ("late", None, digest)
     again = audit(lake, "seal", killed)

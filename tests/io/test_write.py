@@ -15,6 +15,7 @@ import uuid
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import nullcontext
 from typing import Any
 
 import apache_beam as beam
@@ -39,7 +40,7 @@ from beam_entra.io.sink import AutoShards, Staged, WriteSettings, shards_of
 from beam_entra.io.staging import BlockStager, FileStager, stager_for
 from beam_entra.io.write import _NOBODYS, _Commit, _Deal, _Stage, _StageShard
 from beam_entra.paths import BlobPath
-from beam_entra.session import JobScope, Session, close_session, open_session
+from beam_entra.session import JobScope, Session, close_session, open_session, read_marker
 from beam_entra.testing.storage_requests import StorageRequest
 
 COMMIT_ID = "6ba7b810-9dad-11d1-80b4-00c04fd430c8"
@@ -119,7 +120,10 @@ def test_success_tells_the_truth(lake: Any) -> None:
     assert success["rows"] == 1000
     assert success["size_bytes"] == sum(blob["size_bytes"] for blob in success["blobs"])
     committing = json.loads(lake.curated.download("out/_COMMITTING"))
-    assert committing["blobs"] == [blob["path"] for blob in success["blobs"]]
+    about = ("path", "rows", "size_bytes")
+    assert [[blob[fact] for fact in about] for blob in committing["blobs"]] == [
+        [blob[fact] for fact in about] for blob in success["blobs"]
+    ]
     assert committing["commit"] == success["commit"]
     assert sorted(value["id"] for value in lake.written()) == list(range(1000))
 
@@ -1048,17 +1052,80 @@ def test_a_commit_step_that_runs_again_changes_nothing_but_etags(lake: Any, bund
         assert {blob["etag"] for blob in lake.success()["blobs"]} == {lake.etag(lake.curated, n) for n in lake.parts()}
 
 
-def test_an_attempt_with_other_blocks_is_another_commit(lake: Any, bundle: Any) -> None:
-    """A runner that lost a bundle's outputs stages them anew and repeats the step: that fails, and doubles nothing."""
-    settings = settings_for(lake, block_bytes=60)
+@pytest.mark.parametrize("shards", [None, 2])
+@pytest.mark.parametrize("died", ["_COMMITTING", "part-", "_SUCCESS", ""])
+def test_an_attempt_with_other_blocks_finishes_what_was_begun(
+    lake: Any, bundle: Any, shards: int | None, died: str
+) -> None:
+    """A runner that starts over stages all anew and repeats the step: wherever that died, the first plan stands."""
+    settings = settings_for(lake, shards=shards, block_bytes=60)
     elements = [{"id": at} for at in range(30)]
     first, again = stage(bundle, settings, elements), stage(bundle, settings, elements)
-    assert first[0].path != again[0].path, "with automatic shards even the names differ"
-    commit(bundle, settings, first, COMMIT_ID)
-    before = outcome(lake, "out/")
+    assert shards or first[0].path != again[0].path, "with automatic shards even the names differ"
+    where = in_output(lake, "PutBlockList")
+    fault = lake.cloud.proxy.respond(
+        403,
+        "AuthorizationFailure",
+        where=lambda request: bool(died) and where(request) and died in request.blob,
+        skip=1 if died == "part-" and shards else 0,
+    )
+    with pytest.raises(AccessDenied) if died else nullcontext():
+        commit(bundle, settings, first, COMMIT_ID)
+    fault.clear()
+    begun = died != "_COMMITTING"
+    done = commit(bundle, settings, again, COMMIT_ID)
+    assert {blob.path for blob in done} == {part.path for part in (first if begun else again)}
+    assert sum(blob.rows for blob in done) == 30
+    assert outcome(lake, "out/")[0] == list(range(30))
+    assert lake.success()["rows"] == 30
+    assert [blob["etag"] for blob in lake.success()["blobs"]] == [lake.etag(lake.curated, n) for n in lake.parts()]
+    once_more = commit(bundle, settings, again, COMMIT_ID)
+    assert {blob.path for blob in once_more} == {blob.path for blob in done}
+    assert outcome(lake, "out/")[0] == list(range(30))
+
+
+def test_a_marker_that_this_commit_did_not_write_is_not_followed(lake: Any, bundle: Any) -> None:
+    """Neither another commit's, nor one that is no plan or leads out of the prefix, nor one that we may not read."""
+    settings = settings_for(lake, block_bytes=60)
+    staged = stage(bundle, settings, [{"id": 1}])
+    blob = {"path": lake.curated.url("out/a"), "size_bytes": 1, "rows": 1, "unique": True, "blocks": ["AAAA"]}
+    outside = {**blob, "path": lake.curated.url("outside/a")}
+    for told in (
+        b"",
+        b"[]",
+        b'{"commit": "' + COMMIT_ID.encode() + b'"}',
+        json.dumps({"commit": str(uuid.uuid4()), "blobs": [blob]}).encode(),
+        json.dumps({"commit": COMMIT_ID, "blobs": [outside]}).encode(),
+        json.dumps({"commit": COMMIT_ID, "blobs": [{**blob, "more": 1}]}).encode(),
+        json.dumps({"commit": COMMIT_ID, "blobs": ["a"]}).encode(),
+    ):
+        lake.curated.upload("out/_COMMITTING", told)
+        with pytest.raises(BlobExists, match="has begun before"):
+            commit(bundle, settings, staged, COMMIT_ID)
+        assert lake.curated.list() == ["out/_COMMITTING"]
+    lake.curated.upload("out/_COMMITTING", json.dumps({"commit": COMMIT_ID, "blobs": [blob]}).encode())
+    lake.cloud.proxy.without_role(where=in_output(lake, "GetBlob"))
+    lake.cloud.proxy.without_role(where=in_output(lake, "GetBlobProperties"))
     with pytest.raises(BlobExists, match="has begun before"):
-        commit(bundle, settings, again, COMMIT_ID)
-    assert outcome(lake, "out/") == before
+        commit(bundle, settings, staged, COMMIT_ID)
+
+
+def test_who_takes_up_a_commit_reads_its_marker_and_nothing_else(lake: Any, bundle: Any) -> None:
+    """The SAS is for that one blob and `r`; nothing else under the prefix is read, and a bundle cannot do it."""
+    settings = settings_for(lake, block_bytes=60)
+    first, again = (stage(bundle, settings, [{"id": 1}]) for _ in range(2))
+    commit(bundle, settings, first, COMMIT_ID)
+    lake.cloud.proxy.clear()
+    commit(bundle, settings, again, COMMIT_ID)
+    read = [each.request for each in lake.cloud.proxy.requests if each.request.method in {"GET", "HEAD"}]
+    assert {request.blob for request in read} == {"out/_COMMITTING"}
+    assert {(request.parameters["sp"], request.parameters["sr"]) for request in read} == {("r", "b")}
+    marker = BlobPath.parse(lake.curated.url("out/_COMMITTING"))
+    with pytest.raises(NotGranted):
+        bundle.properties(marker)
+    for path in ("out/_SUCCESS", "out/part-a", "out/_COMMITTING/a", "elsewhere/_COMMITTING"):
+        with pytest.raises(NotGranted):
+            read_marker(bundle.session, BlobPath.parse(lake.curated.url(path)))
 
 
 def test_two_attempts_of_the_commit_at_once_give_one_outcome(

@@ -167,7 +167,7 @@ FAILURES = {
         fault=lambda proxy, where: proxy.respond(503, "ServerBusy", headers={"Retry-After": "3600"}, where=where),
         error=Throttled,
     ),
-    "nothing answers": Failure(fault=lambda proxy, where: proxy.reset(where=where), error=StorageError, attempts=6),
+    "nothing answers": Failure(fault=lambda proxy, where: proxy.reset(where=where), error=StorageError, attempts=7),
 }
 
 

@@ -90,7 +90,7 @@ def test_a_handshake_that_breaks_off_is_tried_again(desk, after_bytes):
     with hangs_up(after_bytes=after_bytes) as (endpoint, visits), unanswered as caught:
         desk.service_at(endpoint).properties(desk.path(), desk.may("a.jsonl", "r"), "id")
     assert "certificate" not in str(caught.value)
-    assert len(visits) == caught.value.diagnosis.attempts == 6
+    assert len(visits) == caught.value.diagnosis.attempts == 7
 
 
 def test_nobody_listens(desk):
@@ -99,7 +99,7 @@ def test_nobody_listens(desk):
         port = listener.getsockname()[1]
     with pytest.raises(StorageError, match="Storage did not answer: NewConnectionError") as caught:
         desk.service_at(f"https://127.0.0.1:{port}/contosolake").properties(desk.path(), desk.may("a", "r"), "id")
-    assert caught.value.diagnosis.attempts == 6
+    assert caught.value.diagnosis.attempts == 7
     assert "can be reached from this worker" in caught.value.hint
 
 

@@ -81,6 +81,21 @@ def test_a_restart_keeps_port_and_keys_but_no_blobs(certificates: RunCertificate
         assert azurite.pid is None
 
 
+def test_what_it_keeps_outlives_a_restart(certificates: RunCertificates, tmp_path: Path) -> None:
+    """With a folder of its own, blobs and staged blocks are there when it is back."""
+    with Azurite(certificates, keep=tmp_path / "blobs") as azurite:
+        with client(azurite, "contosolake", certificates) as before:
+            container = before.create_container("raw")
+            container.upload_blob("a", b"kept")
+            container.get_blob_client("b").stage_block("MQ==", b"staged")
+        azurite.restart()
+        with client(azurite, "contosolake", certificates) as after:
+            assert after.get_blob_client("raw", "a").download_blob().readall() == b"kept"
+            staged = after.get_blob_client("raw", "b")
+            staged.commit_block_list(["MQ=="])
+            assert staged.download_blob().readall() == b"staged"
+
+
 def test_a_node_that_is_none_is_an_error(certificates: RunCertificates) -> None:
     """Neither a missing executable nor one that is something else leaves us waiting."""
     missing = Node(node=Path("/nonexistent/node"), npm=(), origin="a test")

@@ -250,7 +250,7 @@ STORAGE = [
     Case(
         name="a 503 that stays",
         strike=lambda sky, lake: sky.proxy.respond(503, "ServerBusy", where=data("PutBlock", lake)),
-        happened="after six attempts",
+        happened="after seven attempts",
         error=StorageError,
         says="throttling this account",
         least_hits=6,

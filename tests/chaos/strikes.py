@@ -1,0 +1,176 @@
+"""Killing whoever sends a request, at that moment: the request waits, the process dies, the request goes on.
+
+Which process a request came from is known by its connection, so that nothing has to be guessed, and nothing slept for.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import select
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from beam_entra.testing.storage_requests import StorageRequest
+from tests.io.conftest import Lake
+
+__all__ = ["MOMENTS", "Moment", "Storm", "Strike", "at_random", "end", "parent_of", "sender_of"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Moment:
+    """A kind of request.
+
+    Attributes:
+        container: Where.
+        marker: Of the marker of a commit; of any other blob; None for both.
+        at_least: How many of that kind each attempt at the job sends.
+        here: Sent by this very process, or by any but this one, which is the launcher.
+    """
+
+    name: str
+    operation: str
+    container: Callable[[Lake], str]
+    marker: bool | None = None
+    at_least: int
+    here: bool = False
+
+    def meets(self, lake: Lake, request: StorageRequest) -> bool:
+        """Whether it is such a request."""
+        marked = request.blob.rpartition("/")[2] == "_COMMITTING"
+        return (
+            request.operation == self.operation
+            and request.container == self.container(lake)
+            and self.marker in {None, marked}
+            and (self.here or sender_of(request) not in {0, os.getpid()})
+        )
+
+    def sent_here(self) -> Moment:
+        """The same, for a job that runs in this process."""
+        return replace(self, here=True)
+
+
+MOMENTS = [
+    Moment(name="read", operation="GetBlob", container=lambda lake: lake.raw.name, at_least=4),
+    Moment(name="stage", operation="PutBlock", container=lambda lake: lake.curated.name, marker=False, at_least=10),
+    Moment(name="staged", operation="PutBlock", container=lambda lake: lake.curated.name, marker=True, at_least=2),
+    Moment(name="commit", operation="PutBlockList", container=lambda lake: lake.curated.name, at_least=6),
+    Moment(name="record", operation="AppendBlock", container=lambda lake: lake.audit.name, at_least=10),
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Strike:
+    """What happens when.
+
+    Attributes:
+        moment: At which kind of request.
+        skip: How many of the kind pass before.
+        done: When Storage has done what was asked; else before it has heard of it, which it does later.
+        what: What is done, by its name.
+    """
+
+    moment: Moment
+    skip: int
+    done: bool
+    what: str
+
+
+def at_random(chance: random.Random, what: Sequence[str]) -> Strike:
+    """A strike at one of the moments."""
+    moment = chance.choice(MOMENTS)
+    return Strike(
+        moment=moment, skip=chance.randrange(moment.at_least), done=chance.random() < 0.5, what=chance.choice(what)
+    )
+
+
+@dataclass
+class Storm:
+    """Strikes at one job, each when the one before has struck.
+
+    Attributes:
+        does: What a strike does, by name, to whom: called with the process that sent the request.
+        struck: Those that have.
+        killed: The processes.
+        bundles: The ids of the bundles whose requests these were, where they died of it.
+    """
+
+    lake: Lake
+    strikes: Sequence[Strike]
+    does: dict[str, Callable[[int], set[int]]]
+    struck: list[Strike] = field(default_factory=list)
+    killed: set[int] = field(default_factory=set)
+    bundles: set[str] = field(default_factory=set)
+
+    def arm(self) -> None:
+        """Have the next strike wait for its moment."""
+        if len(self.struck) == len(self.strikes):
+            return
+        strike = self.strikes[len(self.struck)]
+        self.lake.cloud.proxy.strike(
+            lambda request: self._strike(strike, request),
+            answer=strike.done,
+            where=lambda request: strike.moment.meets(self.lake, request),
+            skip=strike.skip,
+        )
+
+    def _strike(self, strike: Strike, request: StorageRequest) -> None:
+        sender = sender_of(request)
+        killed = self.does[strike.what](sender)
+        self.killed |= killed
+        if sender in killed and strike.moment.name != "record":
+            self.bundles.add(request.headers["x-ms-client-request-id"].rpartition("-")[0])
+        self.struck.append(strike)
+        self.arm()
+
+
+def sender_of(request: StorageRequest) -> int:
+    """The process at the other end of the request's connection; 0 if that has gone."""
+    for table in (Path("/proc/net/tcp"), Path("/proc/net/tcp6")):
+        for line in table.read_text("ascii").splitlines()[1:]:
+            columns = line.split()
+            if int(columns[1].rpartition(":")[2], 16) == request.client_port and columns[9] != "0":
+                found = _process_with(f"socket:[{columns[9]}]")
+                if found:
+                    return found
+    return 0
+
+
+def _process_with(file: str) -> int:
+    for pid in _processes():
+        with suppress(OSError):
+            if any(link.readlink() == Path(file) for link in Path(f"/proc/{pid}/fd").iterdir()):
+                return pid
+    return 0
+
+
+def _processes() -> Iterator[int]:
+    own = os.getuid()
+    for folder in Path("/proc").iterdir():
+        with suppress(OSError):
+            if folder.name.isdigit() and folder.stat().st_uid == own:
+                yield int(folder.name)
+
+
+def parent_of(pid: int) -> int:
+    """The process that started it."""
+    stat = Path(f"/proc/{pid}/stat").read_text("utf-8")
+    return int(stat.rpartition(")")[2].split()[1])
+
+
+def end(*pids: int) -> set[int]:
+    """SIGKILL, and wait until they have ended; those that were there."""
+    ended = set()
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            handle = os.pidfd_open(pid)
+            try:
+                signal.pidfd_send_signal(handle, signal.SIGKILL)
+                select.select([handle], [], [], 10)
+            finally:
+                os.close(handle)
+            ended.add(pid)
+    return ended
