@@ -35,7 +35,7 @@ from beam_entra.errors import (
 )
 from beam_entra.io.dofn import METRICS_NAMESPACE
 from beam_entra.io.filesystem import BEAM_PLUGIN
-from beam_entra.io.launch import find_interrupt, find_ours
+from beam_entra.io.launch import find_interrupt, find_ours, stop_job
 from beam_entra.io.options import EntraOptions
 from beam_entra.io.preflight import check_before_launch
 from beam_entra.io.progress import shown_progress
@@ -333,6 +333,14 @@ class ScopedPipeline(beam.Pipeline):  # type: ignore[misc]  # Beam's Pipeline is
                 close_session(self.scope.job)
             return
         interrupted = isinstance(failure, (KeyboardInterrupt, SystemExit))
+        if interrupted and (said := stop_job(self.result, self._options)):
+            failure.add_note(
+                f"{said}; the audit trail {self.scope.folder} is not sealed: when no worker of the job is left,"
+                " `beam-entra audit seal` does it"
+            )
+            with suppress(AuditUnavailable):
+                close_session(self.scope.job)
+            return
         try:
             report = self.seal("interrupted" if interrupted else "failed", _remark(failure))
             failure.add_note(f"{'audit:':<9} {report.audit}, sealed, digest {report.seal.digest}")
@@ -409,7 +417,7 @@ def _metrics(result: Any) -> dict[str, int]:
         return {}
     try:
         counters = result.metrics().query(beam.metrics.MetricsFilter().with_namespace(METRICS_NAMESPACE))["counters"]
-    except (NotImplementedError, AttributeError):
+    except Exception:  # noqa: BLE001 - a runner has none, or is gone; the seal stands
         return {}
     totals: dict[str, int] = {}
     for counter in counters:
