@@ -14,13 +14,15 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from apache_beam.io.filesystem import BeamIOError
+from apache_beam.options.pipeline_options import PipelineOptions, PortableOptions
 
 from beam_entra.errors import BeamEntraError, find_rendered_error
 from beam_entra.session.registry import end_pauses
 
-__all__ = ["TRACEBACK_VARIABLE", "Terminated", "command_line", "find_interrupt", "find_ours", "print_error"]
+__all__ = ["TRACEBACK_VARIABLE", "Terminated", "command_line", "find_interrupt", "find_ours", "print_error", "stop_job"]
 
 TRACEBACK_VARIABLE = "BEAM_ENTRA_TRACEBACK"
+_TIME_TO_STOP_MS = 60_000
 _INTERRUPTED = 130
 _TERMINATED = 143
 
@@ -119,6 +121,32 @@ def find_ours(error: BaseException | None) -> BeamEntraError | None:
     while error is not None and not isinstance(error, BeamEntraError):
         error = error.__cause__ or (error.__context__ if isinstance(error, BeamIOError) else None)
     return error
+
+
+def stop_job(result: Any, options: PipelineOptions) -> str:
+    """Have the runner end a job whose launcher was interrupted, and wait for that.
+
+    Args:
+        result: What the runner gave for it; None where it runs in the launcher itself.
+        options: The pipeline's.
+
+    Returns:
+        Where workers of the job may still be at work, what the runner says of it; else empty.
+    """
+    if result is None:
+        return ""
+    import grpc  # noqa: PLC0415  # whoever has a result has imported it
+
+    try:
+        result.cancel()
+        with suppress(Exception):  # of a job that was cancelled
+            result.wait_until_finish(duration=_TIME_TO_STOP_MS)
+        said = f"the runner reports the job as {result.state}"
+    except (NotImplementedError, ValueError):  # ValueError is a closed channel: Beam has ended a job server of its own
+        return ""
+    except grpc.RpcError as unknown:
+        said = f"the job was not cancelled: its job server does not answer ({unknown.code().name})"
+    return "" if options.view_as(PortableOptions).environment_type == "LOOPBACK" else said
 
 
 def _print_notes(error: BaseException) -> None:

@@ -8,8 +8,11 @@ import subprocess
 import sys
 import tempfile
 import threading
+import traceback
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
 from pathlib import Path, PurePosixPath
+from queue import SimpleQueue
 from typing import Any
 
 import grpc
@@ -57,31 +60,26 @@ def run_worker(
     3. Run Beam's own harness in this process, under the job's options: they are in no file, no environment variable
        and no command line, and are not logged.
 
-    What the pipeline imports has to be installed here already.
+    What the pipeline imports has to be installed here already. A worker that cannot start answers every instruction
+    with the error, until the runner hangs up, and raises it then: for one that just ends a runner may wait for ever.
 
     Args:
         worker_id: What the runner calls this worker.
         semi_persist_dir: Below it the folder is made; by default where temporary files go.
 
     Raises:
-        ConfigError: The runner cannot be reached or gives no endpoint, or the job wants packages installed at start.
+        ConfigError: The runner cannot be reached or gives no endpoint, or the job wants packages installed at start, or
+            several workers in one container.
     """
     worker_id = worker_id.strip("'")  # Prism quotes it, as if for a shell
     info = _provision(worker_id, provision_endpoint)
-    if info.sibling_worker_ids:
-        raise ConfigError(
-            "the runner wants several workers in one container",
-            Diagnosis(tried=f"start worker {worker_id}", hint="--sdk_worker_parallelism=1, and more slots"),
-        )
     control = info.control_endpoint.url or control_endpoint
     if not control:
         raise ConfigError(
             "the runner gave no control endpoint",
             Diagnosis(tried=f"start worker {worker_id}", hint="pass --control_endpoint HOST:PORT"),
         )
-    with tempfile.TemporaryDirectory(prefix="beam-entra-worker-", dir=semi_persist_dir) as folder:
-        if info.dependencies:
-            _fetch(worker_id, info, info.artifact_endpoint.url or artifact_endpoint, Path(folder))
+    with tempfile.TemporaryDirectory(prefix="beam-entra-worker-", dir=semi_persist_dir) as folder, ExitStack() as stack:
         environment = {
             "WORKER_ID": worker_id,
             "PIPELINE_OPTIONS": json_format.MessageToJson(info.pipeline_options),
@@ -93,22 +91,48 @@ def run_worker(
             environment["LOGGING_API_SERVICE_DESCRIPTOR"] = _descriptor(info.logging_endpoint.url or logging_endpoint)
         if info.status_endpoint.url:
             environment["STATUS_API_SERVICE_DESCRIPTOR"] = _descriptor(info.status_endpoint.url)
-        _serve(environment)
-
-
-def _serve(environment: dict[str, str]) -> None:
-    hold_back = _OptionsHeldBack()
-    loggers = [logging.getLogger(module.__name__) for module in (sdk_worker_main, pipeline_options)]
-    for logger in loggers:
-        logger.addFilter(hold_back)
-    log_handler, harness, _ = sdk_worker_main.create_harness(environment)
-    try:
+        try:
+            if info.sibling_worker_ids:
+                raise ConfigError(
+                    "the runner wants several workers in one container",
+                    Diagnosis(tried=f"start worker {worker_id}", hint="--sdk_worker_parallelism=1, and more slots"),
+                )
+            if info.dependencies:
+                _fetch(worker_id, info, info.artifact_endpoint.url or artifact_endpoint, Path(folder))
+            harness = _make_harness(environment, stack)
+        except Exception as error:
+            _refuse(worker_id, control, error)
+            raise
         harness.run()
-    finally:
-        if log_handler:
-            log_handler.close()
-        for logger in loggers:
-            logger.removeFilter(hold_back)
+
+
+def _make_harness(environment: dict[str, str], stack: ExitStack) -> Any:
+    hold_back = _OptionsHeldBack()
+    for module in (sdk_worker_main, pipeline_options):
+        logger = logging.getLogger(module.__name__)
+        logger.addFilter(hold_back)
+        stack.callback(logger.removeFilter, hold_back)
+    log_handler, harness, _ = sdk_worker_main.create_harness(environment)
+    if log_handler:
+        stack.callback(log_handler.close)
+    if harness._deferred_exception is not None:  # with which it would end at the first bundle, without an answer
+        raise harness._deferred_exception
+    return harness
+
+
+def _refuse(worker_id: str, control: str, error: Exception) -> None:
+    """Answer every instruction with the error, until the runner hangs up."""
+    said = "".join(traceback.format_exception(error))
+    answers: SimpleQueue[Any] = SimpleQueue()
+    with grpc.insecure_channel(control) as channel, suppress(grpc.RpcError):
+        stub = beam_fn_api_pb2_grpc.BeamFnControlStub(channel)
+        try:
+            for instruction in stub.Control(iter(answers.get, None), metadata=(("worker_id", worker_id),)):
+                answers.put(
+                    beam_fn_api_pb2.InstructionResponse(instruction_id=instruction.instruction_id, error=said)
+                )
+        finally:
+            answers.put(None)
 
 
 class _OptionsHeldBack(logging.Filter):

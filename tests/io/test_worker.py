@@ -27,7 +27,7 @@ from apache_beam.portability.api import (
 from apache_beam.runners.worker import sdk_worker_main
 from google.protobuf import struct_pb2
 
-from beam_entra.errors import ConfigError
+from beam_entra.errors import ConfigError, find_rendered_error
 from beam_entra.io.worker import WorkerPool, run_worker
 
 MARK = "what-nobody-may-log"
@@ -40,10 +40,14 @@ class Runner(
     beam_fn_api_pb2_grpc.BeamFnControlServicer,
     beam_fn_api_pb2_grpc.BeamFnLoggingServicer,
 ):
-    """As much of a runner as a worker meets at its start: it gives no work, and hangs up."""
+    """As much of a runner as a worker meets at its start: it gives the instructions that it has, and hangs up."""
 
-    def __init__(self, *, look: Callable[[], object] = lambda: None, **info: Any) -> None:
+    def __init__(
+        self, *, look: Callable[[], object] = lambda: None, instructions: tuple[str, ...] = (), **info: Any
+    ) -> None:
         self._look = look
+        self._instructions = instructions
+        self.answered: dict[str, str] = {}
         self.asked: list[str] = []
         self.connected: list[str] = []
         self.logged: list[str] = []
@@ -63,7 +67,12 @@ class Runner(
     def Control(self, responses: Any, context: Any) -> Iterator[Any]:  # noqa: N802  # likewise
         self.connected.append(dict(context.invocation_metadata())["worker_id"])
         self._look()
-        yield from ()
+        for each in self._instructions:
+            yield beam_fn_api_pb2.InstructionRequest(
+                instruction_id=each, process_bundle=beam_fn_api_pb2.ProcessBundleRequest()
+            )
+            answer = next(responses)
+            self.answered[answer.instruction_id] = answer.error
 
     def ResolveArtifacts(self, request: Any, context: Any) -> Any:  # noqa: N802  # likewise
         return beam_artifact_api_pb2.ResolveArtifactsResponse(replacements=request.artifacts)
@@ -159,14 +168,33 @@ def test_artifacts_stay_in_a_folder_that_goes_with_the_worker(runner: Callable[.
 
 @pytest.mark.parametrize("name", ["requirements.txt", "workflow.tar.gz", "extra_packages.txt"])
 def test_nothing_is_installed_when_a_worker_starts(runner: Callable[..., Runner], name: str) -> None:
-    """Code that nobody pinned would run as the job."""
-    made = runner(dependencies=[artifact(name)])
+    """Code that nobody pinned would run as the job. The runner is told why it gets no work done."""
+    made = runner(dependencies=[artifact(name)], instructions=("a", "b"))
     with pytest.raises(ConfigError, match="wants packages installed") as caught:
         run_worker(
             "1", provision_endpoint=made.endpoint, artifact_endpoint=made.endpoint, control_endpoint=made.endpoint
         )
     assert name in str(caught.value)
-    assert made.connected == []
+    assert made.connected == ["1"]
+    assert list(made.answered) == ["a", "b"]
+    for answer in made.answered.values():
+        assert str(find_rendered_error(answer)) == str(caught.value)
+
+
+def test_a_main_session_that_cannot_be_loaded_is_told(runner: Callable[..., Runner]) -> None:
+    """`--save_main_session` where the worker lacks a module: the answer says so, and what to look at."""
+    made = runner(dependencies=[artifact("pickled_main_session")], instructions=("a",))
+    flags = [f"--{name}_endpoint={made.endpoint}" for name in ("provision", "control", "artifact")]
+    ended = start("--id=1", *flags)
+    assert ended.returncode == 1
+    assert "Could not load main session" in made.answered["a"]
+
+
+def test_a_runner_that_is_gone_is_not_told(runner: Callable[..., Runner]) -> None:
+    """The worker ends with the error that it would have told."""
+    made = runner(sibling_worker_ids=["2"])
+    with pytest.raises(ConfigError, match="several workers"):
+        run_worker("1", provision_endpoint=made.endpoint, control_endpoint="127.0.0.1:1")
 
 
 def test_a_worker_without_a_runner_says_so() -> None:
@@ -183,11 +211,11 @@ def test_a_worker_without_a_runner_says_so() -> None:
 
 def test_several_workers_in_one_container_are_refused(runner: Callable[..., Runner]) -> None:
     """One process is one worker; the error names the flag that asks for more."""
-    made = runner(sibling_worker_ids=["2"])
+    made = runner(sibling_worker_ids=["2"], instructions=("a",))
     with pytest.raises(ConfigError, match="several workers") as caught:
         run_worker("1", provision_endpoint=made.endpoint, control_endpoint=made.endpoint)
     assert "--sdk_worker_parallelism=1" in caught.value.hint
-    assert made.connected == []
+    assert "--sdk_worker_parallelism=1" in made.answered["a"]
 
 
 def test_a_worker_needs_an_id() -> None:
