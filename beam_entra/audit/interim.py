@@ -35,6 +35,7 @@ from beam_entra.errors import AuditError, AuditUnavailable, Diagnosis
 
 __all__ = ["Interims", "Said", "read_interims", "seal_interim"]
 
+_LAST_NUMBER = 999_999  # a seal's name has six digits
 _SEGMENTS_A_SEAL = 8000  # so that its line, 300 bytes for each, goes in one append: it is there, or it is not
 
 
@@ -161,6 +162,8 @@ def seal_interim(
         raise AuditError(f"job {job} is sealed already")
     there = sum(1 for name, size in sizes.items() if size and INTERIM_NAME.fullmatch(name))
     interims = known if known is not None and known.count == there else read_interims(trail, sizes)
+    if interims.job not in (None, job):
+        raise broken(interims.last_name, 1, 18, f"it is of job {interims.job}, not {job}")
     grown = _grown(trail, sizes, interims, job)
     while news := tuple(islice(grown, _SEGMENTS_A_SEAL)):
         _write(trail, store, interims, news, job=job, time=clock())
@@ -232,6 +235,8 @@ def _write(
     time: datetime,
 ) -> None:
     """Write one more, and see that it is there: of two who do so at once, one is told."""
+    if interims.count > _LAST_NUMBER:
+        raise AuditError(f"job {job} has {interims.count:,} interim seals, and there is no name for another")
     name, link = interim_name(interims.count), {"seq": interims.count, "prev": interims.last, "bundle": None}
     try:
         record = InterimSealed.model_validate({**link, "time": time, "job": job, "segments": segments})

@@ -389,8 +389,16 @@ def test_an_interim_seal_of_another_job(running: Any) -> None:
     """Neither the job's own trail nor its interim seals are taken for another's."""
     with pytest.raises(TrailBroken, match="rule 18: it is of job"):
         seal(running.store, running.store, job="invoices", outcome="ok", error=None, clock=running.clock)
+    with pytest.raises(TrailBroken, match="rule 18: it is of job"):
+        seal_interim(running.store, running.store, job="invoices", clock=running.clock)
+
+
+def test_a_job_of_no_name(trails: ModuleType) -> None:
+    """An interim seal is a record like any other: what it may not say is not written."""
+    store = trails.MemoryTrail({f"segment-{trails.PROCESSES[0]}-00000.jsonl": b""})
     with pytest.raises(AuditError, match="not a valid interim seal"):
-        seal_interim(running.store, running.store, job="in voices", clock=running.clock)
+        seal_interim(store, store, job="in voices", clock=trails.Clock())
+    assert len(store.files) == 1
 
 
 def test_a_sealer_that_died_is_followed_by_the_next(running: Any) -> None:
@@ -425,6 +433,18 @@ def test_two_sealers_at_once(running: Any, told: bool) -> None:
     assert running.seal_interim(known).count == 5
     running.end()
     assert verify(store).interim_seals == 5
+
+
+def test_there_is_a_last_one(running: Any) -> None:
+    """After a million of them the trail stays as it is: a file with a longer name would be none of its."""
+    known = read_interims(running.store, running.store.names())
+    assert running.seal_interim(known).count == 4
+    running.work(running.first)
+    files = dict(running.store.files)
+    known.count = 1_000_000
+    with pytest.raises(AuditError, match="no name for another"):
+        interim._write(running.store, running.store, known, (), job=running.trails.JOB, time=running.clock())
+    assert running.store.files == files
 
 
 def test_very_many_segments_are_sealed_in_several(trails: ModuleType) -> None:

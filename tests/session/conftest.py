@@ -57,6 +57,7 @@ class Job:
         scoping: str = "sas",
         rolling: str = "",
         delete: tuple[str, ...] = (),
+        trail: str = "",
     ) -> None:
         self.cloud = cloud
         self.raw, self.curated, self.audit = make("raw"), make("curated"), make("audit")
@@ -80,6 +81,7 @@ class Job:
             token = {json.dumps(list(audiences))}
             [audit]
             path = "{self.audit.url("trails/")}"
+            {trail}
         """
         self.manifest = AccessManifest.parse(self.text, file="orders.access.toml").at(
             Endpoints.load(cloud.endpoints_file)

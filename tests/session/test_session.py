@@ -140,22 +140,6 @@ def test_data_moves_under_sas_alone(job):
 # ---------------------------------------------------------------- refreshed
 
 
-def test_short_tokens_are_refreshed_ahead(make_job, short_tokens):
-    """With tokens of 3 and SAS of 5 seconds, 12 s of work never meet a refusal, and the tokens are in the trail."""
-    job = make_job(sas_life="5s")
-    job.raw.upload("orders/a.jsonl", DATA)
-    session = job.session()
-    in_threads(4, lambda number: for_seconds(12, lambda: read_blob(session, job)))
-    summary = job.seal_and_verify(session)
-    assert [each.status for each in job.requests() if each.status in {401, 403}] == []
-    issued = [token.claims["uti"] for token in job.cloud.tenant.issued]
-    recorded = [record["uti"] for record in job.records("token_acquired")]
-    assert 12 // short_tokens <= len(recorded) <= 8
-    assert recorded == issued[: len(recorded)]
-    assert len(issued) - len(recorded) <= 1  # one that came after the trail's end was given to nobody
-    assert summary.counts["token_acquired"] == len(recorded)
-
-
 def test_a_sas_that_ends_within_a_read_is_replaced(make_job):
     """A read that takes longer than its SAS lives gets the next one on the way, and its bytes are the blob's."""
     job = make_job(sas_life="5s")
