@@ -1,4 +1,4 @@
-"""Find a Node.js, and install Azurite with it once into a cache folder."""
+"""Find a Node.js, and install Azurite, or other pinned packages, with it once into a cache folder."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ import shutil
 import subprocess
 import tempfile
 from dataclasses import dataclass
+from importlib.resources.abc import Traversable
 from pathlib import Path
 
 from beam_entra.errors import ConfigError, Diagnosis
 
-__all__ = ["AZURITE_VERSION", "Node", "default_cache", "find_node", "install_azurite"]
+__all__ = ["AZURITE_VERSION", "Node", "default_cache", "find_node", "install_azurite", "install_packages"]
 
 AZURITE_VERSION = "3.37.0"
 _MAIN = Path("node_modules", "azurite", "dist", "src", "blob", "main.js")
@@ -67,9 +68,6 @@ def find_node(path: str | None = None) -> Node:
 def install_azurite(cache: Path, node: Node | None = None) -> Path:
     """Install the pinned Azurite below `cache` unless it is there, and return the script that starts its blob service.
 
-    The install is made beside its final place and renamed into it, so that two processes may install at once and
-    neither sees a half of it.
-
     Args:
         node: What to install it with; `find_node()` when it is left out.
 
@@ -77,35 +75,53 @@ def install_azurite(cache: Path, node: Node | None = None) -> Path:
         ConfigError: There is no Node.js, or npm failed; the message carries npm's last words.
     """
     home = cache / f"azurite-{AZURITE_VERSION}"
-    if not (home / _MAIN).is_file():
-        cache.mkdir(parents=True, exist_ok=True)
-        fresh = Path(tempfile.mkdtemp(prefix=f".{home.name}-", dir=cache))
-        try:
-            _npm_ci(node or find_node(), fresh)
-            _put_in_place(fresh, home)
-        finally:
-            shutil.rmtree(fresh, ignore_errors=True)
+    pinned = importlib.resources.files("beam_entra.testing") / "azurite_npm"
+    install_packages(home, pinned, main=_MAIN, what=f"Azurite {AZURITE_VERSION}", node=node)
     return home / _MAIN
 
 
-def _put_in_place(fresh: Path, home: Path) -> None:
+def install_packages(home: Path, pinned: Traversable, *, main: Path, what: str, node: Node | None = None) -> None:
+    """Install into `home` what `package.json` and `package-lock.json` in `pinned` say, unless it is there.
+
+    The install is made beside its final place and renamed into it, so that two processes may install at once and
+    neither sees a half of it.
+
+    Args:
+        main: A file below `home` that is there if all is.
+        what: Their name, for messages.
+        node: As for `install_azurite`.
+
+    Raises:
+        ConfigError: As `install_azurite` does.
+    """
+    if (home / main).is_file():
+        return
+    home.parent.mkdir(parents=True, exist_ok=True)
+    fresh = Path(tempfile.mkdtemp(prefix=f".{home.name}-", dir=home.parent))
+    try:
+        for name in ("package.json", "package-lock.json"):
+            (fresh / name).write_bytes((pinned / name).read_bytes())
+        _npm_ci(node or find_node(), fresh, main, what)
+        _put_in_place(fresh, home, main, what)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+
+
+def _put_in_place(fresh: Path, home: Path, main: Path, what: str) -> None:
     try:
         fresh.rename(home)
     except OSError:
         # Somebody was faster. Theirs is as good as ours: both come from one lock file.
-        if not (home / _MAIN).is_file():
+        if not (home / main).is_file():
             raise ConfigError(
-                f"{home} is in the way: it holds no working Azurite",
-                Diagnosis(tried=f"install Azurite into {home}", hint=f"remove the folder {home} and try again"),
+                f"{home} is in the way: it holds no working {what}",
+                Diagnosis(tried=f"install {what} into {home}", hint=f"remove the folder {home} and try again"),
             ) from None
 
 
-def _npm_ci(node: Node, folder: Path) -> None:
-    pinned = importlib.resources.files("beam_entra.testing") / "azurite_npm"
-    for name in ("package.json", "package-lock.json"):
-        (folder / name).write_bytes((pinned / name).read_bytes())
+def _npm_ci(node: Node, folder: Path, main: Path, what: str) -> None:
     command = [*node.npm, "ci", "--ignore-scripts", "--omit=dev", "--no-audit", "--no-fund", "--loglevel=error"]
-    tried = f"install Azurite {AZURITE_VERSION} with npm of {node.origin}"
+    tried = f"install {what} with npm of {node.origin}"
     try:
         done = subprocess.run(  # noqa: S603  # the command line is ours
             command, cwd=folder, env=node.environment(), capture_output=True, text=True, timeout=_INSTALL_S, check=False
@@ -114,10 +130,10 @@ def _npm_ci(node: Node, folder: Path) -> None:
         raise ConfigError(
             f"npm did not finish: {error}", Diagnosis(tried=tried, hint="check the network, then try again")
         ) from error
-    if done.returncode or not (folder / _MAIN).is_file():
+    if done.returncode or not (folder / main).is_file():
         words = " | ".join((done.stderr or done.stdout).strip().splitlines()[-6:])
         hint = "check that npm reaches its registry (`npm ping`), then try again"
-        raise ConfigError(f"npm could not install Azurite: {words}", Diagnosis(tried=tried, hint=hint))
+        raise ConfigError(f"npm could not install {what}: {words}", Diagnosis(tried=tried, hint=hint))
 
 
 def _system_node(path: str | None) -> Node | None:
