@@ -47,7 +47,9 @@ def test_a_wrong_tenant(patient: Patient) -> None:
     """The credential is found; Entra's code is in the line, and where to mend it."""
     seen = patient.examine(tenant="00000000-0000-4000-8000-000000000000")
     assert (seen.failures, seen.marks()["credential"]) == (("token",), "ok")
-    assert seen.of("token").facts["code"] == "AADSTS90002"
+    facts = seen.of("token").facts
+    assert (facts["code"], len(str(facts["correlation_id"]))) == ("AADSTS90002", 36)
+    assert f"correlation id {facts['correlation_id']}" in seen.of("token").found
     assert "[identity] tenant" in seen.of("token").fix
     check_nothing_after_it(seen, "there is no token")
     assert patient.audit.list() == []

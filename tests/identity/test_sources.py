@@ -28,8 +28,11 @@ from beam_entra.identity import (
     credential_names,
     register,
 )
+from beam_entra.identity.rejection import _KNOWN
 from beam_entra.testing.certificates import RunCertificates, write_private
+from beam_entra.testing.https import Answer, HttpsServer, Request, ServiceHandler
 from beam_entra.testing.local import DEFAULT_SUBJECT, LocalCloud
+from beam_entra.testing.refusals import refusal_answer
 from beam_entra.testing.tenant import LocalTenant, TenantFault
 from tests.identity.leaks import everything_in
 
@@ -403,6 +406,34 @@ def test_each_fate_has_its_own_message(beam_entra_cloud, tmp_path, make, says, f
 def test_no_two_fates_sound_alike():
     """Who reads the first line knows which it is."""
     assert len({says for _, says, _ in FATES.values()}) == len(FATES) - 1  # the tenant is unknown twice
+
+
+class Refusing:
+    """An authority that refuses every request with one code, whatever the reason."""
+
+    def __init__(self, code: int) -> None:
+        self.code = code
+
+    def answer(self, request: Request) -> Answer:
+        text, now = "In Entra's own words.", datetime.now(UTC)
+        return refusal_answer(self.code, text, now=now, authority="https://x", status=401, error="invalid_client")
+
+
+@pytest.mark.parametrize("code", sorted(_KNOWN))
+def test_every_code_that_is_known_has_its_message(beam_entra_cloud, code):
+    """Also those that the local tenant has no case of."""
+    context = beam_entra_cloud.certificates.server_context()
+    with HttpsServer(context, ServiceHandler, Refusing(code), name="refusing") as server:
+        error = refused(federated(beam_entra_cloud, authority=server.url))
+    meaning, fix = _KNOWN[code]
+    told = f"Entra refused the job's identity: {meaning} (AADSTS{code}: In Entra's own words.)"
+    assert (error.message, error.hint, error.diagnosis.code) == (told, fix, f"AADSTS{code}")
+
+
+def test_no_two_codes_sound_alike():
+    """Each has a meaning of its own, and a fix."""
+    assert len({meaning for meaning, _ in _KNOWN.values()}) == len(_KNOWN)
+    assert all(fix for _, fix in _KNOWN.values())
 
 
 def test_an_unknown_resource_is_refused(beam_entra_cloud, identity):

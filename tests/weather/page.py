@@ -45,7 +45,7 @@ there.
 * **When no token is left**, the endpoint is asked five times, with pauses that begin at half a second and double,
   each between nothing and that. `Retry-After` is kept to the second, and is waited for up to two minutes in all; if
   it asks for more, the error comes at once, and nobody in this process asks again until that time. Resets, stalls of
-  more than 20 seconds, 429, 5xx and answers that are no token are all tried again.
+  more than 20 seconds, 408, 429, 5xx and answers that are no token are all tried again.
 * **Requests to Storage** are sent seven times: after resets, 408, 429, 500, 502, 503 and 504. The pauses begin at a
   fifth of a second and double, up to ten, each between half of that and all of it: an outage of six seconds is
   survived. `Retry-After` is kept, and a request that should wait for more than two minutes fails at once. Each
