@@ -107,7 +107,7 @@ class Trail:
         segment_bytes: Length from which a segment is continued; 64 KiB to 1 GiB.
         segment_records: Records from which it is; 100 to 10 million.
         segment_age: Time after its first record from which it is, with the next record; 1 minute to 7 days.
-        seal_every: Time from one interim seal to the next; 5 seconds to 7 days.
+        seal_every: Time from one interim seal to the next; 1 second to 7 days.
     """
 
     segment_bytes: int = 64 << 20

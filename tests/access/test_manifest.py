@@ -324,10 +324,9 @@ WRONG = {
     "segments that are too old": Wrong(
         AUDIT, AUDIT + '\nsegment_age = "8d"', "[audit] segment_age: is out of range"
     ),
-    "interim seals too often": Wrong(
-        AUDIT, AUDIT + '\nseal_every = "4s"', "[audit] seal_every: is out of range. Choose 5s to 7d"
+    "interim seals too rarely": Wrong(
+        AUDIT, AUDIT + '\nseal_every = "8d"', "[audit] seal_every: is out of range. Choose 1s to 7d"
     ),
-    "interim seals too rarely": Wrong(AUDIT, AUDIT + '\nseal_every = "8d"', "[audit] seal_every: is out of range"),
     "interim seals never": Wrong(AUDIT, AUDIT + "\nseal_every = 0", "[audit] seal_every: is not a duration"),
     # accounts
     "an account that no path names": Wrong(

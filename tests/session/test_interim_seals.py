@@ -104,8 +104,11 @@ def test_the_own_segment_becomes_full_while_it_is_sealed(make_job, before):
 # ---------------------------------------------------------------- interim seals
 
 
-def test_a_job_is_sealed_while_it_runs(job):
+@pytest.mark.parametrize("scoping", ["sas", "bearer"])
+def test_a_job_is_sealed_while_it_runs(make_job, scoping):
     """The launcher seals what its workers have written; they go on, and the final seal closes the chain."""
+    job = make_job(scoping=scoping)
+    job.raw.upload("orders/a.jsonl", DATA)
     launcher, worker = job.session(), job.session()
     launcher.bundle("launch").close()
     read_blob(worker, job)
