@@ -22,9 +22,12 @@ WITNESSES := $(BEAM_ENTRA_CACHE)/witnesses
 
 # pytest's arguments: make test TESTS="tests/io -k gzip"
 TESTS ?=
+# Tests run in so many processes at a time; many wait more than they compute. JOBS=0 runs them in one.
+JOBS ?= 3
+SPREAD = -n $(JOBS) --dist loadgroup --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench bench-page reliability-page lint format azurite witnesses constraints clean
+.PHONY: help demo test bench bench-page bench-scaling scaling-page reliability-page lint format azurite witnesses constraints clean
 .DELETE_ON_ERROR:
 MAKEFLAGS += --no-print-directory
 
@@ -36,14 +39,20 @@ help: ## Say what there is
 demo: $(INSTALLED) $(AZURITE) ## Run the orders pipeline against a local tenant and Azurite, and a refusal (KEEP=1: servers stay up)
 	@exec $(RUN) -m pipelines.demo $(if $(filter-out 0,$(KEEP)),--keep)
 
-test: $(INSTALLED) $(AZURITE) ## Run every test (TESTS="tests/io -k gzip" for some)
-	@exec $(RUN) -m pytest $(TESTS)
+test: $(INSTALLED) $(AZURITE) ## Run every test but those of test-engines (TESTS="tests/io -k gzip" for some)
+	@exec $(RUN) -m pytest $(SPREAD) $(TESTS)
 
 bench: $(INSTALLED) $(AZURITE) ## Run side by side with Beam's azfs (ROW=text for one row, ROWS=1 for their names, SCALE=0.1 for a quick look)
 	@exec $(RUN) -m benchmarks $(if $(ROWS),--list) $(foreach row,$(ROW),--row=$(row)) $(if $(SCALE),--scale=$(SCALE)) $(if $(PAIRS),--pairs=$(PAIRS))
 
 bench-page: $(INSTALLED) ## Make docs/benchmarks.md from the figures of the last `make bench`
 	@exec $(RUN) -m benchmarks.page
+
+bench-scaling: $(INSTALLED) $(AZURITE) ## See how costs grow with files, bundles, bytes and workers; 12 minutes (QUICK=1 for a quick look)
+	@exec $(RUN) -m benchmarks.scaling $(if $(filter-out 0,$(QUICK)),--quick)
+
+scaling-page: $(INSTALLED) ## Make docs/scaling.md and its pictures from the figures of the last `make bench-scaling`
+	@exec $(RUN) -m benchmarks.scaling.page
 
 reliability-page: $(INSTALLED) ## Make docs/reliability.md from the last run of tests/weather
 	@exec $(RUN) -m tests.weather.page

@@ -1,4 +1,4 @@
-"""For all tests: the kit's own pytest plugin, also where the package is not installed; one Azurite for all of them."""
+"""For all tests: the kit's own pytest plugin, also where the package is not installed; the engines; the order."""
 
 from __future__ import annotations
 
@@ -7,11 +7,19 @@ import signal
 from importlib.metadata import entry_points
 from pathlib import Path
 
+import pytest
+
 os.environ.setdefault("BEAM_ENTRA_CACHE", str(Path(__file__).parents[1] / ".local"))
 
 # A run in a shell's background inherits an ignored SIGINT, and so would every command that a test interrupts.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+pytest_plugins = ["tests.engines.plugin"]
 if not any(entry.value == "beam_entra.testing.plugin" for entry in entry_points(group="pytest11")):
-    pytest_plugins = ["beam_entra.testing.plugin"]
+    pytest_plugins.append("beam_entra.testing.plugin")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The long ones begin first: where tests are spread over processes, none is left waiting for them in the end."""
+    items.sort(key=lambda item: item.get_closest_marker("long") is None)

@@ -23,6 +23,8 @@ import pytest
 from beam_entra.audit.verify import TrailSummary, verify
 from beam_entra.testing.local import LocalCloud, LocalContainer, endpoints_toml
 
+pytestmark = [pytest.mark.long, pytest.mark.xdist_group("beam_suites")]  # all of them look at the same runs
+
 ROOT = Path(__file__).parents[2]
 INSTALLED = Path(apache_beam.__file__).parents[1]
 DOCUMENT = ROOT / "docs" / "filesystem.md"

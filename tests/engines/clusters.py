@@ -1,4 +1,4 @@
-"""A Flink cluster, a Spark cluster and their job servers, as processes of the tests' own, and a listener in front.
+"""Prism, a Flink cluster, a Spark cluster and their job servers, as processes of the tests' own; a listener in front.
 
 Each process leads a group of its own, which is killed as a whole: a TaskManager's workers go with it. Where there is
 `setpriv`, they also die with the test run itself, however that ends.
@@ -6,29 +6,30 @@ Each process leads a group of its own, which is killed as a whole: a TaskManager
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
 import signal
 import socket
 import subprocess
-import time
-import urllib.request
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
+from contextlib import ExitStack, closing, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import grpc
+import urllib3
 
-from tests.engines.fetch import FLINK, SPARK
+from tests.engines.fetch import FLINK, PRISM, SPARK
 
-__all__ = ["JobServer", "Listener", "flink", "spark"]
+__all__ = ["Flink", "JobServer", "Listener", "flink", "prism", "spark"]
 
-_TIME_TO_START_S = 60
+_PATIENCE_S = 90
+_TASK_MANAGERS = (1, 2)
+_REGISTERED = "Registering TaskManager with ResourceID"
 _OPENED = (
     "java.base/java.lang",
     "java.base/java.lang.invoke",
@@ -49,7 +50,7 @@ _OPENED = (
 )
 _OPENING = tuple(f"--add-opens={name}=ALL-UNNAMED" for name in _OPENED)
 _JAVA = ("java", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", *_OPENING)
-# Two TaskManagers, a JobManager and a job server take about 4 GiB.
+# Two TaskManagers, a JobManager and a job server take about 4 GiB. One that died is missed after some seconds.
 _FLINK_CONF = """\
 jobmanager.rpc.address: 127.0.0.1
 jobmanager.rpc.port: {rpc}
@@ -57,6 +58,11 @@ jobmanager.memory.process.size: 1g
 rest.address: 127.0.0.1
 rest.bind-address: 127.0.0.1
 rest.port: {rest}
+heartbeat.interval: 1000
+heartbeat.timeout: 20000
+restart-strategy.type: fixed-delay
+restart-strategy.fixed-delay.attempts: 20
+restart-strategy.fixed-delay.delay: 100 ms
 taskmanager.host: 127.0.0.1
 taskmanager.numberOfTaskSlots: 2
 taskmanager.cpu.cores: 1
@@ -88,9 +94,9 @@ class JobServer:
     """Where to submit jobs.
 
     Attributes:
-        endpoint: HOST:PORT, of the listener.
+        endpoint: HOST:PORT, of the listener: the value of --job_endpoint.
         listener: Keeps what jobs were submitted.
-        logs: What the processes wrote, workers too.
+        logs: What the processes wrote, workers too: a folder.
     """
 
     endpoint: str
@@ -135,132 +141,228 @@ class Listener(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc has no typ
         self._channel.close()
 
 
-@dataclass(kw_only=True)
 class _Processes:
-    """What a cluster is made of.
+    """What a cluster is made of: processes, and what each has said so far.
 
-    Attributes:
+    Args:
         folder: For logs and everything temporary.
         environment: For all of them: workers get their identity from it.
     """
 
-    folder: Path
-    environment: Mapping[str, str]
-    stack: ExitStack
-    started: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+    def __init__(self, folder: Path, environment: Mapping[str, str]) -> None:
+        self.folder = folder
+        self._environment = dict(environment)
+        self._running: dict[str, subprocess.Popen[bytes]] = {}
+        self._lines: dict[str, list[str]] = {}
+        self._news = threading.Condition()
 
-    def start(self, name: str, command: Sequence[str]) -> Path:
-        """Start one; where its log is."""
-        log = self.folder / f"{name}.log"
+    def start(self, name: str, command: Sequence[str]) -> None:
+        """Start one; its log is NAME.log, which goes on where an earlier one of the name has ended."""
         setpriv = shutil.which("setpriv")
         die_together = [setpriv, "--pdeathsig", "KILL"] if setpriv else []
-        with log.open("wb") as out:
-            process = subprocess.Popen(
-                [*die_together, *command],
-                cwd=self.folder,
-                env=dict(self.environment),
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-        self.started[name] = process
-        self.stack.callback(_kill_group, process)
-        return log
+        process = subprocess.Popen(
+            [*die_together, *command],
+            cwd=self.folder,
+            env=self._environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        self._running[name] = process
+        self._lines.setdefault(name, [])
+        threading.Thread(target=self._listen, args=(name, process), name=f"log of {name}", daemon=True).start()
 
-    def wait(self, name: str, ready: Callable[[], Any]) -> Any:
-        """What `ready` gives once it is something; fails with a log when a process ends or time is up."""
-        end = time.monotonic() + _TIME_TO_START_S
-        while time.monotonic() < end and all(process.poll() is None for process in self.started.values()):
-            found = ready()
-            if found:
-                return found
-            time.sleep(0.1)
-        name = next((each for each, process in self.started.items() if process.poll() is not None), name)
-        log = (self.folder / f"{name}.log").read_text("utf-8", "replace")
-        raise RuntimeError(f"{name} did not come up\n{log[-4000:]}")
+    def _listen(self, name: str, process: subprocess.Popen[bytes]) -> None:
+        assert process.stdout is not None
+        with (self.folder / f"{name}.log").open("ab", buffering=0) as log, process.stdout:
+            for line in process.stdout:
+                log.write(line)
+                with self._news:
+                    self._lines[name].append(line.decode("utf-8", "replace").rstrip())
+                    self._news.notify_all()
+        process.wait()
+        with self._news:
+            self._news.notify_all()
+
+    def said(self, name: str, pattern: str) -> list[re.Match[str]]:
+        """Where the pattern is in what it has said so far, one match a line."""
+        with self._news:
+            return [found for line in self._lines[name] if (found := re.search(pattern, line))]
+
+    def wait(self, name: str, pattern: str, times: int = 1) -> re.Match[str]:
+        """Return when it has said so many lines with the pattern: the last of them.
+
+        Raises:
+            RuntimeError: A process has ended, or time is up; with the end of its log.
+        """
+        found: list[re.Match[str]] = []
+
+        def heard() -> bool:
+            found[:] = self.said(name, pattern)
+            return len(found) >= times or bool(self._ended())
+
+        with self._news:
+            self._news.wait_for(heard, _PATIENCE_S)
+        if len(found) >= times:
+            return found[times - 1]
+        culprit = next(iter(self._ended()), name)
+        raise RuntimeError(f"{culprit} did not do its part\n" + "\n".join(self._lines[culprit][-40:]))
+
+    def _ended(self) -> list[str]:
+        return [name for name, process in self._running.items() if process.poll() is not None]
+
+    def runs(self, name: str) -> bool:
+        """Whether it was started, and has not ended."""
+        return name in self._running and self._running[name].poll() is None
+
+    def is_running(self, name: str, pid: int) -> bool:
+        """Whether it runs, as this process."""
+        return self.runs(name) and self._running[name].pid == pid
+
+    def kill(self, name: str) -> None:
+        """SIGKILL for it and all that it has started; nobody misses it."""
+        process = self._running.pop(name)
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+    def close(self) -> None:
+        """The end of all."""
+        for name in list(self._running):
+            self.kill(name)
 
 
-def _kill_group(process: subprocess.Popen[bytes]) -> None:
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+@dataclass(kw_only=True)
+class Flink(JobServer):
+    """A JobManager, two TaskManagers of two slots each, and a job server.
+
+    One cluster serves every test of a run, one after the other; the fixture `flink` mends it before each.
+
+    Attributes:
+        rest: URL of the JobManager's REST interface.
+    """
+
+    rest: str
+    processes: _Processes
+    task_manager: Sequence[str]
+
+    def kill_task_manager(self, number: int) -> None:
+        """SIGKILL for TaskManager 1 or 2 and the workers that it has started, as when a machine goes."""
+        self.processes.kill(f"taskmanager-{number}")
+
+    def start_task_manager(self, number: int) -> None:
+        """Start the one that was killed again; returns when the JobManager knows of it."""
+        known = len(self.processes.said("jobmanager", _REGISTERED))
+        self.processes.start(f"taskmanager-{number}", self.task_manager)
+        self.processes.wait("jobmanager", _REGISTERED, known + 1)
+
+    def task_manager_number(self, pid: int) -> int | None:
+        """Which of the TaskManagers a process is; None if it is none."""
+        found = (number for number in _TASK_MANAGERS if self.processes.is_running(f"taskmanager-{number}", pid))
+        return next(found, None)
+
+    def jobs(self) -> dict[str, str]:
+        """Flink's ids of the jobs so far, and in what state each is: RUNNING, FINISHED, CANCELED, FAILED, ..."""
+        return {job["jid"]: job["state"] for job in self._ask("GET", "/jobs/overview")["jobs"]}
+
+    def mend(self) -> None:
+        """Cancel what runs, and start what was killed."""
+        for job, state in self.jobs().items():
+            if state not in {"FINISHED", "CANCELED", "FAILED"}:
+                self._ask("PATCH", f"/jobs/{job}?mode=cancel")
+                self.processes.wait("jobmanager", rf"Job {job} reached terminal state")
+        for number in _TASK_MANAGERS:
+            if not self.processes.runs(f"taskmanager-{number}"):
+                self.start_task_manager(number)
+
+    def _ask(self, method: str, path: str) -> Any:
+        answer = urllib3.request(method, f"{self.rest}{path}", timeout=30)
+        assert answer.status < 300, answer.data
+        return answer.json()
 
 
 @contextmanager
-def flink(folder: Path, environment: Mapping[str, str]) -> Iterator[JobServer]:
-    """A JobManager, two TaskManagers of two slots each, and a job server."""
-    with _processes(folder, environment) as processes:
+def prism(folder: Path, environment: Mapping[str, str]) -> Iterator[JobServer]:
+    """Prism as a job server, and not as the launcher starts it."""
+    with closing(_Processes(folder, environment)) as processes:
+        (port,) = _free_ports(1)
+        processes.start("prism", [str(PRISM), f"--job_port={port}", "--serve_http=false"])
+        processes.wait("prism", "Serving JobManagement")
+        with closing(Listener(f"127.0.0.1:{port}")) as listener:
+            yield JobServer(endpoint=listener.endpoint, listener=listener, logs=folder)
+
+
+@contextmanager
+def flink(folder: Path, environment: Mapping[str, str]) -> Iterator[Flink]:
+    """A cluster, for as long as the block."""
+    with _cluster(folder, environment) as processes:
         rest, rpc = _free_ports(2)
-        (folder / "tmp").mkdir()
         (folder / "flink-conf.yaml").write_text(_FLINK_CONF.format(rest=rest, rpc=rpc, folder=folder), "utf-8")
-        (folder / "log4j.properties").write_text(_LOG4J, "utf-8")
         java = [*_JAVA, f"-Djava.io.tmpdir={folder / 'tmp'}", f"-Dlog4j.configurationFile={folder}/log4j.properties"]
         server = [*java, "-cp", ":".join(map(str, [FLINK.job_server, *FLINK.home.glob("lib/log4j-*.jar")]))]
         java += ["-Xmx640m", "-cp", f"{FLINK.home}/lib/*"]
         runtime, conf = "org.apache.flink.runtime", ["--configDir", str(folder)]
+        task_manager = [*java, f"{runtime}.taskexecutor.TaskManagerRunner", *conf]
         processes.start("jobmanager", [*java, f"{runtime}.entrypoint.StandaloneSessionClusterEntrypoint", *conf])
-        for number in (1, 2):
-            processes.start(f"taskmanager-{number}", [*java, f"{runtime}.taskexecutor.TaskManagerRunner", *conf])
-        processes.wait("jobmanager", lambda: _slots(rest) == 4)
-        yield _job_server(processes, [*server, FLINK.driver, f"--flink-master=127.0.0.1:{rest}"])
+        for number in _TASK_MANAGERS:
+            processes.start(f"taskmanager-{number}", task_manager)
+        master = f"127.0.0.1:{rest}"
+        with _job_server(processes, [*server, FLINK.driver, f"--flink-master={master}"]) as listener:
+            processes.wait("jobmanager", _REGISTERED, len(_TASK_MANAGERS))
+            yield Flink(
+                endpoint=listener.endpoint,
+                listener=listener,
+                logs=folder,
+                rest=f"http://{master}",
+                processes=processes,
+                task_manager=task_manager,
+            )
 
 
 @contextmanager
 def spark(folder: Path, environment: Mapping[str, str]) -> Iterator[JobServer]:
     """A standalone master, two workers, and a job server, which is the driver."""
     settings = {"SPARK_HOME": str(SPARK.home), "SPARK_LOCAL_IP": "127.0.0.1", "SPARK_SCALA_VERSION": "2.12"}
-    with _processes(folder, {**environment, **settings}) as processes:
+    with _cluster(folder, {**environment, **settings}) as processes:
         (port,) = _free_ports(1)
-        (folder / "tmp").mkdir()
-        (folder / "log4j.properties").write_text(_LOG4J, "utf-8")
         master = f"spark://127.0.0.1:{port}"
         java = [*_JAVA, f"-Djava.io.tmpdir={folder / 'tmp'}", f"-Dlog4j2.configurationFile={folder}/log4j.properties"]
         deploy, ui = [*java, "-cp", f"{SPARK.home}/jars/*"], ["--host", "127.0.0.1", "--webui-port", "0"]
-        log = processes.start("master", [*deploy, "org.apache.spark.deploy.master.Master", *ui, "--port", str(port)])
-        processes.wait("master", lambda: "I have been elected leader" in log.read_text("utf-8"))
-        for number in (1, 2):
+        processes.start("master", [*deploy, "org.apache.spark.deploy.master.Master", *ui, "--port", str(port)])
+        for number in (1, 2):  # they try again until the master is there
             size = ["--cores", "2", "--memory", "2g", "--work-dir", str(folder / f"work-{number}")]
             processes.start(f"worker-{number}", [*deploy, "org.apache.spark.deploy.worker.Worker", *ui, *size, master])
-        processes.wait("master", lambda: log.read_text("utf-8").count("Registering worker") == 2)
         jars = SPARK.home / "jars"
         (slf4j,) = jars.glob("slf4j-api-*.jar")  # Spark's own, which fits its log4j
         first = f"{slf4j}:{SPARK.job_server}"  # before Spark's Guava, which is too old for Beam, in executors, too
         tuned = {
             "executor.memory": "1g",
             "executor.extraClassPath": first,
-            "executor.extraJavaOptions": " ".join(_OPENING),
+            "executor.extraJavaOptions": " ".join(_JAVA[1:]),
             "driver.host": "127.0.0.1",
         }
         driver = [*java, *(f"-Dspark.{name}={value}" for name, value in tuned.items())]
         driver += ["-cp", f"{first}:{jars}/*", SPARK.driver, f"--spark-master-url={master}"]
-        yield _job_server(processes, driver)
-
-
-def _job_server(processes: _Processes, command: list[str]) -> JobServer:
-    folder = processes.folder
-    ports = ["--job-port=0", "--artifact-port=0", "--expansion-port=0", f"--artifacts-dir={folder / 'artifacts'}"]
-    log = processes.start("job-server", [*command, *ports])
-    found = processes.wait(
-        "job-server", lambda: re.search(r"JobService started on (\S+:\d+)", log.read_text("utf-8", "replace"))
-    )
-    listener = Listener(found[1])
-    processes.stack.callback(listener.close)
-    return JobServer(endpoint=listener.endpoint, listener=listener, logs=folder)
+        with _job_server(processes, driver) as listener:
+            processes.wait("master", "Registering worker", 2)
+            yield JobServer(endpoint=listener.endpoint, listener=listener, logs=folder)
 
 
 @contextmanager
-def _processes(folder: Path, environment: Mapping[str, str]) -> Iterator[_Processes]:
-    with ExitStack() as stack:
-        yield _Processes(folder=folder, environment=environment, stack=stack)
+def _job_server(processes: _Processes, command: list[str]) -> Iterator[Listener]:
+    ports = ["--job-port=0", "--artifact-port=0", "--expansion-port=0"]
+    processes.start("job-server", [*command, *ports, f"--artifacts-dir={processes.folder / 'artifacts'}"])
+    with closing(Listener(processes.wait("job-server", r"JobService started on (\S+:\d+)")[1])) as listener:
+        yield listener
 
 
-def _slots(rest: int) -> int:
-    try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{rest}/overview", timeout=5) as answer:
-            return int(json.load(answer)["slots-available"])
-    except (OSError, KeyError, ValueError):
-        return 0
+@contextmanager
+def _cluster(folder: Path, environment: Mapping[str, str]) -> Iterator[_Processes]:
+    (folder / "tmp").mkdir()
+    (folder / "log4j.properties").write_text(_LOG4J, "utf-8")
+    with closing(_Processes(folder, environment)) as processes:
+        yield processes
 
 
 def _free_ports(count: int) -> list[int]:

@@ -17,11 +17,12 @@ import sys
 import tarfile
 import tempfile
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-__all__ = ["ENGINES", "FLINK", "PRISM", "SPARK", "BrokenDownload", "main"]
+__all__ = ["ENGINES", "FLINK", "PRISM", "SPARK", "BrokenDownload", "find_tool", "main"]
 
 HERE = Path(__file__).parent
 ENGINES = Path(os.environ.get("BEAM_ENTRA_CACHE", HERE.parents[1] / ".local")) / "engines"
@@ -79,13 +80,32 @@ SPARK = Engine(
 )
 
 
-def main() -> None:
-    """Fetch what is missing."""
+def main() -> int:
+    """Fetch what is missing, all at once; what no tool is there for is left out, and the exit code says so."""
     ENGINES.mkdir(parents=True, exist_ok=True)
-    _once(PRISM, _install_prism)
+    to_make: list[tuple[Path, Callable[[Path], None], tuple[str, ...]]] = [(PRISM, _install_prism, ("go",))]
     for engine in (FLINK, SPARK):
-        _once(engine.home, partial(_unpack, engine))
-        _once(engine.job_server, partial(_make_job_server, engine))
+        to_make.append((engine.job_server, partial(_make_job_server, engine), ("mvn", "java")))
+        to_make.append((engine.home, partial(_unpack, engine), ()))
+    left_out = False
+    with ThreadPoolExecutor(len(to_make)) as threads:
+        making = []
+        for target, make, tools in to_make:
+            lacking = [tool for tool in tools if find_tool(tool) is None]
+            if lacking and not target.exists():
+                print(f"{target.name} is left out: there is no {' and no '.join(lacking)} on the PATH", file=sys.stderr)
+                left_out = True
+            else:
+                making.append(threads.submit(_once, target, make))
+        for made in making:
+            made.result()
+    return 1 if left_out else 0
+
+
+def find_tool(name: str) -> str | None:
+    """Where `go`, `java` or `mvn` is; also a Go that is not on the PATH."""
+    usual = "/usr/local/go/bin/go"
+    return shutil.which(name) or (usual if name == "go" and Path(usual).exists() else None)
 
 
 def _once(target: Path, make: Callable[[Path], None]) -> None:
@@ -100,7 +120,8 @@ def _once(target: Path, make: Callable[[Path], None]) -> None:
 
 
 def _install_prism(to: Path) -> None:
-    go = shutil.which("go") or "/usr/local/go/bin/go"
+    go = find_tool("go")
+    assert go is not None
     # its toolchain and sums are pinned by the module itself; what it keeps for building goes with the folder
     settings = {**os.environ, "GOBIN": str(to.parent), "GOFLAGS": "-modcacherw", "GOPATH": str(to.parent / "go")}
     settings["GOCACHE"] = str(to.parent / "go-build")
@@ -141,4 +162,4 @@ def _digest(folder: Path) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

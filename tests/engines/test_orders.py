@@ -1,4 +1,8 @@
-"""`pipelines.orders` on real engines: the same totals, one sealed trail, a token a process, no secret under way."""
+"""`pipelines.orders` on real engines: the same totals, one sealed trail, a token a process, no secret under way.
+
+What job servers are sent is looked at in front of them. DirectRunner has none: what its worker processes get is what
+`tests/io/test_no_secret_travels.py` looks at.
+"""
 
 from __future__ import annotations
 
@@ -7,17 +11,20 @@ import bz2
 import json
 import re
 import signal
+import socket
 import subprocess
 from collections import Counter
-from pathlib import Path
 
 import pytest
 from apache_beam.portability.api import beam_job_api_pb2
 
 from beam_entra.audit.verify import verify
+from beam_entra.session.sealing import seal_late
+from beam_entra.testing.storage_requests import matching
 from pipelines.demo.totals import Outcome, compute, differences, read_outputs
-from tests.engines.clusters import JobServer
-from tests.engines.conftest import Boot
+from tests.engines.clusters import Flink, JobServer
+from tests.engines.fetch import PRISM
+from tests.engines.plugin import Boot
 from tests.pipelines.conftest import Shop, ended
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
@@ -70,11 +77,10 @@ def submitted(server: JobServer) -> tuple[bytes, dict[str, object]]:
     """The last job's proto, its pickles unpacked, and its options, as the job server was sent them."""
     sent = [request for method, request in server.listener.heard if method == "Prepare"]
     job = beam_job_api_pb2.PrepareJobRequest.FromString(sent[-1])
-    proto = job.pipeline.SerializeToString()
-    packed = re.findall(rb"QlpoO[A-Za-z0-9+/]+=*", proto)
+    packed = re.findall(rb"QlpoO[A-Za-z0-9+/]+=*", job.pipeline.SerializeToString())
     assert packed, "Beam packs pickles in another way now: mend this test"
-    assert b"abfss://" in proto + b"".join(bz2.decompress(base64.b64decode(part)) for part in packed)
     everything = sent[-1] + b"".join(bz2.decompress(base64.b64decode(part)) for part in packed)
+    assert b"abfss://" in everything
     return everything, dict(job.pipeline_options)
 
 
@@ -95,27 +101,90 @@ def test_in_two_worker_processes(shop: Shop) -> None:
     assert len(workers) == 2
 
 
-def test_on_prism(shop: Shop, prism: Path) -> None:
-    """Prism runs a worker in the launcher's process."""
-    workers = run(shop, runner="PrismRunner", prism_location=str(prism))
+def test_on_prism(shop: Shop, prism: JobServer) -> None:
+    """Prism runs a worker in the launcher's process, and is started by Beam."""
+    workers = run(shop, runner="PrismRunner", prism_location=str(PRISM))
     assert workers == set()
 
 
-def test_on_prism_with_a_worker_process(shop: Shop, prism: Path, boot: Boot) -> None:
+def test_on_prism_with_a_worker_process(shop: Shop, prism: JobServer, boot: Boot) -> None:
     """The same with the worker that the package ships."""
-    environment = {"environment_type": "PROCESS", "environment_config": boot.config}
-    workers = run(shop, runner="PrismRunner", prism_location=str(prism), **environment)
+    flags = {"environment_type": "PROCESS", "environment_config": boot.config}
+    workers = run(shop, runner="PrismRunner", prism_location=None, job_endpoint=prism.endpoint, **flags)
     assert workers
     assert workers <= boot.pids()
+    check_submission(shop, prism)
 
 
-def test_on_a_flink_cluster(shop: Shop, flink: JobServer, boot: Boot) -> None:
+def test_a_worker_that_cannot_start_fails_the_job_on_prism(shop: Shop, prism: JobServer, boot: Boot) -> None:
+    """Prism, which would wait for ever for a worker that dies, is told why it will do no work; so is who launched."""
+    wanted = shop.folder / "requirements.txt"
+    wanted.write_text("", "utf-8")
+    flags = {"environment_type": "PROCESS", "environment_config": boot.config, "requirements_file": str(wanted)}
+    shop.upload_sample(10)
+    done = ended(shop.launch(runner="PrismRunner", prism_location=None, job_endpoint=prism.endpoint, **flags))
+    assert done.status == 1, done.said
+    assert "ConfigError: the job wants packages installed when a worker starts" in done.err
+    assert "fix:" in done.err
+    assert shop.report()["outcome"] == "failed"
+
+
+def test_ctrl_c_while_prism_waits_for_a_worker(shop: Shop, prism: JobServer) -> None:
+    """A worker command that does nothing leaves Prism waiting: whoever ends that gets a trail that is sealed."""
+    shop.upload_sample(10)
+    with socket.create_server(("127.0.0.1", 0)) as started:
+        command = shop.folder / "boot"
+        command.write_text(f"#!/bin/bash\nexec 3<>/dev/tcp/127.0.0.1/{started.getsockname()[1]}\n", "utf-8")
+        command.chmod(0o755)
+        flags = {"environment_type": "PROCESS", "environment_config": json.dumps({"command": str(command)})}
+        launched = shop.launch(runner="PrismRunner", prism_location=str(PRISM), **flags)
+        started.settimeout(TIME_S)
+        try:
+            started.accept()[0].close()
+        finally:
+            launched.send_signal(signal.SIGINT)
+            done = ended(launched)
+    assert done.status == 130, done.said
+    assert "sealed, digest" in done.err
+    assert "could not be sealed" not in done.err
+    assert shop.report()["outcome"] == "interrupted"
+    assert verify(shop.trail()).seal.outcome == "interrupted"
+
+
+def test_on_a_flink_cluster(shop: Shop, flink: Flink, boot: Boot) -> None:
     """Parallelism 4 over two TaskManagers, each with a worker process."""
     flags = {"environment_type": "PROCESS", "environment_config": boot.config, "parallelism": "4"}
     workers = run(shop, runner="FlinkRunner", prism_location=None, job_endpoint=flink.endpoint, **flags)
     assert workers <= boot.pids()
     assert len(workers) == 2
     check_submission(shop, flink)
+
+
+def test_ctrl_c_while_a_flink_cluster_works(shop: Shop, flink: Flink, boot: Boot) -> None:
+    """Storage has the workers wait; who does not is told of a trail to seal when none is left, and can do it then."""
+    shop.upload_sample(10)
+    busy = shop.cloud.proxy.respond(
+        503, "ServerBusy", headers={"Retry-After": "90"}, where=matching("GetBlob", container=shop.raw.name)
+    )
+    flags = {"environment_type": "PROCESS", "environment_config": boot.config, "parallelism": "4"}
+    manifest = shop.manifest()
+    launched = shop.launch(
+        manifest=manifest, runner="FlinkRunner", prism_location=None, job_endpoint=flink.endpoint, **flags
+    )
+    try:
+        busy.wait_for_hits(timeout_s=TIME_S)
+    finally:
+        launched.send_signal(signal.SIGINT)
+        done = ended(launched)
+    assert done.status == 130, done.said
+    assert "told to cancel the job, and reports it as CANCELLED; the audit trail" in done.err
+    assert "is not sealed" in done.err
+    for number in (1, 2):
+        flink.kill_task_manager(number)
+    assert shop.curated.list() == []
+    (trail,) = {name.rpartition("/")[0] for name in shop.audit.list()}
+    sealed = seal_late(shop.audit.url(f"{trail}/"), manifest, shop.cloud.endpoints_file)
+    assert sealed.record.outcome == "late"
 
 
 def test_on_a_spark_cluster(shop: Shop, spark: JobServer, boot: Boot) -> None:

@@ -106,6 +106,7 @@ class Run:
             assert lake.audit.name not in self.sky.admin.list_containers(lake.audit.account)
 
 
+@pytest.mark.long
 @pytest.mark.timeout(170)
 def test_jobs_in_weather_that_takes_its_time(
     beam_entra_cloud: LocalCloud, beam_entra_containers: MakeContainer, tmp_path: Path
