@@ -32,10 +32,10 @@ def test_its_workers_end_and_the_trail_is_sealed_late(lakes: Callable[[], Lake],
     launched = lake.launch(
         f"--input={lake.raw.url('in/*')}", f"--output={lake.curated.url('out/')}", "--block_bytes=200", flags=DIRECT
     )
-    launched.communicate(timeout=60)
+    launched.communicate(timeout=120)
     assert storm.killed == {launched.pid}
     for worker in workers:
-        assert select.select([worker], [], [], 30)[0], "the worker outlives its launcher"
+        assert select.select([worker], [], [], 60)[0], "the worker outlives its launcher"
         os.close(worker)
     (job,) = lake.jobs()
     flags = [f"--access_manifest={lake.write_manifest()}", f"--access_endpoints={lake.cloud.endpoints_file}"]
