@@ -14,10 +14,6 @@ soak: $(INSTALLED) $(AZURITE) $(ENGINES) ## Kill workers, TaskManagers and Stora
 	@CHAOS_KILLS=$(or $(KILLS),200) $(addprefix CHAOS_SEED=,$(SEED)) \
 		exec $(RUN) -m pytest -m engine -n 0 -s tests/chaos $(TESTS)
 
-soak: $(INSTALLED) $(AZURITE) $(ENGINES) ## Kill workers, TaskManagers and Storage under jobs, at random (KILLS=200, SEED=1 to repeat)
-	@CHAOS_KILLS=$(or $(KILLS),200) $(addprefix CHAOS_SEED=,$(SEED)) \
-		exec $(RUN) -m pytest -m engine -n 0 -s tests/chaos $(TESTS)
-
 $(ENGINES): tests/engines/fetch.py tests/engines/requirements.txt tests/engines/job_servers/pom.xml | $(INSTALLED)
 	@$(RUN) tests/engines/fetch.py
 	@touch $@
