@@ -30,6 +30,7 @@ from beam_entra.errors import (
     StorageError,
     Throttled,
     TrailBroken,
+    WorkerLost,
     find_rendered_error,
 )
 
@@ -152,8 +153,8 @@ def test_class_relations(kind, bases):
 
 
 def test_only_what_may_pass_by_itself_is_retryable():
-    """A refusal is not retried; no answer, a busy service and an unwritten record may be."""
-    assert {kind for kind in KINDS if kind.retryable} == {IdentityUnavailable, Throttled, AuditUnavailable}
+    """A refusal is not retried; no answer, a busy service, an unwritten record and a lost worker may be."""
+    assert {kind for kind in KINDS if kind.retryable} == {IdentityUnavailable, Throttled, AuditUnavailable, WorkerLost}
 
 
 @pytest.mark.parametrize(

@@ -613,6 +613,7 @@ class BrokerMachine(RuleBasedStateMachine):
         self.broker = broker_of(self.source, self.clock, acquired=self.recorded, policy=RetryPolicy(attempts=2))
         self.told: set[str] = set()
         self.forbidden_until: datetime | None = None
+        self.answered_at: datetime | None = None
 
     def settle(self):
         slot = self.broker._slots.get(STORAGE_AUDIENCE)
@@ -636,10 +637,23 @@ class BrokerMachine(RuleBasedStateMachine):
 
     @rule()
     def get(self):
+        self.ask(lambda: self.broker.get(STORAGE_AUDIENCE))
+
+    @rule()
+    def challenged(self):
+        refused = self.ask(lambda: self.broker.get(STORAGE_AUDIENCE))
+        if refused is not None:
+            renewed = self.ask(lambda: self.broker.renew(refused, CLAIMS))
+            assert renewed is None or renewed.token_id != refused.token_id
+            if renewed is not None:
+                assert self.answered_at is None or self.answered_at != self.clock()
+                self.answered_at = self.clock()
+
+    def ask(self, call):
         asked = len(self.source.asked)
         token = None
         with contextlib.suppress(IdentityError):
-            token = self.broker.get(STORAGE_AUDIENCE)
+            token = call()
         self.settle()
         if token is not None:
             assert token.expires > self.clock()
@@ -652,6 +666,7 @@ class BrokerMachine(RuleBasedStateMachine):
         asked_s = slot.failure.diagnosis.retry_after_s if slot.failure is not None else None
         if made:
             self.forbidden_until = self.clock() + timedelta(seconds=asked_s) if asked_s else None
+        return token
 
     @invariant()
     def nobody_flies_for_ever(self):
