@@ -238,6 +238,10 @@ def _emptied(trails: Any, files: Files) -> Files:
 CHANGES: dict[str, tuple[str, Change]] = {
     "an interim seal in the middle is missing": ("18", _without(interim_name(1))),
     "the first is missing": ("18", _without(interim_name(0))),
+    "the last has another name": (
+        "18",
+        lambda trails, files: _without(interim_name(2))(trails, files) | {interim_name(5): files[interim_name(2)]},
+    ),
     "one is empty": ("18", lambda trails, files: files | {interim_name(1): b""}),
     "two are swapped": ("18", _swapped),
     "one has two lines": ("18", lambda trails, files: files | {interim_name(1): files[interim_name(1)] * 2}),

@@ -103,6 +103,7 @@ def test_it_knows_what_a_record_to_come_may_name(streaming: Any) -> None:
             return found.rule
         return 0
 
+    lineage._forget(now)
     first, last = "00000001-0000-4000-8000-000000000000", f"{24 * 60:08x}-0000-4000-8000-000000000000"
     lake = streaming.trails.LAKE
     fresh = {"key": streaming.key, "token": streaming.token, "expires": now + MINUTE, "correlation": None}
@@ -114,6 +115,10 @@ def test_it_knows_what_a_record_to_come_may_name(streaming: Any) -> None:
     assert add(TokenAcquired, token="t2", expires=now + HOUR) == 8
     assert add(KeyAcquired, key="k2", token="t2", expires=now) in {8, 10}
     assert add(Committed, last, sas=f"w{24 * 60}", path=f"{lake}write/{24 * 60}") == 0, "what was under way"
+    ended = 24 * 60 - 16
+    bundle = f"{ended:08x}-0000-4000-8000-000000000000"
+    assert add(Read, bundle, sas=f"r{ended}", path=f"{lake}read/{ended}") == 0, "and what ended a minute ago"
+    assert add(BundleOpened, bundle, token="t23") == 9
 
 
 def test_what_is_open_is_not_forgotten(streaming: Any) -> None:
