@@ -60,8 +60,8 @@ class _WatchedWorkerHandler(SubprocessSdkWorkerHandler):  # type: ignore[misc]  
         lost = WorkerLost(
             f"a worker process of the job died: {ended}",
             Diagnosis(
-                hint="see what killed it (137 and -9 are SIGKILL, as by a system without memory), and launch the job again:"
-                " DirectRunner does not start a worker twice, and bundles that ended well are not kept"
+                hint="see what killed it (137 and -9 are SIGKILL, as by a system without memory), and launch the job"
+                " again: DirectRunner does not start a worker twice, and bundles that ended well are not kept"
             ),
         )
         scope = dict(self.provision_info.provision_info.pipeline_options).get(_SCOPE)

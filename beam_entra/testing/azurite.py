@@ -209,7 +209,7 @@ class Azurite:
             process.stdout.close()
 
     def restart(self) -> Self:
-        """Stop it, and start it again on the same port with the same accounts; unless it keeps its blobs, without them."""
+        """Stop it, and start it again on the same port with the same accounts; blobs are gone that it does not keep."""
         self.stop()
         return self.start().wait_until_ready()
 
