@@ -27,7 +27,7 @@ JOBS ?= 3
 SPREAD = -n $(JOBS) --dist loadgroup --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench bench-page bench-scaling scaling-page reliability-page lint format azurite witnesses constraints clean
+.PHONY: help demo test bench bench-page bench-scaling scaling-page reliability-page lint format azurite npm-witnesses witnesses constraints clean
 .DELETE_ON_ERROR:
 MAKEFLAGS += --no-print-directory
 
@@ -63,7 +63,11 @@ lint: $(INSTALLED) ## Check style and types
 format: $(INSTALLED) ## Mend what ruff can mend
 	@$(RUN) -m ruff check --fix-only .
 
-witnesses: ## Build the servers that tests marked witness run against, in .local/witnesses (needs Go 1.26)
+npm-witnesses: $(INSTALLED) ## Install the servers that tests marked witness run against and npm has: oidc-provider, emulate
+	@$(RUN) -m tests.witness.fetch
+	@rm -rf "$(BEAM_ENTRA_CACHE)/npm"
+
+witnesses: npm-witnesses ## Build the other ones too, entra-emulator and azure-keyvault-emulator (needs Go 1.26)
 	@command -v go >/dev/null || { echo "There is no go on the PATH: install Go 1.26 or newer, or leave it: those tests are skipped." >&2; exit 1; }
 	@mkdir -p $(WITNESSES)
 	@GOBIN=$(WITNESSES) GOPATH=$(WITNESSES)/go GOCACHE=$(WITNESSES)/go-build GOFLAGS=-modcacherw \

@@ -5,6 +5,7 @@ See: https://learn.microsoft.com/entra/identity-platform/reference-error-codes
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Callable, Mapping
@@ -105,6 +106,7 @@ _UNKNOWN = ("", "look up the code in Entra's sign-in log by the trace id")
 _CODELESS = "check [identity] tenant and authority, and whether a proxy answers in Entra's place: Entra gives a code"
 
 _CODE = re.compile(r"AADSTS(\d+)")
+_OAUTH_ERROR = re.compile(r"[a-z_]{1,40}", re.ASCII)
 _TRACE = re.compile(r"Trace ID: ([0-9a-fA-F-]{36})")
 _CORRELATION = re.compile(r"Correlation ID: ([0-9a-fA-F-]{36})")
 _NO_ANSWER = (ServiceRequestError, ServiceResponseError)
@@ -147,6 +149,7 @@ class LastAnswer:
     ) -> None:
         self.status: int | None = None
         self.headers: Mapping[str, str] = {}
+        self.error = ""
         self.error_text = ""
         self._clock = clock
         self._heard = heard
@@ -161,12 +164,13 @@ class LastAnswer:
         self.status = response.http_response.status_code
         self.headers = response.http_response.headers
         self._heard(self.headers.get("Date", ""), self._sent)
-        self.error_text = ""
+        self.error = self.error_text = ""
         if self.status is not None and self.status >= _CLIENT_ERROR:
-            try:
-                self.error_text = str(json.loads(response.http_response.text()).get("error_description", ""))
-            except (ValueError, AttributeError):
-                self.error_text = ""
+            with contextlib.suppress(ValueError, AttributeError):
+                said = json.loads(response.http_response.text())
+                self.error_text = str(said.get("error_description", ""))
+                error = _OAUTH_ERROR.fullmatch(str(said.get("error", "")))
+                self.error = error.group() if error else ""
 
 
 def translate(error: Exception, answer: LastAnswer, *, tried: str, identity: str, fix: str) -> IdentityError:
@@ -203,6 +207,7 @@ def translate(error: Exception, answer: LastAnswer, *, tried: str, identity: str
         reason = redacted(_without_ids(answer.error_text), prose=True)
         if not code:
             told = reason or f"it answered HTTP {status}"
+            facts["code"] = answer.error
             return IdentityRejected(f"the token endpoint gave no token: {told}", Diagnosis(hint=_CODELESS, **facts))
         meaning, hint = _KNOWN.get(int(code.group(1)), _UNKNOWN)
         told = f"{meaning} ({reason})" if meaning else reason

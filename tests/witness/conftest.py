@@ -9,6 +9,9 @@ import pytest
 from beam_entra.testing.local import LocalCloud
 from tests.pipelines.conftest import shop  # noqa: F401  # a fixture
 from tests.witness.emulators import EntraEmulator, Front, VaultEmulator
+from tests.witness.npm_servers import Emulate, EmulateFront, OidcProvider
+
+ENTRAS = "https://sts.windows.net/{tenant}/"
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -29,6 +32,38 @@ def front(beam_entra_cloud: LocalCloud) -> Iterator[Front]:
     with (
         Front(beam_entra_cloud.certificates) as before,
         EntraEmulator(beam_entra_cloud.certificates, authority=before.url) as up,
+    ):
+        before.emulator = up
+        yield before
+
+
+@pytest.fixture(scope="session")
+def provider(beam_entra_cloud: LocalCloud) -> Iterator[OidcProvider]:
+    """oidc-provider in Entra's place; Azurite takes its tokens."""
+    with OidcProvider(beam_entra_cloud.certificates, issuer=ENTRAS) as up:
+        yield up
+
+
+@pytest.fixture(scope="session")
+def outside(beam_entra_cloud: LocalCloud) -> Iterator[OidcProvider]:
+    """oidc-provider as anybody's OpenID provider."""
+    with OidcProvider(beam_entra_cloud.certificates) as up:
+        yield up
+
+
+@pytest.fixture
+def emulate_front(emulate_up: EmulateFront) -> Iterator[EmulateFront]:
+    """Emulate behind TLS, with its tokens as they are."""
+    yield emulate_up
+    emulate_up.whole = False
+
+
+@pytest.fixture(scope="session")
+def emulate_up(beam_entra_cloud: LocalCloud) -> Iterator[EmulateFront]:
+    """The same, up for the whole run."""
+    with (
+        EmulateFront(beam_entra_cloud.certificates) as before,
+        Emulate(beam_entra_cloud.certificates, authority=before.url) as up,
     ):
         before.emulator = up
         yield before

@@ -95,9 +95,10 @@ class Process:
 
 
 class Server:
-    """What both emulators have: a folder, a port, a client that trusts the run's CA."""
+    """What all of them have: a folder, a port, a client that trusts the run's CA."""
 
     name: str
+    scheme = "https"
     health = "/health"
 
     def __init__(self, certificates: RunCertificates) -> None:
@@ -106,13 +107,17 @@ class Server:
         self.url = ""
         self._up = ExitStack()
 
+    def find(self) -> Path:
+        """What to run; skips the test where there is nothing."""
+        return find_witness(self.name)
+
     def command(self, executable: Path, port: int, folder: Path) -> tuple[list[str], dict[str, str]]:
         """Its command line and environment."""
         raise NotImplementedError
 
     def start(self) -> Self:
         """Start it on a free port and wait until it answers."""
-        executable = find_witness(self.name)
+        executable = self.find()
         self._up.callback(self.http.clear)
         folder = Path(tempfile.mkdtemp(prefix=f"{self.name}-"))
         self._up.callback(shutil.rmtree, folder, ignore_errors=True)
@@ -121,9 +126,10 @@ class Server:
             port = _free_port()
             command, environment = self.command(executable, port, folder)
             process = Process(command, folder=folder, environment=environment)
-            if process.wait_for_answer(self.http, f"https://127.0.0.1:{port}{self.health}"):
+            url = f"{self.scheme}://127.0.0.1:{port}"
+            if process.wait_for_answer(self.http, url + self.health):
                 self._up.callback(process.close)
-                self.url = f"https://127.0.0.1:{port}"
+                self.url = url
                 return self
             said = process.said
             process.close()
@@ -213,6 +219,10 @@ class EntraEmulator(Server):
     def authority(self) -> str:
         return self._authority or self.url
 
+    @property
+    def token_url(self) -> str:
+        return f"{self.authority}/{self.tenant_id}/oauth2/v2.0/token"
+
     @contextlib.contextmanager
     def days_ago(self, days: int) -> Iterator[None]:
         """Its clock is so many days behind meanwhile."""
@@ -247,7 +257,7 @@ class EntraEmulator(Server):
 
 
 class Front:
-    """Stands in front of entra-emulator: passes all through, and puts `oid` and `uti` into its tokens.
+    """Stands in front of an emulator: passes all through, and puts `oid` and `uti` into its tokens.
 
     Entra's app-only tokens have both; Azurite gives no user delegation key without the first. The signature is then
     that of the token before, which Azurite does not check.
@@ -260,7 +270,7 @@ class Front:
     def __init__(self, certificates: RunCertificates) -> None:
         self.requests: Journal[tuple[str, str, int]] = Journal()
         self.issued: Journal[Secret] = Journal()
-        self.emulator: EntraEmulator | None = None
+        self.emulator: Server | None = None
         self._server = HttpsServer(certificates.server_context(), ServiceHandler, self, name="front").start()
 
     @property
@@ -279,12 +289,12 @@ class Front:
         )
         body = answer.data
         if answer.status == 200 and request.path.endswith("/token"):
-            body = self._completed(answer.json())
+            body = self._completed(answer.json(), request.form())
         self.requests.append((request.method, request.path, answer.status))
         headers = {name: value for name, value in answer.headers.items() if name.lower() not in _NOT_PASSED_ON}
         return Answer(status=answer.status, headers=headers, body=body)
 
-    def _completed(self, document: dict[str, Any]) -> bytes:
+    def _completed(self, document: dict[str, Any], form: dict[str, str]) -> bytes:
         head, payload, signature = document["access_token"].split(".")
         claims = json.loads(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))
         claims |= {"oid": claims["sub"], "uti": secrets.token_urlsafe(16)}

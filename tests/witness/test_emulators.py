@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import select
 import signal
@@ -11,7 +12,11 @@ from pathlib import Path
 
 import pytest
 
+from beam_entra.testing.local import LocalCloud
 from tests.witness.emulators import find_witness
+from tests.witness.fetch import PINNED, installed_modules
+from tests.witness.fetch import main as fetch
+from tests.witness.npm_servers import OidcProvider
 
 ROOT = Path(__file__).parents[2]
 _PARENT = """
@@ -64,3 +69,30 @@ def test_a_missing_emulator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
             (tmp_path / "witnesses" / "entra-emulator").write_text(content)
         with pytest.raises(pytest.skip.Exception, match=r"^entra-emulator is not on this machine"):
             find_witness("entra-emulator")
+
+
+def test_missing_npm_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, beam_entra_cloud: LocalCloud) -> None:
+    """The reason to skip says what brings them."""
+    monkeypatch.setenv("BEAM_ENTRA_CACHE", str(tmp_path))
+    with pytest.raises(pytest.skip.Exception, match=r"^oidc-provider is not on this machine: `make npm-witnesses`"):
+        OidcProvider(beam_entra_cloud.certificates).start()
+
+
+def test_npm_packages_are_installed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is there of this lock file is kept, without asking npm."""
+    monkeypatch.setenv("BEAM_ENTRA_CACHE", str(tmp_path))
+    package = installed_modules() / "oidc-provider" / "package.json"
+    package.parent.mkdir(parents=True)
+    package.write_text("{}")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert fetch() == 0
+    assert [entry.name for entry in (tmp_path / "witnesses").iterdir()] == [installed_modules().parent.name]
+
+
+def test_every_npm_package_is_pinned() -> None:
+    """By its version and its digest, and from whatever registry npm is told to use."""
+    wanted = json.loads((PINNED / "package.json").read_text("utf-8"))["dependencies"]
+    locked = json.loads((PINNED / "package-lock.json").read_text("utf-8"))["packages"]
+    assert locked.pop("")["dependencies"] == wanted
+    assert {name: locked[f"node_modules/{name}"]["version"] for name in wanted} == wanted
+    assert all(each["integrity"].startswith("sha512-") and "resolved" not in each for each in locked.values())

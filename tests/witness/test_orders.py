@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
 import jwt
 import pytest
@@ -30,13 +30,33 @@ pytestmark = pytest.mark.witness
 SHORT_LIFE_S = 3
 
 
+class Directory(Protocol):
+    """Who gives out tokens."""
+
+    @property
+    def tenant_id(self) -> str: ...
+    @property
+    def authority(self) -> str: ...
+
+
+class Registered(Protocol):
+    """An app there."""
+
+    @property
+    def client_id(self) -> str: ...
+
+
+DirectoryT = TypeVar("DirectoryT", bound=Directory)
+RegisteredT = TypeVar("RegisteredT", bound=Registered)
+
+
 @dataclass(frozen=True, kw_only=True)
-class Job:
-    """The shop's pipeline as an app of entra-emulator."""
+class Job(Generic[DirectoryT, RegisteredT]):
+    """The shop's pipeline as an app of a witness."""
 
     shop: Shop
-    emulator: EntraEmulator
-    app: EmulatedApp
+    emulator: DirectoryT
+    app: RegisteredT
 
     def flags(self, credential: str, *, scoping: str = "sas", **settings: str) -> dict[str, str]:
         """Manifest and endpoints for this credential."""
@@ -87,15 +107,18 @@ class Job:
         return [record for record in records if record["kind"] == "token_acquired"]
 
 
+EmulatedJob = Job[EntraEmulator, EmulatedApp]
+
+
 @pytest.fixture
-def job(shop: Shop, front: Front) -> Job:
+def job(shop: Shop, front: Front) -> EmulatedJob:
     """With tokens that carry `oid` and `uti`: by SAS."""
-    assert front.emulator is not None
+    assert isinstance(front.emulator, EntraEmulator)
     return Job(shop=shop, emulator=front.emulator, app=front.emulator.register_app())
 
 
 @pytest.fixture
-def brief(shop: Shop) -> Iterator[Job]:
+def brief(shop: Shop) -> Iterator[EmulatedJob]:
     """The same with tokens that live for some seconds."""
     certificates = shop.cloud.certificates
     with (
@@ -107,12 +130,12 @@ def brief(shop: Shop) -> Iterator[Job]:
 
 
 @pytest.fixture
-def untouched(shop: Shop, emulator: EntraEmulator) -> Job:
+def untouched(shop: Shop, emulator: EntraEmulator) -> EmulatedJob:
     """With the emulator's tokens as they are: nobody gets a delegation key for them."""
     return Job(shop=shop, emulator=emulator, app=emulator.register_app())
 
 
-def test_a_client_secret(job: Job, front: Front, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_client_secret(job: EmulatedJob, front: Front, monkeypatch: pytest.MonkeyPatch) -> None:
     """The trail names the token as the emulator did: its uti, the app as client and principal, the tenant."""
     secret = job.app.add_secret()
     monkeypatch.setenv("ORDERS_SECRET", secret.reveal())
@@ -132,7 +155,7 @@ def test_a_client_secret(job: Job, front: Front, monkeypatch: pytest.MonkeyPatch
         assert not any(each.reveal().encode() in text for text in written)
 
 
-def test_a_certificate(job: Job, tmp_path: Path) -> None:
+def test_a_certificate(job: EmulatedJob, tmp_path: Path) -> None:
     """The certificate's key signs the assertion that azure-identity sends."""
     made = Made.new()
     job.app.add_certificate(made.public)
@@ -141,7 +164,7 @@ def test_a_certificate(job: Job, tmp_path: Path) -> None:
     assert [record["source"] for record in job.tokens()] == ["certificate"]
 
 
-def test_an_outside_issuers_assertion(job: Job) -> None:
+def test_an_outside_issuers_assertion(job: EmulatedJob) -> None:
     """The emulator fetches the test's issuer's keys by discovery, and believes what they sign."""
     cloud = job.shop.cloud
     job.app.add_federated_credential(cloud.issuer.url, cloud.subject)
@@ -151,7 +174,7 @@ def test_an_outside_issuers_assertion(job: Job) -> None:
     assert "/keys" in list(cloud.issuer.fetches)
 
 
-def test_a_managed_identity(job: Job, front: Front, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_managed_identity(job: EmulatedJob, front: Front, monkeypatch: pytest.MonkeyPatch) -> None:
     """App Service's endpoint, as the emulator speaks it: the identity is the one that the manifest names."""
     with plain(front) as url:
         monkeypatch.setenv("IDENTITY_ENDPOINT", f"{url}/msi/token")
@@ -161,7 +184,7 @@ def test_a_managed_identity(job: Job, front: Front, monkeypatch: pytest.MonkeyPa
     assert (record["source"], record["appid"]) == ("managed_identity", job.app.client_id)
 
 
-def test_tokens_that_end_before_the_job(brief: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tokens_that_end_before_the_job(brief: EmulatedJob, monkeypatch: pytest.MonkeyPatch) -> None:
     """Storage is slower than a token lives: the job goes on with the next one."""
     monkeypatch.setenv("ORDERS_SECRET", brief.app.add_secret().reveal())
     slow = brief.shop.cloud.proxy.hold(SHORT_LIFE_S, where=reads_an_order, times=1)
@@ -172,7 +195,7 @@ def test_tokens_that_end_before_the_job(brief: Job, monkeypatch: pytest.MonkeyPa
     assert len({record["uti"] for record in tokens}) == len(tokens)
 
 
-def test_a_credential_that_is_revoked_in_the_middle(brief: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_credential_that_is_revoked_in_the_middle(brief: EmulatedJob, monkeypatch: pytest.MonkeyPatch) -> None:
     """The job ends with one clear refusal, and has written nothing that anybody could take for an outcome."""
     shop = brief.shop
     monkeypatch.setenv("ORDERS_SECRET", brief.app.add_secret().reveal())
@@ -200,7 +223,7 @@ def reads_an_order(request: StorageRequest) -> bool:
 
 
 @pytest.mark.parametrize("credential", ["client_secret", "federated_file"])
-def test_by_the_token_itself(untouched: Job, monkeypatch: pytest.MonkeyPatch, credential: str) -> None:
+def test_by_the_token_itself(untouched: EmulatedJob, monkeypatch: pytest.MonkeyPatch, credential: str) -> None:
     """`scoping = "bearer"`: no delegation key, and a trail that holds together without `oid` and `uti`."""
     cloud = untouched.shop.cloud
     monkeypatch.setenv("ORDERS_SECRET", untouched.app.add_secret().reveal())

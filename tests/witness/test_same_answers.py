@@ -9,7 +9,7 @@ import re
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -31,6 +31,7 @@ from beam_entra.testing.local import LocalCloud
 from beam_entra.testing.tenant import LocalTenant
 from tests.identity.test_application import Made
 from tests.witness.emulators import EmulatedApp, EntraEmulator
+from tests.witness.npm_servers import Emulate, OidcProvider, Registered, Seeded
 
 DOCS = Path(__file__).parents[2] / "docs" / "testing.md"
 SUBJECT = "system:serviceaccount:beam:worker"
@@ -43,8 +44,8 @@ _CODE = re.compile(r"AADSTS(\d+)")
 class Client:
     """An app with a secret, a certificate and a federated credential, and where it asks for tokens."""
 
-    directory: LocalTenant | EntraEmulator
-    app: App | EmulatedApp
+    directory: LocalTenant | EntraEmulator | OidcProvider | Emulate
+    app: App | EmulatedApp | Registered | Seeded
     secret: str
     made: Made
     issuer: WorkloadIssuer
@@ -57,7 +58,7 @@ class Client:
 
     @property
     def token_url(self) -> str:
-        return f"{self.base}/oauth2/v2.0/token"
+        return self.directory.token_url
 
     def ask(self, *, tenant: str = "", method: str = "POST", **changed: str) -> urllib3.BaseHTTPResponse:
         """A client credentials request; a field that is empty is left out."""
@@ -398,21 +399,18 @@ def test_a_job_gets_its_token(client: Client, tmp_path: Path, source: str) -> No
 def test_a_job_whose_credential_is_removed(client: Client, tmp_path: Path, source: str) -> None:
     """Is told so, with the code and what to do, whoever refuses it."""
     settings = SOURCES[source](client, tmp_path)
+    assert isinstance(client.directory, LocalTenant | EntraEmulator)
     app = client.directory.register_app()
     if source == "certificate":
         app.add_certificate(Made.new().public)
     with pytest.raises(IdentityRejected) as refused:
-        Client(**{**_fields(client), "app": app}).acquire(source, **settings)
+        replace(client, app=app).acquire(source, **settings)
     code = {"client_secret": 7000215, "certificate": 700027, "federated_file": 700211}[source]
     if source == "federated_file" and not isinstance(client.directory, LocalTenant):
         code = 700213  # for the emulator issuer, subject and audience are one
     assert refused.value.diagnosis.code == f"AADSTS{code}"
     assert refused.value.diagnosis.status == 401
     assert "look up the code" not in refused.value.hint
-
-
-def _fields(client: Client) -> dict[str, Any]:
-    return {name: getattr(client, name) for name in Client.__dataclass_fields__}
 
 
 def test_every_difference_is_listed() -> None:

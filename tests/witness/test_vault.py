@@ -117,7 +117,7 @@ def test_a_secret_of_ninety_one_days(box: Box, tmp_path: Path, caplog: pytest.Lo
 def test_an_old_secret_of_a_strict_manifest(box: Box, tmp_path: Path) -> None:
     """It is refused; one of eighty-nine days is not."""
     box.put_days_ago(91, box.app.add_secret().reveal(), tmp_path)
-    with pytest.raises(IdentityRejected, match="91 days old or more, .*; the manifest is strict"):
+    with pytest.raises(IdentityRejected, match=r"91 days old or more, .*; the manifest is strict"):
         box.acquire(strict=True)
     box.put_days_ago(89, box.app.add_secret().reveal(), tmp_path)
     assert box.acquire(strict=True).source == "client_secret"

@@ -1,0 +1,200 @@
+"""`pipelines.orders` end to end with oidc-provider or emulate in place of the local tenant, or beside it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from beam_entra.access import IdentitySettings
+from beam_entra.clock import utc_now
+from beam_entra.errors import IdentityRejected
+from beam_entra.identity import STORAGE_AUDIENCE, EntraSource
+from beam_entra.testing.certificates import write_private
+from pipelines.demo.totals import compute, differences
+from tests.identity.leaks import everything_in
+from tests.identity.test_application import Made
+from tests.pipelines.conftest import Shop, ended
+from tests.pipelines.test_orders_over_the_wire import outcome
+from tests.witness.conftest import ENTRAS
+from tests.witness.npm_servers import Emulate, EmulateFront, OidcProvider, Registered, Seeded
+from tests.witness.test_orders import SHORT_LIFE_S, Job, claims_of, reads_an_order
+
+pytestmark = [pytest.mark.witness, pytest.mark.xdist_group("npm witnesses")]
+ProviderJob = Job[OidcProvider, Registered]
+
+
+@pytest.fixture
+def brief(shop: Shop) -> Iterator[ProviderJob]:
+    """At an oidc-provider whose tokens live for some seconds."""
+    with OidcProvider(shop.cloud.certificates, issuer=ENTRAS, token_life_s=SHORT_LIFE_S) as up:
+        yield Job(shop=shop, emulator=up, app=up.register_app())
+
+
+def test_a_client_secret(shop: Shop, provider: OidcProvider, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By SAS, with oidc-provider's tokens and no proxy; the trail names the app and the token."""
+    job: ProviderJob = Job(shop=shop, emulator=provider, app=provider.register_app())
+    secret = job.app.add_secret()
+    monkeypatch.setenv("ORDERS_SECRET", secret.reveal())
+    job.run("client_secret", client_secret="env:ORDERS_SECRET")
+    (record,) = job.tokens()
+    assert (record["oid"], record["appid"], record["tenant"], record["source"]) == (
+        job.app.client_id,
+        job.app.client_id,
+        provider.tenant_id,
+        "client_secret",
+    )
+    assert record["uti"]
+    written = [path.read_bytes() for path in (shop.folder / "trails").rglob("*") if path.is_file()]
+    assert not any(secret.reveal().encode() in text for text in [*written, shop.report_file.read_bytes()])
+
+
+def test_a_certificate(shop: Shop, provider: OidcProvider, tmp_path: Path) -> None:
+    """The assertion that MSAL signs is what RFC 7523 wants: oidc-provider checks all of it."""
+    made = Made.new()
+    job: ProviderJob = Job(shop=shop, emulator=provider, app=provider.register_app(certificate=made.public))
+    write_private(tmp_path / "certificate.pem", made.pem())
+    job.run("certificate", certificate=f"file:{tmp_path / 'certificate.pem'}")
+    assert [record["source"] for record in job.tokens()] == ["certificate"]
+
+
+def test_tokens_that_end_before_the_job(brief: ProviderJob, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Storage is slower than a token lives: the job goes on with the next one."""
+    monkeypatch.setenv("ORDERS_SECRET", brief.app.add_secret().reveal())
+    slow = brief.shop.cloud.proxy.hold(SHORT_LIFE_S, where=reads_an_order, times=1)
+    brief.run("client_secret", client_secret="env:ORDERS_SECRET")
+    assert slow.hits == 1
+    tokens = brief.tokens()
+    assert len(tokens) >= 2
+    assert len({record["uti"] for record in tokens}) == len(tokens)
+
+
+def test_a_client_that_is_removed_in_the_middle(brief: ProviderJob, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The job ends with one clear refusal, and has written nothing that anybody could take for an outcome."""
+    shop = brief.shop
+    monkeypatch.setenv("ORDERS_SECRET", brief.app.add_secret().reveal())
+    shop.upload_sample(200)
+    held = shop.cloud.proxy.hold(where=reads_an_order, times=1)
+    flags = brief.flags("client_secret", client_secret="env:ORDERS_SECRET")
+    manifest = Path(flags.pop("access_manifest"))
+    with shop.launch(manifest=manifest, **flags) as process:
+        assert held.gate is not None
+        held.gate.wait_for_arrivals(timeout_s=60)
+        brief.app.remove()
+        time.sleep(SHORT_LIFE_S)  # until the token at hand has ended, which nothing announces
+        held.gate.open()
+        done = ended(process)
+    assert done.status == 1, done.said
+    assert done.err.startswith("IdentityRejected: "), done.said
+    assert "invalid_client" in done.err
+    assert "fix:" in done.err
+    assert [name for name in shop.curated.list() if "_SUCCESS" in name] == []
+
+
+def test_a_client_secret_at_emulate(
+    shop: Shop, emulate_front: EmulateFront, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By SAS, with tokens that the front has made whole."""
+    emulate_front.whole = True
+    job: Job[Emulate, Seeded] = Job(shop=shop, emulator=emulate_front.emulate, app=emulate_front.emulate.app)
+    monkeypatch.setenv("ORDERS_SECRET", job.app.add_secret().reveal())
+    job.run("client_secret", client_secret="env:ORDERS_SECRET")
+    (record,) = job.tokens()
+    assert record["uti"] in {claims_of(each)["uti"] for each in emulate_front.issued}
+
+
+# ---------------------------------------------------------------- federated with another provider
+
+
+def federated(outside: OidcProvider, app: Registered, shop: Shop) -> dict[str, str]:
+    """The manifest's settings of a job that is a client of that provider."""
+    return {
+        "assertion_from": "oidc",
+        "oidc_endpoint": outside.token_url,
+        "oidc_client": app.client_id,
+        "oidc_client_secret": "env:PROVIDER_SECRET",
+        "assertion_ca_file": str(shop.cloud.ca_file),
+    }
+
+
+@pytest.fixture
+def at_outside(outside: OidcProvider, monkeypatch: pytest.MonkeyPatch) -> Registered:
+    """A client there, whose secret is in the environment."""
+    app = outside.register_app(method="client_secret_basic")
+    monkeypatch.setenv("PROVIDER_SECRET", app.add_secret().reveal())
+    return app
+
+
+def test_another_providers_client(shop: Shop, outside: OidcProvider, at_outside: Registered) -> None:
+    """Its token is the assertion: the tenant finds the provider's keys by discovery, and believes what they sign."""
+    cloud = shop.cloud
+    app = cloud.tenant.register_app()
+    app.add_federated_credential(outside.issuer, at_outside.client_id)
+    source = shop.upload_sample(200)
+    identity = "\n".join(f'{name} = "{value}"' for name, value in federated(outside, at_outside, shop).items())
+    manifest = shop.manifest(
+        (cloud.client_id, app.client_id),
+        ('"federated_file"', '"federated"'),
+        ('assertion_file = "env:AZURE_FEDERATED_TOKEN_FILE"', identity),
+    )
+    done = shop.run(manifest=manifest)
+    assert done.status == 0, done.said
+    assert differences(compute(source, url=shop.raw.url()).outcome, outcome(shop)) == []
+    assert [issued.client for issued in cloud.tenant.issued] == [app.client_id]
+    assert at_outside.add_secret().reveal() not in done.said
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ("nothing", ""),
+        ("the secret", "HTTP 401"),
+        ("the client is removed", "HTTP 401"),
+        ("the subject", "AADSTS700213"),
+        ("the issuer", "AADSTS700211"),
+        ("the audience", "AADSTS700212"),
+    ],
+)
+def test_what_another_providers_client_is_told(
+    shop: Shop,
+    outside: OidcProvider,
+    at_outside: Registered,
+    monkeypatch: pytest.MonkeyPatch,
+    wrong: str,
+    says: str,
+) -> None:
+    """The provider and the tenant look at different things, and each refusal says whose it is."""
+    cloud = shop.cloud
+    app = cloud.tenant.register_app()
+    app.add_federated_credential(
+        outside.issuer + ("/other" if wrong == "the issuer" else ""),
+        "another" if wrong == "the subject" else at_outside.client_id,
+        **({"audience": "api://another"} if wrong == "the audience" else {}),
+    )
+    secret = at_outside.add_secret().reveal()
+    if wrong == "the secret":
+        secret = "a-guess-that-is-wrong"
+        monkeypatch.setenv("PROVIDER_SECRET", secret)
+    if wrong == "the client is removed":
+        at_outside.remove()
+    identity = IdentitySettings(
+        tenant=cloud.tenant_id,
+        client=app.client_id,
+        authority=cloud.authority,
+        ca_file=str(cloud.ca_file),
+        credential="federated",
+        settings=federated(outside, at_outside, shop),
+    )
+    source = EntraSource(identity, clock=utc_now)
+    if not says:
+        token = source.acquire(STORAGE_AUDIENCE)
+        assert (token.source, token.claims.appid) == ("federated:oidc", app.client_id)
+        return
+    with pytest.raises(IdentityRejected, match=says) as refused:
+        source.acquire(STORAGE_AUDIENCE)
+    assert secret not in everything_in(refused.value)
+    if says == "HTTP 401":
+        assert "invalid_client" in str(refused.value) or "client authentication failed" in str(refused.value)
+        assert "oidc_client_secret" in refused.value.hint
