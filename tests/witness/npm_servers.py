@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 from cryptography.x509 import load_pem_x509_certificate
 from jwt.algorithms import RSAAlgorithm
 
@@ -135,8 +136,10 @@ class OidcProvider(NodeServer):
             "token_endpoint_auth_method": method,
         }
         if certificate:
-            key = RSAAlgorithm.to_jwk(load_pem_x509_certificate(certificate).public_key(), as_dict=True)  # type: ignore[arg-type]  # an RSA key
-            wanted |= {"token_endpoint_auth_method": "private_key_jwt", "jwks": {"keys": [{**key, "use": "sig"}]}}
+            key = load_pem_x509_certificate(certificate).public_key()
+            assert isinstance(key, RSAPublicKey)
+            jwks = {"keys": [{**RSAAlgorithm.to_jwk(key, as_dict=True), "use": "sig"}]}
+            wanted |= {"token_endpoint_auth_method": "private_key_jwt", "jwks": jwks}
         made = self.ask("POST", f"{self.mount}/reg", wanted, Authorization=f"Bearer {self._registrar}")
         return Registered(provider=self, client_id=made["client_id"], _document=made)
 

@@ -21,7 +21,7 @@ from beam_entra.identity import STORAGE_AUDIENCE
 from beam_entra.testing.local import LocalCloud
 from tests.identity.leaks import everything_in
 from tests.identity.test_application import Made
-from tests.witness.npm_servers import EmulateFront, OidcProvider
+from tests.witness.npm_servers import EmulateFront, OidcProvider, Registered, Seeded
 from tests.witness.test_same_answers import CASES, DOCS, SOURCES, TOKEN, Client, Said
 
 pytestmark = [pytest.mark.witness, pytest.mark.xdist_group("npm witnesses")]
@@ -198,6 +198,7 @@ def test_a_job_is_refused(client: Client, tmp_path: Path, what: str) -> None:
     if what == "a wrong secret":
         client = replace(client, secret="a-guess-that-is-wrong")
     else:
+        assert isinstance(client.app, Registered | Seeded)
         client = replace(client, app=replace(client.app, client_id="00000000-0000-4000-8000-000000000000"))
     with pytest.raises(IdentityRejected) as refused:
         client.acquire("client_secret", **SOURCES["client_secret"](client, tmp_path))

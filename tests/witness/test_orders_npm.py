@@ -13,11 +13,9 @@ from beam_entra.clock import utc_now
 from beam_entra.errors import IdentityRejected
 from beam_entra.identity import STORAGE_AUDIENCE, EntraSource
 from beam_entra.testing.certificates import write_private
-from pipelines.demo.totals import compute, differences
 from tests.identity.leaks import everything_in
 from tests.identity.test_application import Made
 from tests.pipelines.conftest import Shop, ended
-from tests.pipelines.test_orders_over_the_wire import outcome
 from tests.witness.conftest import ENTRAS
 from tests.witness.npm_servers import Emulate, EmulateFront, OidcProvider, Registered, Seeded
 from tests.witness.test_orders import SHORT_LIFE_S, Job, claims_of, reads_an_order
@@ -93,9 +91,7 @@ def test_a_client_that_is_removed_in_the_middle(brief: ProviderJob, monkeypatch:
     assert [name for name in shop.curated.list() if "_SUCCESS" in name] == []
 
 
-def test_a_client_secret_at_emulate(
-    shop: Shop, emulate_front: EmulateFront, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_client_secret_at_emulate(shop: Shop, emulate_front: EmulateFront, monkeypatch: pytest.MonkeyPatch) -> None:
     """By SAS, with tokens that the front has made whole."""
     emulate_front.whole = True
     job: Job[Emulate, Seeded] = Job(shop=shop, emulator=emulate_front.emulate, app=emulate_front.emulate.app)
@@ -129,21 +125,13 @@ def at_outside(outside: OidcProvider, monkeypatch: pytest.MonkeyPatch) -> Regist
 
 def test_another_providers_client(shop: Shop, outside: OidcProvider, at_outside: Registered) -> None:
     """Its token is the assertion: the tenant finds the provider's keys by discovery, and believes what they sign."""
-    cloud = shop.cloud
-    app = cloud.tenant.register_app()
-    app.add_federated_credential(outside.issuer, at_outside.client_id)
-    source = shop.upload_sample(200)
-    identity = "\n".join(f'{name} = "{value}"' for name, value in federated(outside, at_outside, shop).items())
-    manifest = shop.manifest(
-        (cloud.client_id, app.client_id),
-        ('"federated_file"', '"federated"'),
-        ('assertion_file = "env:AZURE_FEDERATED_TOKEN_FILE"', identity),
-    )
-    done = shop.run(manifest=manifest)
-    assert done.status == 0, done.said
-    assert differences(compute(source, url=shop.raw.url()).outcome, outcome(shop)) == []
-    assert [issued.client for issued in cloud.tenant.issued] == [app.client_id]
-    assert at_outside.add_secret().reveal() not in done.said
+    tenant = shop.cloud.tenant
+    job = Job(shop=shop, emulator=tenant, app=tenant.register_app())
+    job.app.add_federated_credential(outside.issuer, at_outside.client_id)
+    job.run("federated", **federated(outside, at_outside, shop))
+    (record,) = job.tokens()
+    assert (record["source"], record["appid"]) == ("federated:oidc", job.app.client_id)
+    assert [issued.client for issued in tenant.issued] == [job.app.client_id]
 
 
 @pytest.mark.parametrize(
