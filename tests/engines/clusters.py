@@ -62,7 +62,7 @@ heartbeat.interval: 1000
 heartbeat.timeout: 20000
 restart-strategy.type: fixed-delay
 restart-strategy.fixed-delay.attempts: 20
-restart-strategy.fixed-delay.delay: 100 ms
+restart-strategy.fixed-delay.delay: 1 s
 taskmanager.host: 127.0.0.1
 taskmanager.numberOfTaskSlots: 2
 taskmanager.cpu.cores: 1
