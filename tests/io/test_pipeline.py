@@ -14,8 +14,11 @@ from datetime import timedelta
 from typing import Any
 
 import apache_beam as beam
+import grpc
 import pytest
 from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.portability.api import beam_job_api_pb2_grpc
+from apache_beam.runners.portability.portable_runner import PipelineResult
 
 from beam_entra import EntraOptions, JsonLines, ReadFromBlob, ScopedPipeline, WriteToBlob, command_line
 from beam_entra.clock import utc_now
@@ -29,8 +32,9 @@ from beam_entra.errors import (
     IdentityRejected,
     IdentityUnavailable,
     NotGranted,
+    TrailBroken,
 )
-from beam_entra.io.launch import TRACEBACK_VARIABLE
+from beam_entra.io.launch import TRACEBACK_VARIABLE, stop_job
 from beam_entra.session import JobScope, Session, adopt_session
 from beam_entra.testing.storage_requests import matching
 
@@ -81,6 +85,39 @@ def test_a_job_that_has_ended_does_not_run_again(lake: Any) -> None:
     assert "another ScopedPipeline" in caught.value.hint
     assert touched(lake) == before
     lake.only_trail().verify()
+
+
+def result_of(channel: grpc.Channel) -> PipelineResult:
+    """What a portable runner gives for a job, with nothing heard of it yet."""
+    return PipelineResult(beam_job_api_pb2_grpc.JobServiceStub(channel), "job", iter(()), iter(()))
+
+
+def test_an_interrupted_job_whose_job_server_has_ended_with_it_is_sealed(lake: Any) -> None:
+    """Beam ends a job server that it has started, as Prism, at Ctrl-C: there are no metrics then, and a seal."""
+    channel = grpc.insecure_channel("127.0.0.1:1")
+    channel.close()
+    pipeline = lake.pipeline()
+    pipeline.result = result_of(channel)
+    with pytest.raises(KeyboardInterrupt) as caught, pipeline:
+        raise KeyboardInterrupt
+    assert "sealed, digest" in caught.value.__notes__[-1]
+    assert (pipeline.report.outcome, dict(pipeline.report.metrics)) == ("interrupted", {})
+    assert lake.only_trail().verify().seal.outcome == "interrupted"
+
+
+def test_an_interrupted_job_that_may_run_on_is_not_sealed(lake: Any) -> None:
+    """Its job server is elsewhere and does not answer: a worker's record behind a seal would break the trail."""
+    pipeline = lake.pipeline()
+    with grpc.insecure_channel("127.0.0.1:1") as channel:
+        pipeline.result = result_of(channel)
+        with pytest.raises(KeyboardInterrupt) as caught, pipeline:
+            raise KeyboardInterrupt
+        local = PipelineOptions(environment_type="LOOPBACK")
+        assert stop_job(result_of(channel), local) == "", "its workers end with this process"
+    assert "UNAVAILABLE" in caught.value.__notes__[-1]
+    assert "`beam-entra audit seal`" in caught.value.__notes__[-1]
+    with pytest.raises(TrailBroken, match="not sealed"):
+        lake.only_trail().verify()
 
 
 def test_an_error_while_the_pipeline_is_built_is_on_record(lake: Any) -> None:
