@@ -139,7 +139,8 @@ class Imds(Host):
 
     def serve(self, request: Request) -> Answer:
         if request.headers.get("metadata") != "true" or "x-forwarded-for" in request.headers:
-            return said(400, {"error": "bad_request_102", "error_description": "Required metadata header missing"})
+            why = "Required metadata header not specified"
+            return said(400, {"error": "invalid_request", "error_description": why})
         if (request.path, request.query.get("api-version")) != ("/metadata/identity/oauth2/token", "2018-02-01"):
             return said(404, {})
         ids = {"client_id", "object_id", "msi_res_id", "mi_res_id"} & request.query.keys()
@@ -284,8 +285,11 @@ class Vault(Host):
     def serve(self, request: Request) -> Answer:
         kind, _, text = request.headers.get("authorization", "").partition(" ")
         if kind != "Bearer":
-            challenge = f'Bearer authorization="{self.cloud.authority}/{self.cloud.tenant_id}", resource="{VAULT}"'
-            return said(401, {"error": {"code": "Unauthorized"}}, WWW_Authenticate=challenge)
+            # It names Entra as it knows it, whatever authority the job has.
+            entra = f"https://login.windows.net/{self.cloud.tenant_id}"
+            challenge = f'Bearer authorization="{entra}", resource="{VAULT}"'
+            missing = {"code": "Unauthorized", "message": "AKV10000: Request is missing a Bearer or PoP token."}
+            return said(401, {"error": missing}, WWW_Authenticate=challenge)
         if text not in {each.token.reveal() for each in self.cloud.tenant.issued if each.audience == VAULT}:
             return said(403, {"error": {"code": "Forbidden", "message": "Caller is not authorized"}})
         name = request.path.removeprefix("/secrets/").rstrip("/")
@@ -293,7 +297,8 @@ class Vault(Host):
             return said(404, {"error": {"code": "SecretNotFound", "message": f"A secret with {name} was not found"}})
         url = f"https://{request.headers['host']}/secrets/{name.partition('/')[0]}/{'0' * 32}"
         now = int(time.time())
-        attributes = {"enabled": True, "created": now, "updated": now, **self.attributes}
+        recovery = {"recoveryLevel": "CustomizedRecoverable+Purgeable", "recoverableDays": 7}
+        attributes = {"enabled": True, "created": now, "updated": now, **recovery, **self.attributes}
         return said(200, {"value": self.secrets[name], "id": url, "attributes": attributes})
 
 
