@@ -10,6 +10,7 @@ from beam_entra.io.launch import command_line
 from beam_entra.io.options import EntraOptions
 from beam_entra.io.pipeline import JobReport, ScopedPipeline
 from beam_entra.io.read import BadRecord, ReadAllFromBlob, ReadFromBlob
+from beam_entra.io.watch import Watch
 from beam_entra.io.write import WriteToBlob
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "Scoped",
     "ScopedDoFn",
     "ScopedPipeline",
+    "Watch",
     "WriteToBlob",
     "command_line",
     "scope_of",

@@ -16,7 +16,7 @@ from typing import Any
 
 from beam_entra.errors import AccessDenied, BlobExists, BlobNotFound, Diagnosis, FormatError, StorageError
 from beam_entra.io.formats import BlockFormat
-from beam_entra.io.sink import COMMITTING, SUCCESS, Dealt, Staged, WriteSettings
+from beam_entra.io.sink import COMMITTING, SUCCESS, Dealt, Staged, WriteSettings, marker
 from beam_entra.paths import BlobPath
 from beam_entra.session import BundleSession, CommittedBlob, read_marker
 
@@ -41,9 +41,17 @@ def check_dealt(prefix: BlobPath, dealt: Iterable[Dealt]) -> None:
 
 
 def commit(
-    bundle: BundleSession, settings: WriteSettings, staged: list[Staged], commit_id: str
+    bundle: BundleSession,
+    settings: WriteSettings,
+    staged: list[Staged],
+    commit_id: str,
+    *,
+    pane: int | None = None,
+    again: str = "",
 ) -> list[CommittedBlob]:
-    """Commit all blobs of a sink; see this module's docstring for the steps. Doing it again changes nothing.
+    """Commit all blobs of a sink, or of one window of it; see this module's docstring for the steps.
+
+    Doing it again changes nothing.
 
     An attempt that comes after one that died, and has other blocks since all was computed anew, finishes what that one
     has begun: its marker says what. What was staged since stays invisible.
@@ -51,6 +59,9 @@ def commit(
     Args:
         staged: What the bundles that succeeded have staged, in any order.
         commit_id: The same in every attempt.
+        pane: Which of the panes of a window, where there may be several.
+        again: Of a window: what to do when a commit of other blocks has begun. It is not finished then: where a runner
+            goes back to a checkpoint, it may have had other records.
 
     Raises:
         BlobExists: Another commit has begun under the prefix, or a blob of the same name is there.
@@ -71,33 +82,35 @@ def commit(
                 f"{len(of_blob)} elements are named {path}; nothing was made visible",
                 Diagnosis(hint="give each a name of its own, or bring together what belongs in one blob: GroupByKey()"),
             )
+    committing, success = marker(COMMITTING, pane), marker(SUCCESS, pane)
     job = bundle.session.scope
     facts = {"job": job.job, "pipeline": job.manifest.pipeline, "environment": job.manifest.environment}
     facts["commit"] = commit_id
     blocks = _digest(parts)
     plan = {**facts, "blobs": [_planned(path, of_blob) for path, of_blob in parts.items()], "blocks_sha256": blocks}
     try:
-        _put_json(bundle, settings, COMMITTING, plan, commit_id, settings.overwrite, what=blocks)
+        _put_json(bundle, settings, committing, plan, commit_id, settings.overwrite, what=blocks)
     except BlobExists as error:
-        begun = _begun(bundle, settings.prefix, COMMITTING, commit_id)
+        begun = None if again else _begun(bundle, settings.prefix, committing, commit_id)
         if begun is None:
             raise BlobExists(
                 f"a commit under {settings.prefix} has begun before: this one made nothing visible there",
                 Diagnosis(
                     tried=error.diagnosis.tried,
                     request_id=error.diagnosis.request_id,
-                    hint=f"see {settings.prefix}{COMMITTING} for job and blobs; write to a new prefix, or remove them",
+                    hint=f"see {settings.prefix}{committing} for job and blobs; "
+                    + (again or "write to a new prefix, or remove them"),
                 ),
             ) from None
         parts = begun
     if settings.overwrite:
         _unmark(bundle, settings, facts, commit_id)
     done = _commit_blobs(bundle, settings, header, commit_id, parts)
-    if _put_json(bundle, settings, SUCCESS, _summary(facts, done), commit_id, settings.overwrite).confirmed:
+    if _put_json(bundle, settings, success, _summary(facts, done), commit_id, settings.overwrite).confirmed:
         # Another attempt was here before, perhaps at the same time: each has changed ETags that the other had seen.
         # That one is through, since it wrote this blob last; so what this one finds now stays as it is.
         done = _commit_blobs(bundle, settings, header, commit_id, parts)
-        _put_json(bundle, settings, SUCCESS, _summary(facts, done), commit_id, overwrite=True)
+        _put_json(bundle, settings, success, _summary(facts, done), commit_id, overwrite=True)
     return done
 
 

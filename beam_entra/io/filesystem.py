@@ -39,8 +39,8 @@ from apache_beam.runners.worker.statesampler import get_current_tracker
 
 from beam_entra.access import Permission
 from beam_entra.errors import AuditError, BeamEntraError, BlobNotFound, ConfigError, Diagnosis
+from beam_entra.io.match import match
 from beam_entra.io.options import EntraOptions
-from beam_entra.io.read import match
 from beam_entra.io.streams import BlobReader, BlobWriter
 from beam_entra.io.threads import fetch_threads, stage_threads
 from beam_entra.paths import BlobPath, BlobPattern

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pickle
 from collections.abc import Iterable, Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import timedelta
 from typing import Any
 
 import apache_beam as beam
@@ -13,22 +14,34 @@ import pyarrow as pa
 from apache_beam.coders import Coder, registry
 from apache_beam.io.restriction_trackers import OffsetRange, OffsetRestrictionTracker, UnsplittableRestrictionTracker
 from apache_beam.metrics.metric import Lineage
+from apache_beam.options.pipeline_options import StandardOptions
 from apache_beam.transforms.core import RestrictionProvider
+from apache_beam.transforms.window import TimestampedValue
 
 from beam_entra.access import Permission, downscope
 from beam_entra.access.downscope import require_grant
-from beam_entra.errors import BeamEntraError, BlobNotFound, ConfigError, Diagnosis, FormatError, NotGranted
+from beam_entra.errors import (
+    BeamEntraError,
+    BlobChanged,
+    BlobNotFound,
+    ConfigError,
+    Diagnosis,
+    FormatError,
+    NotGranted,
+)
 from beam_entra.io import batches as _batches  # noqa: F401 - registers the coder of record batches
 from beam_entra.io.ahead import LookAhead, Piece, ReadOrder
 from beam_entra.io.blocks import BadRecord, Block, Range
 from beam_entra.io.compression import Codec, Compression, check_readable, codec_for
 from beam_entra.io.dofn import Scoped, ScopedDoFn, count, scope_of
 from beam_entra.io.formats import BlobFormat, Lines
+from beam_entra.io.match import match
 from beam_entra.io.packs import Pack, fetch_unordered, packed
 from beam_entra.io.source import BlobSource
 from beam_entra.io.threads import fetch_threads
+from beam_entra.io.watch import Watch, WatchBlobs, event_time
 from beam_entra.paths import BlobPath, BlobPattern
-from beam_entra.session import BundleSession, open_session
+from beam_entra.session import open_session
 from beam_entra.storage import BlobProperties
 
 __all__ = ["BadRecord", "Compression", "ReadAllFromBlob", "ReadFromBlob"]
@@ -126,7 +139,9 @@ class ReadAllFromBlob(beam.PTransform):  # type: ignore[misc]  # Beam's PTransfo
             | "Spread" >> beam.Reshuffle()
             | "Read" >> Scoped(_ReadBlocks(self._settings))
         )
-        decoder = _DecodeBatches if self._batched else _Decode
+        return self._decoded(blocks, _DecodeBatches if self._batched else _Decode)
+
+    def _decoded(self, blocks: beam.PCollection[Block], decoder: type[_Decode]) -> Any:
         job = scope_of(blocks.pipeline).job
         decode = beam.ParDo(decoder(self._settings.format, keep_bad=self._keep_bad, job=job))
         if self._batched:
@@ -150,22 +165,55 @@ class ReadFromBlob(ReadAllFromBlob):
     Args:
         pattern: `abfss://container@account.dfs.core.windows.net/orders/*.jsonl`, or another spelling of it.
         format: How records lie in the blobs; the other arguments are those of `ReadAllFromBlob`.
+        watch: Keep looking for blobs, at this interval in seconds or as a `Watch` says, and read each version of each
+            blob once. The elements' event time is when Storage wrote their blob. Each blob is read by one worker; one
+            that is replaced or deleted before that has begun is an error, or a `BadRecord` without bytes.
 
     Raises:
-        ConfigError: The pattern is none.
+        ConfigError: The pattern is none, or the watch.
         NotGranted: No grant covers it. Raised when the transform is applied; nothing was sent to the path.
     """
 
-    def __init__(self, pattern: str, format: BlobFormat | None = None, **settings: Any) -> None:
+    def __init__(
+        self,
+        pattern: str,
+        format: BlobFormat | None = None,
+        *,
+        watch: Watch | timedelta | float | None = None,
+        **settings: Any,
+    ) -> None:
         super().__init__(format, **settings)
         self._pattern = BlobPattern.parse(pattern)
+        self._watch = watch if watch is None or isinstance(watch, Watch) else Watch(watch)
 
     def expand(self, pbegin: beam.pvalue.PBegin) -> Any:
         check_at_launch(pbegin.pipeline, *_access_of(self._pattern))
-        return super().expand(pbegin | "Pattern" >> beam.Create([str(self._pattern)]))
+        pattern = pbegin | "Pattern" >> beam.Create([str(self._pattern)])
+        return super().expand(pattern) if self._watch is None else self._watched(pattern, self._watch)
+
+    def _watched(self, pattern: beam.PCollection[str], watch: Watch) -> Any:
+        scope = scope_of(pattern.pipeline)
+        pattern.pipeline.options.view_as(StandardOptions).streaming = True  # else Flink's bundles take ten seconds
+        if watch.stop is not None:
+            check_at_launch(pattern.pipeline, BlobPath.parse(watch.stop), Permission.READ)
+        look = WatchBlobs(
+            watch,
+            ends=watch.ends(scope),
+            small_bytes=self._settings.small_bytes,
+            pack_blobs=_PACK_BLOBS,
+            pack_bytes=_PACK_BYTES,
+        )
+        blocks = (
+            pattern
+            | "Watch" >> Scoped(look)
+            | "Spread" >> beam.Reshuffle()
+            | "Read" >> Scoped(_ReadWatched(self._settings, keep_gone=self._keep_bad))
+        )
+        return self._decoded(blocks, _DecodeWatchedBatches if self._batched else _DecodeWatched)
 
     def display_data(self) -> dict[str, Any]:
-        return {**super().display_data(), "pattern": str(self._pattern)}
+        watch = {} if self._watch is None else {"watch_s": self._watch.interval_s}
+        return {**super().display_data(), "pattern": str(self._pattern), **watch}
 
 
 def check_at_launch(pipeline: beam.Pipeline, path: BlobPath, permission: Permission) -> None:
@@ -219,46 +267,6 @@ class _Match(ScopedDoFn):
                 f"no blob matches {pattern}",
                 Diagnosis(tried=f"match {pattern}", hint="check the pattern; if that may be so, say allow_empty=True"),
             )
-
-
-def match(
-    bundle: BundleSession,
-    pattern: BlobPattern,
-    *,
-    allow_empty: bool = False,
-    page_size: int | None = None,
-    markers: bool = True,
-) -> Iterator[BlobProperties]:
-    """The blobs that a pattern matches, as they are now: their ETags are what a read will insist on.
-
-    Args:
-        page_size: How many names to ask for at a time; by default as many as Storage gives.
-        markers: Whether a glob matches blobs such as `_SUCCESS`: those whose last segment begins with "_". Where the
-            pattern's own last segment begins with "_", it does in any case.
-
-    Raises:
-        BlobNotFound: There is no such container; or no such blob, if the pattern is a name and not `allow_empty`.
-        ConfigError: A blob that matches has a name that no path can have.
-    """
-    if pattern.glob is None:
-        try:
-            found = bundle.properties(pattern.prefix)
-        except BlobNotFound as error:
-            if not allow_empty or error.diagnosis.code == "ContainerNotFound":
-                raise
-        else:
-            yield found
-        return
-    markers = markers or _is_marker(pattern.glob)
-
-    def wanted(name: str) -> bool:
-        return pattern.matches(name) and (markers or not _is_marker(name))
-
-    yield from bundle.list_blobs(pattern.prefix, pattern.list_prefix, page_size=page_size, wanted=wanted)
-
-
-def _is_marker(name: str) -> bool:
-    return name.rpartition("/")[2].startswith("_")
 
 
 class _Whole(OffsetRange):  # type: ignore[misc]  # Beam's class is untyped
@@ -380,10 +388,9 @@ class _ReadBlocks(ScopedDoFn, RestrictionProvider):  # type: ignore[misc]  # Bea
             if not blob.size_bytes:  # there is nothing to fetch; whether it is something, its format says
                 yield from self._blocks(blob, iter(()))
                 self._count_read(1)
-        bundle = self.bundle()
         with closing(
             fetch_unordered(
-                lambda blob: bundle.fetch(blob, 0, blob.size_bytes, prompt=False),
+                self._fetch,
                 (blob for blob in pack if blob.size_bytes),
                 executor=fetch_threads(self.bundle().session),
                 depth=_PACK_AHEAD,
@@ -392,8 +399,14 @@ class _ReadBlocks(ScopedDoFn, RestrictionProvider):  # type: ignore[misc]  # Bea
         ) as arriving:
             for some in arriving:
                 for blob, fetched in some:  # the first one waits, for the records of all
-                    yield from self._blocks(blob, iter((fetched.take(),)))
+                    yield from self._of_pack(blob, fetched)
                 self._count_read(len(some))
+
+    def _fetch(self, blob: BlobProperties) -> Any:
+        return self.bundle().fetch(blob, 0, blob.size_bytes, prompt=False)
+
+    def _of_pack(self, blob: BlobProperties, fetched: Any) -> Iterator[Block]:
+        return self._blocks(blob, iter((fetched.take(),)))
 
     def _whole(self, pack: Pack) -> Iterator[Block]:
         (blob,) = pack
@@ -456,6 +469,63 @@ def _piece(pack: Pack, restriction: OffsetRange) -> Piece:
     )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Gone(Block):
+    """In place of a blob that was found, and is no longer what it was."""
+
+    reason: str
+
+
+class _ReadWatched(_ReadBlocks):
+    """Packs of blobs to blocks, each blob by one worker in one go: all of a version is read, or nothing of it.
+
+    Args:
+        keep_gone: Give a `_Gone` for a version that is not there any more; else that is an error.
+    """
+
+    def __init__(self, settings: ReadSettings, *, keep_gone: bool) -> None:
+        super().__init__(settings)
+        self._keep_gone = keep_gone
+
+    def initial_restriction(self, pack: Pack) -> OffsetRange:
+        return _Whole()
+
+    def process(  # type: ignore[override]  # Beam passes what the defaults name, and wants the tracker last
+        self, pack: Pack, timestamp: Any = beam.DoFn.TimestampParam, tracker: Any = beam.DoFn.RestrictionParam()
+    ) -> Iterator[Any]:
+        times = {str(blob.path): event_time(blob, timestamp) for blob in pack}
+        for block in super().process(pack, tracker):
+            yield TimestampedValue(block, times[block.path])
+
+    def _whole(self, pack: Pack) -> Iterator[Block]:
+        (blob,) = pack
+        blocks = super()._whole(pack)
+        try:
+            first = next(blocks, None)
+        except (BlobChanged, BlobNotFound) as error:
+            yield self._gone(blob, error)
+            return
+        if first is not None:
+            yield first
+            yield from blocks
+
+    def _fetch(self, blob: BlobProperties) -> Any:
+        try:
+            return super()._fetch(blob)
+        except (BlobChanged, BlobNotFound) as error:
+            return self._gone(blob, error)
+
+    def _of_pack(self, blob: BlobProperties, fetched: Any) -> Iterator[Block]:
+        return iter((fetched,)) if isinstance(fetched, _Gone) else super()._of_pack(blob, fetched)
+
+    def _gone(self, blob: BlobProperties, error: BlobChanged | BlobNotFound) -> _Gone:
+        reason = f"replaced or deleted before the version of {blob.last_modified:%Y-%m-%d %H:%M:%SZ} was read"
+        if not self._keep_gone or error.diagnosis.code == "ContainerNotFound":
+            hint = "have each blob written once, or keep these apart: ReadFromBlob(...).with_exception_handling()"
+            raise type(error)(f"{blob.path} was {reason}", replace(error.diagnosis, hint=hint))
+        return _Gone(path=str(blob.path), offset=0, data=b"", reason=reason)
+
+
 class _Decode(beam.DoFn):  # type: ignore[misc]  # Beam's DoFn is untyped
     """Blocks to elements; fused behind the read."""
 
@@ -500,3 +570,21 @@ class _DecodeBatches(_Decode):
             count(self._job, "records_read", batch.num_rows)
             yield batch
         yield from self._bad_ones(bad)
+
+
+class _DecodeWatched(_Decode):
+    """Blocks to elements, and what is gone to the bad ones."""
+
+    def process(self, block: Block) -> Iterable[Any]:
+        return self._bad_ones([_unread(block)]) if isinstance(block, _Gone) else super().process(block)
+
+
+class _DecodeWatchedBatches(_DecodeBatches):
+    """Blocks to record batches, and what is gone to the bad ones."""
+
+    def process(self, block: Block) -> Iterator[Any]:
+        return self._bad_ones([_unread(block)]) if isinstance(block, _Gone) else super().process(block)
+
+
+def _unread(gone: _Gone) -> BadRecord:
+    return BadRecord(path=gone.path, offset=0, reason=gone.reason, record=b"")

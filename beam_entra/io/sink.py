@@ -6,8 +6,15 @@ import itertools
 import random
 import threading
 import uuid
-from dataclasses import dataclass
+from collections import OrderedDict
+from dataclasses import dataclass, replace
+from datetime import UTC
+from typing import Any
 
+from apache_beam.transforms.window import GlobalWindow, IntervalWindow
+from apache_beam.utils.timestamp import Timestamp
+
+from beam_entra.errors import ConfigError, Diagnosis
 from beam_entra.io.compression import Codec, Compression, codec_to_write
 from beam_entra.io.formats import BlobFormat, BlockFormat
 from beam_entra.paths import BlobPath
@@ -21,7 +28,9 @@ __all__ = [
     "Dealt",
     "FixedShards",
     "Staged",
+    "WindowShards",
     "WriteSettings",
+    "marker",
     "new_name",
     "shards_of",
 ]
@@ -30,6 +39,7 @@ MARKERS = COMMITTING, SUCCESS = "_COMMITTING", "_SUCCESS"
 
 BLOB_BYTES = 512 << 20
 _BLOCKS_A_BLOB = 10_000
+_WINDOWS_KEPT = 1000
 _SPREAD_BUNDLES = 16  # of a process, that stage to every shard however little they have
 
 
@@ -104,6 +114,16 @@ class WriteSettings:
         """Where nobody else writes."""
         return self.prefix.child(f"part-{process}-{number:05d}{self.suffix}")
 
+    def within(self, window: Any) -> WriteSettings:
+        """The same for the blobs of one window, in a folder of its own; the global window has none.
+
+        Raises:
+            ConfigError: The window has no beginning and end.
+        """
+        if isinstance(window, GlobalWindow):
+            return self
+        return replace(self, prefix=self.prefix.child(f"{window_name(window)}/"))
+
     def encoded(self, block: bytes) -> bytes:
         """A block as it is staged; if compressed, a member of its own, and members may stand in any order."""
         codec = self.codec
@@ -160,6 +180,48 @@ class FixedShards:
 
     def path_for(self, number: int, _size_bytes: int) -> BlobPath:
         return self._settings.shard(number)
+
+
+class WindowShards:
+    """What the bundles of one process share for each window of a sink; the windows used last are remembered."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._shards: OrderedDict[BlobPath, AutoShards | FixedShards] = OrderedDict()
+
+    def of(self, settings: WriteSettings) -> AutoShards | FixedShards:
+        """For the window that these settings are within."""
+        with self._lock:
+            shards = self._shards.pop(settings.prefix, None) or shards_of(settings)
+            self._shards[settings.prefix] = shards
+            while len(self._shards) > _WINDOWS_KEPT:
+                self._shards.popitem(last=False)
+        return shards
+
+
+def window_name(window: Any) -> str:
+    """Beginning and end in UTC, as `20261121T080000Z_20261121T081500Z`: by name is by time.
+
+    Raises:
+        ConfigError: It has none.
+    """
+    if not isinstance(window, IntervalWindow):
+        raise ConfigError(
+            f"a {type(window).__name__} has no beginning and end that blobs could be named after",
+            Diagnosis(hint="write in FixedWindows, SlidingWindows, or windows of a class derived from IntervalWindow"),
+        )
+    return f"{_instant(window.start)}_{_instant(window.end)}"
+
+
+def _instant(timestamp: Timestamp) -> str:
+    micros = timestamp.micros % 1_000_000
+    fraction = f".{micros:06d}" if micros else ""  # behind the Z: then it sorts behind the whole second
+    return f"{timestamp.to_utc_datetime().replace(tzinfo=UTC):%Y%m%dT%H%M%SZ}{fraction}"
+
+
+def marker(name: str, pane: int | None) -> str:
+    """The name of a marker; of one pane of several, `_SUCCESS-00003`."""
+    return name if pane is None else f"{name}-{pane:05d}"
 
 
 def new_name() -> str:

@@ -375,7 +375,7 @@ class ElementStager(FileStager):
         if name is None:
             return None
         path = self._settings.prefix.child(name.removesuffix(self._settings.codec_suffix) + self._settings.codec_suffix)
-        if path.is_prefix or name in MARKERS:
+        if path.is_prefix or name.partition("-")[0] in MARKERS:
             raise FormatError(
                 f"no element may be named {path}",
                 Diagnosis(hint="a name is that of a blob, and not of the sink's own marks of its progress"),
@@ -398,9 +398,15 @@ def _pair(element: tuple[Any, ...]) -> tuple[str, Any]:
     )
 
 
-def stager_for(bundle: BundleSession, settings: WriteSettings) -> Stager:
-    """For one bundle of the sink."""
+def stager_for(
+    bundle: BundleSession, settings: WriteSettings, shards: AutoShards | FixedShards | None = None
+) -> Stager:
+    """For one bundle of the sink.
+
+    Args:
+        shards: Where records that share blobs go; by default where those of all the bundles of this process go.
+    """
     if isinstance(settings.format, FileFormat):
         return (ElementStager if settings.format.one_element else FileStager)(bundle, settings)
-    shards = bundle.session.resource(f"shards of {settings.sink}", lambda: shards_of(settings))
+    shards = shards or bundle.session.resource(f"shards of {settings.sink}", lambda: shards_of(settings))
     return BlockStager(bundle, settings, shards)

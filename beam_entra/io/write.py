@@ -17,10 +17,16 @@ is written, the ones without rows empty (or with a header alone), so that no blo
 Any number of bundles may stage to one blob, so automatic sharding gives one blob a worker process, not one a bundle.
 Where a format's blobs are written by one hand, it is one a bundle; fixed shards are brought together by a GroupByKey. A
 runner that computes again what was dealt before it must not mix the two, which the commit step checks: see `Dealt`.
+
+Of input without end each window is committed for itself, in a folder that is named after it, with markers of its own.
+Where a window may fire more than once, each pane is: no bundle stages to a blob of another then, since nobody knows in
+which pane its elements will be, and the markers carry the pane's number. Before a commit on a runner with checkpoints,
+what is to be committed is in one: see `settle`.
 """
 
 from __future__ import annotations
 
+import copy
 import io
 import random
 import uuid
@@ -30,7 +36,10 @@ from typing import Any
 import apache_beam as beam
 import pyarrow as pa
 from apache_beam.metrics.metric import Lineage
+from apache_beam.transforms.core import Windowing
+from apache_beam.transforms.trigger import AccumulationMode, AfterWatermark, DefaultTrigger
 from apache_beam.transforms.window import GlobalWindows
+from apache_beam.utils.windowed_value import WindowedValue
 
 from beam_entra.access import Permission
 from beam_entra.errors import ConfigError, Diagnosis
@@ -41,7 +50,8 @@ from beam_entra.io.dofn import Scoped, ScopedDoFn, count, scope_of
 from beam_entra.io.formats import BlobFormat, BlockFormat, FileFormat, Lines
 from beam_entra.io.formats.rows import weight_bytes
 from beam_entra.io.read import check_at_launch
-from beam_entra.io.sink import Dealt, Staged, WriteSettings
+from beam_entra.io.settle import settled
+from beam_entra.io.sink import Dealt, Staged, WindowShards, WriteSettings, shards_of
 from beam_entra.io.staging import FileStager, Stager, stager_for
 from beam_entra.paths import BlobPath
 from beam_entra.session import CommittedBlob, open_session
@@ -54,8 +64,13 @@ _CHUNK = 64  # elements that are grouped together
 _HELD = 1024  # elements that a bundle holds in chunks
 _HELD_BYTES = 16 << 20  # of them
 _CHUNK_BYTES = 4 << 20  # of a record batch
+_MOST_STAGERS = 16  # windows that a bundle stages at once
 _NOBODYS = -1  # no shard: where the counterpart of a bundle's chunks goes
 _NUMBER_BITS = 40
+_AGAIN = (
+    "the runner went back to a checkpoint from before that commit, and what it computed again lies in other blocks. "
+    "Nothing is lost or doubled so far: see docs/streaming.md for how to go on"
+)
 _BATCHES = RecordBatchCoder()
 
 
@@ -64,20 +79,26 @@ class WriteToBlob(beam.PTransform):  # type: ignore[misc]  # Beam's PTransform i
 
     Gives a `CommittedBlob` for each blob, after all are committed. Order is not kept.
 
+    Input without end has to be in windows, or have a trigger. Each window's blobs, `_COMMITTING` and `_SUCCESS` are in
+    a folder of its own below the prefix, named after its beginning and end: `20261121T080000Z_20261121T081500Z/`. If a
+    window may fire more than once, each pane has markers of its own, `_SUCCESS-00000` and so on.
+
     Args:
         prefix: `abfss://container@account.dfs.core.windows.net/orders/`: where the blobs go.
         format: How elements become records.
         shards: Write exactly this many blobs, filled alike (without `overwrite` fewer if there are fewer elements).
-            None: about one a worker process, more where they grow long.
+            None: about one a worker process, more where they grow long. In windows it is as many for each; not for
+            windows that may fire more than once, where it is about one a bundle.
         compression: `gzip`, `bzip2`, `zstd` or `none`.
         overwrite: Replace an earlier run's blobs, all of them: shards without elements become empty blobs. Needs
             `shards`, the same format and compression in each run: blobs of other names stay beside the new ones, and
             `_SUCCESS` does not list them. While it goes on, the `state` in an earlier run's `_SUCCESS` is
             "in progress"; only the content says so, since a job that can only write cannot remove it.
         block_bytes: Size of a staged block.
+        per_window: Commit the windows of bounded input one by one, too. None: that of input without end alone.
 
     Raises:
-        ConfigError: The arguments do not go together.
+        ConfigError: The arguments do not go together, or not with the windows of the input.
         NotGranted: No grant covers the prefix. Raised when the transform is applied; nothing was sent to it.
     """
 
@@ -90,6 +111,7 @@ class WriteToBlob(beam.PTransform):  # type: ignore[misc]  # Beam's PTransform i
         compression: Compression = "none",
         overwrite: bool = False,
         block_bytes: int = _BLOCK_BYTES,
+        per_window: bool | None = None,
     ) -> None:
         super().__init__()
         path = BlobPath.parse(prefix)
@@ -121,16 +143,17 @@ class WriteToBlob(beam.PTransform):  # type: ignore[misc]  # Beam's PTransform i
             block_bytes=block_bytes,
             sink=uuid.uuid4().hex,
         )
+        self._per_window = per_window
 
     def expand(self, elements: beam.PCollection[Any]) -> beam.PCollection[CommittedBlob]:
         pipeline = elements.pipeline
-        if not elements.is_bounded:
-            raise ConfigError(
-                "WriteToBlob commits when its input ends, and this input never does",
-                Diagnosis(hint="read a bounded source; results without end need a sink for streams"),
-            )
+        per_window = self._per_window if elements.is_bounded else True
+        if per_window:
+            _check_windows(self._settings, elements.windowing)
         check_at_launch(pipeline, self._settings.prefix, Permission.WRITE)
         _claim_prefix(pipeline, self._settings.prefix)
+        if per_window:
+            return self._in_windows(elements)
         if not elements.windowing.is_default():  # where it is, the step would do nothing, and cost as much as encoding
             elements |= "One window" >> beam.WindowInto(GlobalWindows())
         staged = self._staged(elements) | "To one key" >> beam.Map(_keyed)
@@ -141,6 +164,21 @@ class WriteToBlob(beam.PTransform):  # type: ignore[misc]  # Beam's PTransform i
             | "Group" >> beam.GroupByKey()
             | "Staged" >> beam.Map(_only_staged)
             | "Commit" >> Scoped(_Commit(self._settings))
+        )
+
+    def _in_windows(self, elements: beam.PCollection[Any]) -> beam.PCollection[CommittedBlob]:
+        settings, panes = self._settings, _may_fire_again(elements.windowing)
+        if isinstance(settings.format, BlockFormat) or settings.shards is None:
+            staged = elements | "Stage" >> Scoped(_StageWindows(settings, panes=panes))
+        else:
+            chunks = elements | "Deal" >> beam.ParDo(_DealWindows(settings.shards)).with_output_types(tuple[int, Any])
+            staged = chunks | "Shard" >> beam.GroupByKey() | "Stage" >> Scoped(_StageShard(settings))
+        groups = staged | "To one key" >> beam.Map(_keyed) | "Group" >> beam.GroupByKey()
+        # Of bounded input an attempt that comes after one that died has the same records.
+        again = "" if elements.is_bounded and not panes else _AGAIN
+        return (
+            settled(groups | "Staged" >> beam.Map(_only_staged))
+            | "Commit" >> Scoped(_Commit(settings, panes=panes, again=again))
         )
 
     def _staged(self, elements: beam.PCollection[Any]) -> beam.PCollection[Staged | Dealt]:
@@ -176,6 +214,39 @@ def _check_writable(format: BlobFormat, *, empty: bool) -> None:
         raise ConfigError(
             f"{type(format).__name__} reads and does not write",
             Diagnosis(hint="derive it from BlockFormat or FileFormat"),
+        )
+
+
+def _may_fire_again(windowing: Windowing) -> bool:
+    trigger = windowing.triggerfn
+    at_the_end = isinstance(trigger, AfterWatermark) and not (trigger.early or trigger.late)
+    once = (at_the_end or isinstance(trigger, DefaultTrigger)) and windowing.allowed_lateness == 0
+    return not once
+
+
+def _check_windows(settings: WriteSettings, windowing: Windowing) -> None:
+    panes = _may_fire_again(windowing)
+    if isinstance(windowing.windowfn, GlobalWindows) and not panes:
+        raise ConfigError(
+            "WriteToBlob commits when its input ends, and this input never does",
+            Diagnosis(hint="put it into windows first: beam.WindowInto(FixedWindows(300)); or set a trigger"),
+        )
+    if windowing.windowfn.is_merging():
+        raise ConfigError(
+            f"{type(windowing.windowfn).__name__} grow together, so that no blob can be named after one of them",
+            Diagnosis(hint="group by session first, then write in beam.WindowInto(FixedWindows(300))"),
+        )
+    if settings.overwrite:
+        raise ConfigError("windows are not overwritten", Diagnosis(hint="leave overwrite out; write to a new prefix"))
+    if panes and windowing.accumulation_mode != AccumulationMode.DISCARDING:
+        raise ConfigError(
+            "a window that fires again with what it has given before would be written twice",
+            Diagnosis(hint="beam.WindowInto(..., accumulation_mode=AccumulationMode.DISCARDING)"),
+        )
+    if panes and settings.shards is not None:
+        raise ConfigError(
+            "a window that may fire more than once has no fixed number of blobs",
+            Diagnosis(hint="leave shards out, or have it fire once: no trigger, allowed_lateness=0"),
         )
 
 
@@ -243,6 +314,68 @@ class _Stage(ScopedDoFn):
         return {**super().__getstate__(), "_stager": None}
 
 
+class _StageWindows(ScopedDoFn):
+    """Elements to staged blocks, a bundle at a time, those of each window for themselves.
+
+    Args:
+        panes: A window may fire more than once.
+    """
+
+    def __init__(self, settings: WriteSettings, *, panes: bool) -> None:
+        self._settings = settings
+        self._panes = panes
+        self._stagers: dict[Any, Stager] = {}
+        self._staged: list[WindowedValue] = []
+
+    def start_bundle(self) -> None:
+        self._drop()
+        super().start_bundle()
+
+    def process(self, element: Any, window: Any = beam.DoFn.WindowParam) -> None:
+        stager = self._stagers.get(window)
+        if stager is None:
+            if len(self._stagers) >= _MOST_STAGERS:
+                self._finish(next(iter(self._stagers)))
+            stager = self._stagers[window] = self._open(window)
+        if isinstance(element, pa.RecordBatch):
+            stager.add_batch(element)
+        else:
+            stager.add(element)
+
+    def _open(self, window: Any) -> Stager:
+        settings = self._settings.within(window)
+        if self._panes:  # nobody else's blobs: the next bundle's elements may be in another pane
+            return stager_for(self.bundle(), settings, shards_of(settings))
+        shards: WindowShards = self.session().resource(f"windows of {settings.sink}", WindowShards)
+        return stager_for(self.bundle(), settings, shards.of(settings))
+
+    def _finish(self, window: Any) -> None:
+        stager = self._stagers[window]
+        at = window.max_timestamp()
+        self._staged += [WindowedValue(part, at, (window,)) for part in stager.finish()]
+        del self._stagers[window]  # only now: one that failed is abandoned, which waits for what is under way
+        count(self.session().scope.job, "records_written", stager.rows)
+
+    def finish_bundle(self) -> Iterator[WindowedValue]:
+        for window in list(self._stagers):
+            self._finish(window)
+        staged, self._staged = self._staged, []
+        super().finish_bundle()
+        yield from staged
+
+    def teardown(self) -> None:
+        self._drop()
+        super().teardown()
+
+    def _drop(self) -> None:
+        stagers, self._stagers, self._staged = self._stagers, {}, []
+        for stager in stagers.values():
+            stager.abandon()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_stagers": {}, "_staged": []}
+
+
 class _Deal(beam.DoFn):  # type: ignore[misc]  # Beam's DoFn is untyped
     """Elements to chunks of shards that are written by one hand each, in turn: lists, or encoded record batches.
 
@@ -298,19 +431,44 @@ class _Deal(beam.DoFn):  # type: ignore[misc]  # Beam's DoFn is untyped
         return self._at
 
 
+class _DealWindows(beam.DoFn):  # type: ignore[misc]  # Beam's DoFn is untyped
+    """The same for each window."""
+
+    def __init__(self, shards: int) -> None:
+        self._deal = _Deal(shards)
+
+    def start_bundle(self) -> None:
+        self._dealing: dict[Any, _Deal] = {}
+
+    def process(self, element: Any, window: Any = beam.DoFn.WindowParam) -> Iterator[tuple[int, tuple[int, Any]]]:
+        deal = self._dealing.get(window)
+        if deal is None:
+            deal = self._dealing[window] = copy.copy(self._deal)
+            deal.start_bundle()
+        yield from deal.process(element)
+
+    def finish_bundle(self) -> Iterator[WindowedValue]:
+        for window, deal in self._dealing.items():
+            for chunk in deal.finish_bundle():
+                yield WindowedValue(chunk.value, window.max_timestamp(), (window,))
+
+
 class _StageShard(ScopedDoFn):
     """All chunks of a shard to its blob."""
 
     def __init__(self, settings: WriteSettings) -> None:
         self._settings = settings
 
-    def process(self, shard: tuple[int, Iterable[tuple[int, Any]]]) -> Iterator[Staged | Dealt]:
+    def process(
+        self, shard: tuple[int, Iterable[tuple[int, Any]]], window: Any = beam.DoFn.WindowParam
+    ) -> Iterator[Staged | Dealt]:
         number, chunks = shard
         if number == _NOBODYS:
             yield Dealt(sum(counterpart for counterpart, _ in chunks))
             return
         dealt = 0
-        stager = FileStager(self.bundle(), self._settings, self._settings.shard(number))
+        settings = self._settings.within(window)
+        stager = FileStager(self.bundle(), settings, settings.shard(number))
         try:
             for chunk_number, chunk in chunks:
                 dealt += chunk_number
@@ -332,17 +490,28 @@ class _StageShard(ScopedDoFn):
 
 
 class _Commit(ScopedDoFn):
-    """The one step that makes blobs visible."""
+    """The one step that makes blobs visible.
 
-    def __init__(self, settings: WriteSettings) -> None:
+    Args:
+        panes: A window may fire more than once.
+        again: For `commit`.
+    """
+
+    def __init__(self, settings: WriteSettings, *, panes: bool = False, again: str = "") -> None:
         self._settings = settings
+        self._panes, self._again = panes, again
 
-    def process(self, parts: list[Staged | Dealt]) -> Iterator[CommittedBlob]:
+    def process(
+        self, parts: list[Staged | Dealt], window: Any = beam.DoFn.WindowParam, pane: Any = beam.DoFn.PaneInfoParam
+    ) -> Iterator[CommittedBlob]:
         assert self.scope is not None  # noqa: S101 - narrows the type; `bundle` raises without a scope
-        commit_id = str(uuid.uuid5(uuid.NAMESPACE_URL, f"{self.scope.job}/{self._settings.sink}"))
-        check_dealt(self._settings.prefix, (part for part in parts if isinstance(part, Dealt)))
+        settings, number = self._settings.within(window), pane.index if self._panes else None
+        below = str(settings.prefix).removeprefix(str(self._settings.prefix))
+        what = "/".join([self.scope.job, self._settings.sink, *filter(None, [below]), *([str(number)] * self._panes)])
+        commit_id = str(uuid.uuid5(uuid.NAMESPACE_URL, what))
+        check_dealt(settings.prefix, (part for part in parts if isinstance(part, Dealt)))
         staged = [part for part in parts if isinstance(part, Staged)]
-        for blob in commit(self.bundle(), self._settings, staged, commit_id):
+        for blob in commit(self.bundle(), settings, staged, commit_id, pane=number, again=self._again):
             Lineage.sinks().add("abs", *_lineage(BlobPath.parse(blob.path)))
             yield blob
 

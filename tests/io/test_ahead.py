@@ -20,7 +20,7 @@ from beam_entra import Bytes, Lines, Parquet, ReadFromBlob
 from beam_entra.errors import BlobChanged
 from beam_entra.io.ahead import LookAhead, Piece, ReadOrder
 from beam_entra.io.blocks import Range
-from beam_entra.io.read import match
+from beam_entra.io.match import match
 from beam_entra.io.source import BlobSource
 from beam_entra.paths import BlobPattern
 from beam_entra.session import BundleSession

@@ -25,7 +25,7 @@ from beam_entra.errors import (
     FormatError,
     NotGranted,
 )
-from beam_entra.io.read import match
+from beam_entra.io.match import match
 from beam_entra.io.source import BlobSource
 from beam_entra.paths import BlobPattern
 from beam_entra.session import JobScope, Session

@@ -25,7 +25,7 @@ import zstandard
 from apache_beam.metrics.metric import Lineage
 from apache_beam.testing import test_stream
 from apache_beam.testing.util import assert_that, equal_to
-from apache_beam.transforms.window import FixedWindows, TimestampedValue
+from apache_beam.transforms.window import FixedWindows, GlobalWindow, TimestampedValue
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -720,7 +720,11 @@ def test_shards_of_different_deals_are_not_committed_together(lake: Any, element
     write_shard.setup()
     write_shard.start_bundle()
     staged = [
-        {shard: list(write_shard.process((shard, groups[shard]))) for shard in (0, 1, _NOBODYS) if shard in groups}
+        {
+            shard: list(write_shard.process((shard, groups[shard]), GlobalWindow()))
+            for shard in (0, 1, _NOBODYS)
+            if shard in groups
+        }
         for groups in deals
     ]
     list(write_shard.finish_bundle() or ())
@@ -731,10 +735,10 @@ def test_shards_of_different_deals_are_not_committed_together(lake: Any, element
     for shard in first.keys() | second.keys():
         mixed = {**first, shard: second.get(shard, [])}
         with pytest.raises(StorageError, match="dealt to shards twice") as caught:
-            list(step.process(list(itertools.chain.from_iterable(mixed.values()))))
+            list(step.process(list(itertools.chain.from_iterable(mixed.values())), GlobalWindow()))
         assert "again" in caught.value.hint
     assert lake.curated.list() == []
-    list(step.process(list(itertools.chain.from_iterable(second.values()))))
+    list(step.process(list(itertools.chain.from_iterable(second.values())), GlobalWindow()))
     assert numbers_in(ledgers(lake)) == elements
     for done in (write_shard, step):
         done.teardown()

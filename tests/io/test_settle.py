@@ -1,0 +1,142 @@
+"""Settling: a group is handed on when it is in a checkpoint, and not for ever if there is none."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import apache_beam as beam
+import pytest
+from apache_beam.runners.sdf_utils import RestrictionTrackerView, ThreadsafeRestrictionTracker
+from apache_beam.testing.util import assert_that, equal_to
+from apache_beam.transforms.window import FixedWindows, GlobalWindows, TimestampedValue
+
+from beam_entra import JsonLines, WriteToBlob
+from beam_entra.io.settle import Settling, _Settle, _Tracker
+
+CHECKPOINTED = "--checkpointing_interval=400"
+
+
+class Finalizer:
+    """What a runner calls when a bundle's effects are in a checkpoint."""
+
+    def __init__(self) -> None:
+        self.callbacks: list[Any] = []
+
+    def register(self, callback: Any) -> None:
+        """For the next checkpoint."""
+        self.callbacks.append(callback)
+
+    def checkpoint(self) -> None:
+        """One is complete."""
+        callbacks, self.callbacks = self.callbacks, []
+        for callback in callbacks:
+            callback()
+
+
+class Group:
+    """One group, resumed as a runner does; its restriction is encoded each time."""
+
+    def __init__(self, finalizer: Finalizer, *, interval_s: float = 0.4) -> None:
+        self._finalizer, self._interval_s = finalizer, interval_s
+        self.state: bytes | None = self._fn().restriction_coder().encode(Settling())
+
+    def _fn(self) -> _Settle:
+        return _Settle(self._interval_s)
+
+    def resume(self) -> list[str]:
+        """What comes out of it."""
+        fn = self._fn()
+        assert self.state is not None, "the group has been given"
+        tracker = ThreadsafeRestrictionTracker(fn.create_tracker(fn.restriction_coder().decode(self.state)))
+        given = list(fn.process("group", self._finalizer, RestrictionTrackerView(tracker)))
+        tracker.check_done()
+        rest = tracker.deferred_status()
+        self.state = fn.restriction_coder().encode(rest[0]) if rest else None
+        return given
+
+    def restore(self, state: bytes | None) -> None:
+        """Go back to an earlier one."""
+        self.state = state
+
+    def changed(self, **facts: Any) -> None:
+        """Have it be another."""
+        coder = self._fn().restriction_coder()
+        self.state = coder.encode(coder.decode(self.state)._replace(**facts))
+
+
+def test_a_group_waits_for_two_checkpoints() -> None:
+    """The first one may have begun before the group came. Until the second nothing is given, however often resumed."""
+    finalizer = Finalizer()
+    group = Group(finalizer)
+    for _ in range(2):
+        for _ in range(3):
+            assert group.resume() == []
+            assert len(finalizer.callbacks) == 1, "one note at a time"
+        finalizer.checkpoint()
+    assert group.resume() == ["group"]
+    assert group.state is None
+
+
+def test_a_group_whose_note_was_lost_waits_anew() -> None:
+    """A restored one is resumed in a process that knows nothing of its note: what it had heard of before counts."""
+    finalizer = Finalizer()
+    group = Group(finalizer)
+    group.resume()
+    finalizer.checkpoint()
+    group.resume()
+    group.changed(note="of a process that died")
+    finalizer.callbacks.clear()
+    assert group.resume() == []
+    finalizer.checkpoint()
+    assert group.resume() == ["group"]
+
+
+def test_a_note_of_an_attempt_that_is_gone_counts_for_nobody() -> None:
+    """A callback that comes after its group was given, or twice, changes nothing."""
+    finalizer = Finalizer()
+    group = Group(finalizer)
+    group.resume()
+    (stale,) = finalizer.callbacks
+    finalizer.checkpoint()
+    group.resume()
+    stale()
+    assert group.resume() == []
+
+
+def test_patience_has_an_end() -> None:
+    """Where no checkpoint is ever complete, as while a job ends, nothing is held back for good."""
+    group = Group(Finalizer())
+    group.resume()
+    group.changed(since_s=1.0)
+    assert group.resume() == ["group"]
+
+
+def test_a_runner_may_split_before_and_behind_a_look() -> None:
+    """The rest waits on; what is over is not split."""
+    tracker = _Tracker(Settling("note"))
+    assert tracker.try_split(0.5) == (Settling(over=True), Settling("note"))
+    assert not tracker.try_claim(Settling(over=True))
+    tracker.check_done()
+    assert _Tracker(Settling(over=True)).try_split(0) is None
+    tracker = _Tracker(Settling("note"))
+    with pytest.raises(ValueError, match="not been given"):
+        tracker.check_done()
+    assert tracker.try_claim(Settling(over=True))
+    assert not tracker.try_claim(Settling(over=True))
+    assert tracker.try_split(0) is None
+    tracker.check_done()
+
+
+@pytest.mark.parametrize("flags", [(), (CHECKPOINTED,)], ids=["without checkpoints", "with"])
+def test_windows_are_committed_behind_it(lake: Any, flags: tuple[str, ...]) -> None:
+    """The step is in the graph only where checkpoints are; the outcome is the same."""
+    pipeline = lake.pipeline(*flags)
+    with pipeline as p:
+        stamped = p | beam.Create([TimestampedValue({"id": each}, each) for each in range(20)])
+        windows = stamped | "Stamp" >> beam.Map(lambda each: each) | beam.WindowInto(FixedWindows(10))
+        done = windows | WriteToBlob(lake.curated.url("out/"), JsonLines(), shards=1, per_window=True)
+        rows = done | beam.Map(lambda blob: blob.rows) | "Together" >> beam.WindowInto(GlobalWindows())
+        assert_that(rows, equal_to([10, 10]))
+    assert sorted(row["id"] for row in lake.written()) == list(range(20))
+    steps = [step.unique_name for step in pipeline.to_runner_api().components.transforms.values()]
+    assert any("Settle" in step for step in steps) == bool(flags)
