@@ -46,7 +46,7 @@ class Stream:
         """The ids in the windows that are complete."""
         return Counter(row["order_id"] for row in rows(self.shop, "clean", settled=False))
 
-    def launch(self, endpoint: str, **flags: str) -> None:
+    def launch(self, endpoint: str, **flags: Any) -> None:
         """Start it."""
         self.launched = self.shop.launch(
             module="pipelines.orders_stream",
