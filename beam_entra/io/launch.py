@@ -19,7 +19,16 @@ from apache_beam.options.pipeline_options import PipelineOptions, PortableOption
 from beam_entra.errors import BeamEntraError, find_rendered_error
 from beam_entra.session.registry import end_pauses
 
-__all__ = ["TRACEBACK_VARIABLE", "Terminated", "command_line", "find_interrupt", "find_ours", "print_error", "stop_job"]
+__all__ = [
+    "TRACEBACK_VARIABLE",
+    "Terminated",
+    "command_line",
+    "find_interrupt",
+    "find_ours",
+    "leaves_job",
+    "print_error",
+    "stop_job",
+]
 
 TRACEBACK_VARIABLE = "BEAM_ENTRA_TRACEBACK"
 _INTERRUPTED = 130
@@ -122,8 +131,17 @@ def find_ours(error: BaseException | None) -> BeamEntraError | None:
     return error
 
 
+def leaves_job(failure: BaseException) -> bool:
+    """Whether this ends a launcher and not its job: it was interrupted, or the job server has fallen silent."""
+    if isinstance(failure, (KeyboardInterrupt, SystemExit)):
+        return True
+    import grpc  # noqa: PLC0415  # Beam's runners import it when they are used
+
+    return isinstance(failure, grpc.RpcError)
+
+
 def stop_job(result: Any, options: PipelineOptions) -> str:
-    """Tell the runner to cancel a job whose launcher was interrupted.
+    """Tell the runner to cancel a job whose launcher ends before it.
 
     Args:
         result: What the runner gave for it; None where it runs in the launcher itself.
@@ -143,6 +161,8 @@ def stop_job(result: Any, options: PipelineOptions) -> str:
         return ""
     except grpc.RpcError as unknown:
         said = f"the job was not cancelled: its job server does not answer ({unknown.code().name})"
+    except Exception as refused:  # noqa: BLE001 - Dataflow's and others' own; why the launcher stops is the error to raise
+        said = f"the runner could not cancel the job ({type(refused).__name__})"
     return "" if options.view_as(PortableOptions).environment_type == "LOOPBACK" else said
 
 

@@ -35,7 +35,7 @@ from beam_entra.errors import (
 )
 from beam_entra.io.dofn import METRICS_NAMESPACE
 from beam_entra.io.filesystem import BEAM_PLUGIN
-from beam_entra.io.launch import find_interrupt, find_ours, stop_job
+from beam_entra.io.launch import find_interrupt, find_ours, leaves_job, stop_job
 from beam_entra.io.options import EntraOptions
 from beam_entra.io.preflight import check_before_launch
 from beam_entra.io.progress import shown_progress
@@ -332,8 +332,7 @@ class ScopedPipeline(beam.Pipeline):  # type: ignore[misc]  # Beam's Pipeline is
             with suppress(AuditUnavailable):
                 close_session(self.scope.job)
             return
-        interrupted = isinstance(failure, (KeyboardInterrupt, SystemExit))
-        if interrupted and (said := stop_job(self.result, self._options)):
+        if leaves_job(failure) and (said := stop_job(self.result, self._options)):
             failure.add_note(
                 f"{said}; the audit trail {self.scope.folder} is not sealed: when no worker of the job is left,"
                 " `beam-entra audit seal` does it"
@@ -341,6 +340,7 @@ class ScopedPipeline(beam.Pipeline):  # type: ignore[misc]  # Beam's Pipeline is
             with suppress(AuditUnavailable):
                 close_session(self.scope.job)
             return
+        interrupted = isinstance(failure, (KeyboardInterrupt, SystemExit))
         try:
             report = self.seal("interrupted" if interrupted else "failed", _remark(failure))
             failure.add_note(f"{'audit:':<9} {report.audit}, sealed, digest {report.seal.digest}")

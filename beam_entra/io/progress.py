@@ -170,11 +170,18 @@ def shown_progress(scope: JobScope, result: Callable[[], Any]) -> Iterator[None]
         result: As for `JobFigures`.
     """
     stream = sys.stderr
-    if stream is None or not stream.isatty():
+    if not _is_terminal(stream):
         yield
         return
     with JobFigures(scope, result) as figures, drawn(figures, stream):
         yield
+
+
+def _is_terminal(stream: TextIO | None) -> bool:
+    try:
+        return stream is not None and stream.isatty()
+    except (AttributeError, ValueError):  # something in its place that is no file; a closed one
+        return False
 
 
 @contextmanager
@@ -245,7 +252,7 @@ class _Line:
         """Have what else goes to the terminal go above the line."""
         for name in ("stdout", "stderr"):
             stream = getattr(sys, name)
-            if stream is None or not stream.isatty():
+            if not _is_terminal(stream):
                 continue
             above = _Above(self._console, stream)
             handlers = [each for each in _handlers() if each.stream is stream]

@@ -17,8 +17,9 @@ import apache_beam as beam
 import grpc
 import pytest
 from apache_beam.options.pipeline_options import PipelineOptions
-from apache_beam.portability.api import beam_job_api_pb2_grpc
+from apache_beam.portability.api import beam_job_api_pb2, beam_job_api_pb2_grpc
 from apache_beam.runners.portability.portable_runner import PipelineResult
+from apache_beam.runners.runner import PipelineRunner
 
 from beam_entra import EntraOptions, JsonLines, ReadFromBlob, ScopedPipeline, WriteToBlob, command_line
 from beam_entra.clock import utc_now
@@ -115,6 +116,46 @@ def test_an_interrupted_job_that_may_run_on_is_not_sealed(lake: Any) -> None:
         local = PipelineOptions(environment_type="LOOPBACK")
         assert stop_job(result_of(channel), local) == "", "its workers end with this process"
     assert "UNAVAILABLE" in caught.value.__notes__[-1]
+    assert "`beam-entra audit seal`" in caught.value.__notes__[-1]
+    with pytest.raises(TrailBroken, match="not sealed"):
+        lake.only_trail().verify()
+
+
+def test_a_runner_that_cannot_cancel_does_not_hide_the_interrupt(lake: Any) -> None:
+    """Each has errors of its own for it, as Beam for what it could not put away; the trail is left open."""
+
+    def put_away() -> None:
+        raise OSError("no such thing")
+
+    pipeline = lake.pipeline()
+    with grpc.insecure_channel("127.0.0.1:1") as channel:
+        stub = beam_job_api_pb2_grpc.JobServiceStub(channel)
+        pipeline.result = PipelineResult(stub, "job", iter(()), iter(()), [put_away])
+        with pytest.raises(KeyboardInterrupt) as caught, pipeline:
+            raise KeyboardInterrupt
+    assert "could not cancel the job (RuntimeError)" in caught.value.__notes__[-1]
+    with pytest.raises(TrailBroken, match="not sealed"):
+        lake.only_trail().verify()
+
+
+class Elsewhere(PipelineRunner):  # type: ignore[misc]  # Beam's is untyped
+    """Has given a job to a job server that answers no more."""
+
+    def __init__(self, channel: grpc.Channel) -> None:
+        self._stub = beam_job_api_pb2_grpc.JobServiceStub(channel)
+
+    def run_pipeline(self, pipeline: beam.Pipeline, options: PipelineOptions) -> PipelineResult:
+        """The job's, whose states are asked for."""
+        states = self._stub.GetStateStream(beam_job_api_pb2.GetJobStateRequest(job_id="job"))
+        return PipelineResult(self._stub, "job", iter(()), states)
+
+
+def test_a_job_whose_job_server_is_lost_is_not_sealed(lake: Any) -> None:
+    """The workers may go on without it, as Flink's do; the error is that of the connection."""
+    with grpc.insecure_channel("127.0.0.1:1") as channel:
+        pipeline = ScopedPipeline(Elsewhere(channel), EntraOptions([]), access_manifest=lake.manifest())
+        with pytest.raises(grpc.RpcError) as caught, pipeline as p:
+            p | beam.Create([1])
     assert "`beam-entra audit seal`" in caught.value.__notes__[-1]
     with pytest.raises(TrailBroken, match="not sealed"):
         lake.only_trail().verify()

@@ -14,7 +14,8 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, redirect_stderr, redirect_stdout
 from datetime import timedelta
-from typing import Any
+from queue import SimpleQueue
+from typing import Any, cast
 
 import apache_beam as beam
 import pytest
@@ -189,6 +190,21 @@ def test_a_process_without_standard_error(lake: Any) -> None:
         assert threads() == set()
 
 
+def test_a_standard_error_that_is_no_file_or_is_closed_stops_no_job(lake: Any) -> None:
+    """Hosts put things of their own there that can be written to, and no more; daemons close it."""
+
+    class Sink:
+        def write(self, text: str) -> int:
+            return len(text)
+
+    closed = io.StringIO()
+    closed.close()
+    pipeline = lake.pipeline()
+    for stream in (Sink(), closed):
+        with redirect_stderr(cast("Any", stream)), shown_progress(pipeline.scope, lambda: None):
+            assert threads() == set()
+
+
 def test_a_dumb_terminal_is_left_alone(terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where no line can be taken back, none is drawn."""
     monkeypatch.setenv("TERM", "dumb")
@@ -351,9 +367,11 @@ def test_a_trail_that_cannot_be_looked_at_does_no_harm(lake: Any, fault: str) ->
     listing = matching("ListBlobs", container=lake.audit.name)
     refused = (403, "AuthorizationPermissionMismatch") if fault == "denied" else (409, "Whatever")
     broken = lake.cloud.proxy.respond(*refused, where=listing)
-    with pipeline as p, JobFigures(pipeline.scope, lambda: None, every_s=0.01) as figures:
+    turns: SimpleQueue[None] = SimpleQueue()
+    with pipeline as p, JobFigures(pipeline.scope, lambda: turns.put(None), every_s=0.01) as figures:
         lake.cloud.proxy.wait_for(lambda seen: sum(listing(each.request) for each in seen) >= 1 + (fault == "busy"))
-        threading.Event().wait(0.2)
+        for _ in range(turns.qsize() + 11):  # more than two looks
+            turns.get(timeout=SETTLED)
         asked = lake.cloud.proxy.count(listing)
         assert figures().counts["bytes_read"] == 0
         broken.clear()
