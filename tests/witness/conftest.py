@@ -54,6 +54,7 @@ def outside(beam_entra_cloud: LocalCloud) -> Iterator[OidcProvider]:
 @pytest.fixture
 def emulate_front(emulate_up: EmulateFront) -> Iterator[EmulateFront]:
     """Emulate behind TLS, with its tokens as they are."""
+    emulate_up.issued.clear()
     yield emulate_up
     emulate_up.whole = False
 

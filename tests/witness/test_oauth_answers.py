@@ -24,7 +24,8 @@ from tests.identity.test_application import Made
 from tests.witness.npm_servers import EmulateFront, OidcProvider, Registered, Seeded
 from tests.witness.test_same_answers import CASES, DOCS, SOURCES, TOKEN, Client, Said
 
-pytestmark = [pytest.mark.witness, pytest.mark.xdist_group("npm witnesses")]
+# one group with the jobs: the servers start once, and among the first tests
+pytestmark = [pytest.mark.witness, pytest.mark.long, pytest.mark.xdist_group("npm witnesses")]
 
 NO_CLIENT = Said(401, "invalid_client")
 BAD_REQUEST = Said(400, "invalid_request")

@@ -13,6 +13,7 @@ from beam_entra.clock import utc_now
 from beam_entra.errors import IdentityRejected
 from beam_entra.identity import STORAGE_AUDIENCE, EntraSource
 from beam_entra.testing.certificates import write_private
+from beam_entra.testing.local import LocalCloud
 from tests.identity.leaks import everything_in
 from tests.identity.test_application import Made
 from tests.pipelines.conftest import Shop, ended
@@ -20,15 +21,21 @@ from tests.witness.conftest import ENTRAS
 from tests.witness.npm_servers import Emulate, EmulateFront, OidcProvider, Registered, Seeded
 from tests.witness.test_orders import SHORT_LIFE_S, Job, claims_of, reads_an_order
 
-pytestmark = [pytest.mark.witness, pytest.mark.xdist_group("npm witnesses")]
+pytestmark = [pytest.mark.witness, pytest.mark.long, pytest.mark.xdist_group("npm witnesses")]
 ProviderJob = Job[OidcProvider, Registered]
 
 
+@pytest.fixture(scope="module")
+def brief_provider(beam_entra_cloud: LocalCloud) -> Iterator[OidcProvider]:
+    """Its tokens live for some seconds."""
+    with OidcProvider(beam_entra_cloud.certificates, issuer=ENTRAS, token_life_s=SHORT_LIFE_S) as up:
+        yield up
+
+
 @pytest.fixture
-def brief(shop: Shop) -> Iterator[ProviderJob]:
-    """At an oidc-provider whose tokens live for some seconds."""
-    with OidcProvider(shop.cloud.certificates, issuer=ENTRAS, token_life_s=SHORT_LIFE_S) as up:
-        yield Job(shop=shop, emulator=up, app=up.register_app())
+def brief(shop: Shop, brief_provider: OidcProvider) -> ProviderJob:
+    """A client there."""
+    return Job(shop=shop, emulator=brief_provider, app=brief_provider.register_app())
 
 
 def test_a_client_secret(shop: Shop, provider: OidcProvider, monkeypatch: pytest.MonkeyPatch) -> None:
