@@ -13,7 +13,11 @@ from contextlib import suppress
 from typing import Any
 
 from apache_beam.portability import python_urns
-from apache_beam.runners.portability.fn_api_runner.worker_handlers import SubprocessSdkWorkerHandler, WorkerHandler
+from apache_beam.runners.portability.fn_api_runner.worker_handlers import (
+    BeamFnControlServicer,
+    SubprocessSdkWorkerHandler,
+    WorkerHandler,
+)
 from apache_beam.runners.portability.local_job_service import SubprocessSdkWorker
 
 from beam_entra.errors import Diagnosis, WorkerLost
@@ -48,11 +52,13 @@ class _WatchedWorkerHandler(SubprocessSdkWorkerHandler):  # type: ignore[misc]  
         self.worker_thread.start()
 
     def _watch(self) -> None:
+        ended = "Worker subprocess exited with return code 0"
         try:
             self.worker.run()
-        except RuntimeError as ended:  # Beam's, with the exit code
-            if not self._closing.is_set():  # what it does when the job is over anyway is no cause of anything
-                self._end_job(str(ended))
+        except Exception as failure:  # noqa: BLE001 - Beam's, with the exit code; or no process could be started
+            ended = str(failure)
+        if not self._closing.is_set():  # what it does when the job is over anyway is no cause of anything
+            self._end_job(ended)
 
     def _end_job(self, ended: str) -> None:
         """Have whoever waits for the worker, or will, wait no longer."""
@@ -79,6 +85,7 @@ class _WatchedWorkerHandler(SubprocessSdkWorkerHandler):  # type: ignore[misc]  
 
     def close(self) -> None:
         self._closing.set()
+        self.control_conn.push(BeamFnControlServicer._DONE_MARKER)  # Beam tells no worker that is yet to connect
         if not self._lost:
             super().close()
         else:
