@@ -89,16 +89,20 @@ class Said:
             self.marks.setdefault(each.segment, []).append(mark)
 
 
-def read_interims(reader: TrailReader, names: Iterable[str], *, said: Said | None = None) -> Interims:
+def read_interims(
+    reader: TrailReader, names: Iterable[str], *, said: Said | None = None, known: Interims | None = None
+) -> Interims:
     """Read the interim seals of a trail, and check them (rule 18). The segments are not looked at.
 
     Args:
         names: The files of the folder.
         said: Is told what they say.
+        known: What an earlier call gave, or `seal_interim`: they must continue that.
     Raises:
         TrailBroken: Naming the first bad one.
     """
     found = Interims()
+    continues_known = known is None or not known.count
     there = sorted(name for name in names if INTERIM_NAME.fullmatch(name))
     for name in there:
         data = reader.read(name)
@@ -113,6 +117,10 @@ def read_interims(reader: TrailReader, names: Iterable[str], *, said: Said | Non
         found.take(record, line)
         if said is not None:
             said.take(name, record, line)
+        if known is not None and found.count == known.count:
+            continues_known = found.last == known.last
+    if known is not None and not continues_known:
+        raise broken(known.last_name, 1, 18, "it is not what this sealer knows it to be: changed, or removed")
     return found
 
 
@@ -147,7 +155,7 @@ def seal_interim(
 
     Args:
         job: The job's id.
-        known: What an earlier call gave: then the seals that it knows are not read again.
+        known: What an earlier call gave: then the seals that it knows are not read again, unless others came.
 
     Returns:
         The interim seals with the new one; where nothing is new, none is made.
@@ -161,7 +169,7 @@ def seal_interim(
     if sizes.get(SEAL_NAME):
         raise AuditError(f"job {job} is sealed already")
     there = sum(1 for name, size in sizes.items() if size and INTERIM_NAME.fullmatch(name))
-    interims = known if known is not None and known.count == there else read_interims(trail, sizes)
+    interims = known if known is not None and known.count == there else read_interims(trail, sizes, known=known)
     if interims.job not in (None, job):
         raise broken(interims.last_name, 1, 18, f"it is of job {interims.job}, not {job}")
     grown = _grown(trail, sizes, interims, job)

@@ -36,7 +36,16 @@ class Seal:
     sources: Mapping[str, int]
 
 
-def seal(reader: TrailReader, store: SegmentStore, *, job: str, outcome: str, error: str | None, clock: Clock) -> Seal:
+def seal(
+    reader: TrailReader,
+    store: SegmentStore,
+    *,
+    job: str,
+    outcome: str,
+    error: str | None,
+    clock: Clock,
+    known: Interims | None = None,
+) -> Seal:
     """Verify a job's segments and write the seal.
 
     Call it when no worker of the job can write any more: a segment that grows after its sealing does not verify.
@@ -45,30 +54,34 @@ def seal(reader: TrailReader, store: SegmentStore, *, job: str, outcome: str, er
         job: The job's id; every segment must be of this job.
         outcome: `ok`, `failed`, `interrupted` or `late`.
         error: What the job failed with, or None.
+        known: As for `read_interims`.
     Raises:
         TrailBroken: The segments do not verify. Nothing was written.
         AuditError: The job is sealed already, or the arguments are not valid. Nothing was written.
         AuditUnavailable: The seal may or may not be there.
     """
     said = Said()
-    interims = check_unsealed(reader, reader.names(), job=job, said=said)
+    interims = check_unsealed(reader, reader.names(), job=job, said=said, known=known)
     found = check_segments(reader, job=job, marks=said.marks)
     return write_seal(store, found, interims, job=job, outcome=outcome, error=error, clock=clock)
 
 
-def check_unsealed(reader: TrailReader, names: Collection[str], *, job: str, said: Said) -> Interims:
+def check_unsealed(
+    reader: TrailReader, names: Collection[str], *, job: str, said: Said, known: Interims | None = None
+) -> Interims:
     """The job's interim seals, read and checked.
 
     Args:
         names: The files of the folder.
         said: Is told what they say.
+        known: As for `read_interims`.
     Raises:
         TrailBroken: They do not verify.
         AuditError: The job is sealed already.
     """
     if SEAL_NAME in names and reader.read(SEAL_NAME):  # an empty one is a sealing that was interrupted
         raise AuditError(f"job {job} is sealed already")
-    interims = read_interims(reader, names, said=said)
+    interims = read_interims(reader, names, said=said, known=known)
     if interims.job not in (None, job):
         raise broken(interims.last_name, 1, 18, f"it is of job {interims.job}, not {job}")
     return interims

@@ -23,7 +23,8 @@ The rules, in the order in which a segment is looked at. `TrailBroken` cites the
        the deadline.
    13  A commit was intended before, in the same bundle, for the same path, size and rows (size and rows are not
        compared when an earlier attempt's commit was found); so was a deletion, for the same path and version.
-   14  There is a seal, one canonical line, of the job that the segments are of; it continues the interim seals.
+   14  There is a seal, one canonical line, of the job that the segments are of; it continues the interim seals. Those
+       that were on their way when it was made may stand behind it: they say nothing that it does not.
    15  The seal lists exactly the segments that are there, with their lengths, heads and counts.
    16  The seal, or an interim seal, is the one whose digest was kept elsewhere. Only with `seal_digest`.
    17  A deadline was extended only where the job's life is a rolling one, by a token for Storage that ends later than
@@ -48,7 +49,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from beam_entra.audit.interim import Interims, Said, read_interims
-from beam_entra.audit.record import SEAL_NAME, Sealed, SealedSegment, digest_of, interim_name, parse_line
+from beam_entra.audit.record import SEAL_NAME, ZEROS, Sealed, SealedSegment, digest_of, interim_name, parse_line
 from beam_entra.audit.segments import Segments, SegmentSummary, broken, check_segments
 from beam_entra.audit.store import TrailReader
 
@@ -144,7 +145,7 @@ def verify(reader: TrailReader, *, seal_digest: str | None = None) -> TrailSumma
         hint = "the job runs still: verify --running; or was killed: then, beam-entra audit seal"
         raise broken(SEAL_NAME, 1, 14, what, hint)
     seal, line = _parse_seal(data)  # rule 14
-    if (seal.seq, seal.prev) != (interims.count, interims.last):
+    if (seal.seq, seal.prev) not in enumerate([ZEROS, *said.digests]):  # one may have been on its way at the end
         raise broken(SEAL_NAME, 1, 14, "it does not continue the interim seals that are there")
     if {seal.job, interims.job or seal.job, found.opened.job if found.opened else seal.job} != {seal.job}:
         raise broken(SEAL_NAME, 1, 14, "it seals another job than the segments are of")

@@ -22,6 +22,7 @@ from apache_beam.runners.runner import PipelineResult, PipelineState
 
 from beam_entra.access import AccessManifest
 from beam_entra.audit.guard import looks_like_secret
+from beam_entra.audit.interim import Interims
 from beam_entra.audit.seal import Seal
 from beam_entra.clock import utc_now
 from beam_entra.errors import (
@@ -292,10 +293,10 @@ class ScopedPipeline(beam.Pipeline):  # type: ignore[misc]  # Beam's Pipeline is
         """
         wall_s = time.monotonic() - self._started
         error = None if error is None else _sealable(error)
-        self._end_interim_seals()
+        known = self._end_interim_seals()
         session = self.session
         try:
-            sealed = seal_job(session, outcome=outcome, error=error)
+            sealed = seal_job(session, outcome=outcome, error=error, known=known)
         finally:
             with suppress(AuditUnavailable):
                 session.close()
@@ -317,9 +318,8 @@ class ScopedPipeline(beam.Pipeline):  # type: ignore[misc]  # Beam's Pipeline is
             self._report_file.write_text(json.dumps(self.report.as_dict(), indent=2) + "\n", encoding="utf-8")
         return self.report
 
-    def _end_interim_seals(self) -> None:
-        if self._interim_seals is not None:
-            self._interim_seals.stop()
+    def _end_interim_seals(self) -> Interims | None:
+        return None if self._interim_seals is None else self._interim_seals.stop()
 
     def _end(self, failure: BaseException | None) -> None:
         self._end_interim_seals()

@@ -63,10 +63,11 @@ class PeriodicSeals:
         self._thread = threading.Thread(target=self._run, name="beam-entra-interim-seals", daemon=True)
         self._thread.start()
 
-    def stop(self) -> None:
-        """Make no more; returns when one that is being made is there, or has failed."""
+    def stop(self) -> Interims | None:
+        """Make no more; returns when one that is being made is there, or has failed: what is known of them."""
         self._stopped.set()
         self._thread.join()
+        return self._known
 
     def _run(self) -> None:
         while not self._wait(self._every_s) and not self._stopped.is_set():

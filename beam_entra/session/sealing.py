@@ -15,7 +15,7 @@ from typing import Any, cast
 from beam_entra.access import AccessManifest, Endpoints, Permission, downscope_audit
 from beam_entra.audit import Receipt
 from beam_entra.audit.fields import SEGMENT_NAME
-from beam_entra.audit.interim import Said
+from beam_entra.audit.interim import Interims, Said
 from beam_entra.audit.record import SEAL_NAME, Record, segment_name
 from beam_entra.audit.seal import Seal, check_unsealed, seal, write_seal
 from beam_entra.audit.segments import SegmentCheck, Segments, next_to, segments_of
@@ -81,8 +81,7 @@ class StorageTrail:
 
     def read_range(self, name: str, start: int, stop: int) -> bytes:
         """Bytes [start, stop) of one of them."""
-        blob = BlobProperties(path=self._folder.child(name), size_bytes=stop, etag="", last_modified=_LONG_AGO)
-        return self._bundle.read_grown(blob, start, stop)
+        return self._bundle.read_grown(_unknown(self._folder.child(name), stop), start, stop)
 
     def read_all(self, names: Sequence[str]) -> Iterator[tuple[str, bytes]]:
         """These files, one after the other; the next ones are fetched meanwhile, as far as there is room for them."""
@@ -132,12 +131,12 @@ class _SealingBundle(BundleSession):
 class _Closing:
     """The job's folder while it is being sealed: the other processes' segments, and then the own, after its end."""
 
-    def __init__(self, session: Session, bundle: _SealingBundle) -> None:
+    def __init__(self, session: Session, bundle: _SealingBundle, known: Interims | None) -> None:
         """Check all that others wrote, and get what it takes to read the own segment when nothing can be recorded."""
         self._session, self._folder, job = session, session.scope.folder, session.scope.job
         trail, said = StorageTrail(bundle, self._folder), Said()
         sizes = trail.sizes()
-        self.interims = check_unsealed(trail, sizes, job=job, said=said)
+        self.interims = check_unsealed(trail, sizes, job=job, said=said, known=known)
         self._check = SegmentCheck(job, said.marks)
         others = [name for name in segments_of(sizes) if session.process not in name]
         for name, content in trail.read_all(others):
@@ -145,6 +144,7 @@ class _Closing:
         self._taken = {name: sizes[name] for name in others}
         self._listing = bundle._authorise(self._folder, Permission.LIST)
         self.seal_authorization = session._authorise_append(self._folder.child(SEAL_NAME))
+        self._seal_reading = bundle._authorise(self._folder.child(SEAL_NAME), Permission.READ)
         self._own: dict[str, Authorization] = {}
         while ours := [name for name in self._own_and_next() if name not in self._own]:
             for name in ours:  # each SAS is a record, with which the segment may become full
@@ -183,8 +183,14 @@ class _Closing:
         service = self._session.service
         return bytes(service.read_range(blob, 0, blob.size_bytes, _with(authorization), _request_id, _unrecorded))
 
+    def read_seal(self, path: BlobPath, start: int, stop: int) -> bytes:
+        """Bytes [start, stop) of the seal that stands there, whoever wrote it."""
+        service, there = self._session.service, _unknown(path, stop)
+        reading = _with(self._seal_reading)
+        return bytes(service.read_range(there, start, stop, reading, _request_id, _unrecorded, grows=True))
 
-def seal_job(session: Session, *, outcome: str, error: str | None) -> Seal:
+
+def seal_job(session: Session, *, outcome: str, error: str | None, known: Interims | None = None) -> Seal:
     """Verify the job's segments and seal them. Ends the session's own segment on the way.
 
     1. Read and verify the other processes' segments; this is recorded in the session's own.
@@ -197,6 +203,8 @@ def seal_job(session: Session, *, outcome: str, error: str | None) -> Seal:
     sealing would not end in time, no SAS can be recorded, since none may outlive the deadline: then the sealing leaves
     no record.
 
+    Args:
+        known: What the last interim seal of this launcher gave: all that it held must still be there.
     Raises:
         TrailBroken: The segments do not verify. No seal was written.
         AuditUnavailable: The trail cannot be read or written.
@@ -206,15 +214,17 @@ def seal_job(session: Session, *, outcome: str, error: str | None) -> Seal:
     if not rolling and session.clock() > session.scope.ends - _TIME_TO_RECORD:
         with suppress(AuditUnavailable):
             session.end_trail()
-        return _seal_unrecorded(session, folder, outcome=outcome, error=error)
+        return _seal_unrecorded(session, folder, outcome=outcome, error=error, known=known)
     begun = session.started
     session.settle()
     with _SealingBundle(session, "seal the audit trail") as bundle:
         if not begun:
             bundle.settle()  # so that the own segment is there
-        closing = _Closing(session, bundle)
+        closing = _Closing(session, bundle, known)
     session.end_trail()
-    store = AppendBlobSegments(session.service, folder, lambda path: closing.seal_authorization)
+    store = AppendBlobSegments(
+        session.service, folder, lambda path: closing.seal_authorization, read=closing.read_seal
+    )
     return write_seal(
         store,
         closing.finish(),
@@ -226,14 +236,23 @@ def seal_job(session: Session, *, outcome: str, error: str | None) -> Seal:
     )
 
 
-def _seal_unrecorded(session: Session, folder: BlobPath, *, outcome: str, error: str | None) -> Seal:
+def _seal_unrecorded(
+    session: Session, folder: BlobPath, *, outcome: str, error: str | None, known: Interims | None = None
+) -> Seal:
     sealer = _UnrecordedSession(
         session.scope.to_seal(session.clock()), clock=session.clock, source=session.source, pause=session.pause
     )
     try:
-        reader = StorageTrail(_SealingBundle(sealer, "seal the audit trail"), folder)
-        store = AppendBlobSegments(sealer.service, folder, sealer._authorise_append)
-        return seal(reader, store, job=session.scope.job, outcome=outcome, error=error, clock=session.clock)
+        bundle = _SealingBundle(sealer, "seal the audit trail")
+        reader = StorageTrail(bundle, folder)
+        store = AppendBlobSegments(
+            sealer.service,
+            folder,
+            sealer._authorise_append,
+            read=lambda path, start, stop: bundle.read_grown(_unknown(path, stop), start, stop),
+        )
+        job = session.scope.job
+        return seal(reader, store, job=job, outcome=outcome, error=error, clock=session.clock, known=known)
     finally:
         sealer.close()
 
@@ -325,6 +344,11 @@ def _continuation(name: str) -> str:
     """The name of the segment that would continue this one; empty if this is none."""
     folder, slash, file = name.rpartition("/")
     return f"{folder}{slash}{next_to(file)}" if SEGMENT_NAME.fullmatch(file) else ""
+
+
+def _unknown(path: BlobPath, size_bytes: int) -> BlobProperties:
+    """A blob that is at least so long, in whatever version."""
+    return BlobProperties(path=path, size_bytes=size_bytes, etag="", last_modified=_LONG_AGO)
 
 
 def _with(authorization: Authorization) -> Authorise:

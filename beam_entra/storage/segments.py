@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 
 from beam_entra.errors import AuditUnavailable, BeamEntraError, BlobChanged, BlobExists
 from beam_entra.paths import BlobPath
@@ -21,14 +22,22 @@ class AppendBlobSegments:
     Args:
         folder: The job's folder below the audit path.
         authorise: A live authorization to create and append one blob.
+        read: Bytes [start, stop) of one blob, for who may be one of several to append to it: where it cannot be told
+            whose bytes are there, they are looked at. Without it, nobody else appends.
     """
 
     def __init__(
-        self, service: BlobService, folder: BlobPath, authorise: Callable[[BlobPath], Authorization]
+        self,
+        service: BlobService,
+        folder: BlobPath,
+        authorise: Callable[[BlobPath], Authorization],
+        *,
+        read: Callable[[BlobPath, int, int], bytes] | None = None,
     ) -> None:
         self._service = service
         self._folder = folder
         self._authorise = authorise
+        self._read = read
 
     def create(self, name: str) -> None:
         """Create the segment.
@@ -49,17 +58,25 @@ class AppendBlobSegments:
     def append(self, name: str, offset: int, data: bytes) -> None:
         """Append at `offset`.
 
-        If the position is taken after an attempt without an answer, that attempt had done it: nobody else appends to
-        this segment. On a first attempt it means that somebody does, and that is an error.
+        If the position is taken after an attempt without an answer, that attempt had done it, unless other bytes are
+        there. On a first attempt it means that somebody else appends, and that is an error.
         """
         path = self._folder.child(name)
         try:
             self._service.append_block(path, offset, data, lambda: self._authorise(path), str(uuid.uuid4()))
         except BeamEntraError as error:
             known = error.diagnosis
-            if known.code == "AppendPositionConditionNotMet" and known.attempts > 1:
+            taken = known.code == "AppendPositionConditionNotMet" and known.attempts > 1
+            if taken and self._holds(path, offset, data):
                 return
             raise _unavailable(error) from None
+
+    def _holds(self, path: BlobPath, offset: int, data: bytes) -> bool:
+        if self._read is None:
+            return True
+        with suppress(BeamEntraError):
+            return self._read(path, offset, offset + len(data)) == data
+        return False
 
 
 def _unavailable(error: BeamEntraError) -> AuditUnavailable:

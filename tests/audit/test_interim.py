@@ -439,6 +439,67 @@ def test_two_sealers_at_once(running: Any, told: bool) -> None:
     assert verify(store).interim_seals == 5
 
 
+def test_one_that_is_made_while_the_job_is_sealed(running: Any) -> None:
+    """From cron, say, beside the launcher: it had looked before the seal was there. It says what the seal holds."""
+    store = running.store
+
+    class Overtaken:
+        append = staticmethod(store.append)
+
+        def create(self, name: str) -> None:
+            running.seal_interim()
+            store.create(name)
+
+    running.first.writer.close()
+    running.second.writer.close()
+    sealed = seal(store, Overtaken(), job=running.trails.JOB, outcome="ok", error=None, clock=running.clock)
+    summary = verify(store, seal_digest=sealed.digest)
+    assert (summary.seal.seq, summary.interim_seals, summary.held_by) == (3, 4, SEAL_NAME)
+    for name in (interim_name(0), interim_name(2)):
+        with pytest.raises(TrailBroken):
+            verify(running.trails.MemoryTrail(_without(name)(running.trails, store.files)))
+    for number in (2, 3):
+        with pytest.raises(TrailBroken, match=r"rule (14|18)"):
+            verify(running.trails.MemoryTrail(_edited(number, prev="ab" * 32)(running.trails, store.files)))
+    longer = _with_entries(3, lambda e: [*e[:-1], e[-1] | {"records": e[-1]["records"] + 1}])
+    with pytest.raises(TrailBroken, match="rule 19"):
+        verify(running.trails.MemoryTrail(longer(running.trails, store.files)))
+
+
+def _last_seal_gone(running: Any) -> Files:
+    """As if what came after the third interim seal, and the fourth itself, had never been."""
+    files = running.store.files
+    seals = [interim_name(number) for number in range(3)]
+    stands = read_interims(running.store, seals).stands
+    return {name: files[name] for name in seals} | {name: files[name][: stands[name].bytes] for name in stands}
+
+
+def _last_seal_other(running: Any) -> Files:
+    """The fourth interim seal is another one, after which a fifth came."""
+    running.store.files = _last_seal_gone(running)
+    for number in (7, 8):
+        running.store.files[f"segment-{number}0000000-0000-4000-8000-000000000000-00000.jsonl"] = b""
+        running.seal_interim()
+    files: Files = running.store.files
+    return files
+
+
+@pytest.mark.parametrize("change", [_last_seal_gone, _last_seal_other], ids=["gone", "replaced"])
+def test_who_has_made_a_seal_misses_it(running: Any, change: Callable[[Any], Files]) -> None:
+    """Nothing in the folder tells any more that there was one; but its sealer knows, and seals nothing else."""
+    running.first.writer.close()
+    running.second.writer.close()
+    known = running.seal_interim()
+    running.store.files = before = change(running)
+    verify_running(running.trails.MemoryTrail(before))
+    with pytest.raises(TrailBroken, match=r"seal-000003\.jsonl line 1: rule 18"):
+        running.seal_interim(known)
+    facts = {"job": running.trails.JOB, "outcome": "ok", "error": None, "clock": running.clock}
+    with pytest.raises(TrailBroken, match=r"seal-000003\.jsonl line 1: rule 18"):
+        seal(running.store, running.store, known=known, **facts)
+    assert running.store.files == before
+
+
 def test_there_is_a_last_one(running: Any) -> None:
     """After a million of them the trail stays as it is: a file with a longer name would be none of its."""
     known = read_interims(running.store, running.store.names())

@@ -242,6 +242,8 @@ def test_what_was_listed_is_read_though_more_was_written(job, manifest_file):
 def test_two_launchers_at_once(job):
     """The second one's seal continues the first one's, whether it knew of it or not."""
     one, two = job.session(), job.session()
+    for launcher in (one, two):
+        launcher.bundle("launch").close()
     known = seal_job_interim(two)
     seal_job_interim(one)
     assert seal_job_interim(two, known).count == 3

@@ -6,6 +6,7 @@ import inspect
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -246,6 +247,37 @@ def test_a_segment_that_goes_meanwhile(job):
     assert sealing_while(job, blob.delete_blob) == []
     with pytest.raises(TrailBroken, match=segment):
         verify(job.trail)
+
+
+@pytest.mark.parametrize("over", [False, True], ids=["in time", "when its time is over"])
+def test_of_two_who_seal_at_once_one_is_told(make_job, over):
+    """Each has read the trail and seen no seal; the one whose attempt fails first finds the other's, not its own."""
+    job = make_job()
+    other = job.audit.admin.client("contosolake").get_blob_client(job.audit.name, f"{job.scope.folder.name}seal.jsonl")
+    if over:
+        job.scope = replace(job.scope, deadline=utc_now().replace(microsecond=0) + timedelta(seconds=20))
+
+    def is_faster(seconds: float) -> None:
+        other.append_block(b"the other's\n")
+
+    session = job.session(pause=is_faster)
+    seal_blob = f"{job.scope.folder.name}seal.jsonl"
+    job.cloud.proxy.respond(503, "ServerBusy", where=matching("AppendBlock", blob=seal_blob), times=1)
+    with pytest.raises(AuditUnavailable):
+        seal_job(session, outcome="ok", error=None)
+    assert job.trail.read("seal.jsonl") == b"the other's\n"
+
+
+@pytest.mark.parametrize("over", [False, True], ids=["in time", "when its time is over"])
+def test_a_seal_whose_answer_is_lost(make_job, over):
+    """It is there, once: the next attempt finds its own."""
+    job = make_job()
+    if over:
+        job.scope = replace(job.scope, deadline=utc_now().replace(microsecond=0) + timedelta(seconds=20))
+    session = job.session(pause=lambda seconds: None)
+    seal_blob = f"{job.scope.folder.name}seal.jsonl"
+    job.cloud.proxy.lose_answer(where=matching("AppendBlock", blob=seal_blob), times=1)
+    assert job.seal_and_verify(session).seal.outcome == "ok"
 
 
 @pytest.mark.parametrize("status", [403, 503])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from beam_entra.errors import AuditUnavailable
+from beam_entra.errors import AuditUnavailable, StorageError
 from beam_entra.paths import BlobPath
 from beam_entra.storage import AppendBlobSegments
 from beam_entra.testing.storage_requests import matching
@@ -83,6 +83,47 @@ def test_somebody_elses_append_is_found(desk, store):
         store.append("s.jsonl", 4, b"two\n")
     assert caught.value.diagnosis.code == "AppendPositionConditionNotMet"
     assert content(desk) == b"one\nforged\n"
+
+
+@pytest.mark.parametrize("others", [b"two!\n", b"2\n", b"somebody\n"], ids=["as long", "shorter", "longer"])
+def test_of_several_who_append_one_is_told(desk, others):
+    """An attempt failed, and before the next one somebody else appended: whose bytes are there is looked at."""
+    folder = BlobPath(account="contosolake", container=desk.container.name, name="job/")
+    other = AppendBlobSegments(desk.service, folder, lambda path: desk.may(path.name, "ac")())
+    slow = desk.service_at(pause=lambda seconds: other.append("s.jsonl", 4, others))
+    store = AppendBlobSegments(
+        slow,
+        folder,
+        lambda path: desk.may(path.name, "ac")(),
+        read=lambda path, start, stop: content(desk)[start:stop],
+    )
+    store.create("s.jsonl")
+    store.append("s.jsonl", 0, b"one\n")
+    desk.cloud.proxy.respond(503, "ServerBusy", where=APPEND, times=1)
+    with pytest.raises(AuditUnavailable) as caught:
+        store.append("s.jsonl", 4, b"two\n")
+    assert caught.value.diagnosis.code == "AppendPositionConditionNotMet"
+    assert content(desk) == b"one\n" + others
+
+
+def test_of_several_who_append_one_knows_its_own(desk):
+    """Its attempt whose answer was lost had done it; where that cannot be looked at, it is not taken for granted."""
+    folder = BlobPath(account="contosolake", container=desk.container.name, name="job/")
+    away = False
+
+    def read(path: BlobPath, start: int, stop: int) -> bytes:
+        if away:
+            raise StorageError("Storage does not answer")
+        return content(desk)[start:stop]
+
+    store = AppendBlobSegments(desk.service, folder, lambda path: desk.may(path.name, "ac")(), read=read)
+    store.create("s.jsonl")
+    desk.cloud.proxy.lose_answer(where=APPEND, times=1)
+    store.append("s.jsonl", 0, b"one\n")
+    away = True
+    desk.cloud.proxy.lose_answer(where=APPEND, times=1)
+    with pytest.raises(AuditUnavailable):
+        store.append("s.jsonl", 4, b"two\n")
 
 
 def test_a_segment_that_holds_something_is_not_ours(desk, store):
