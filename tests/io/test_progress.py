@@ -101,6 +101,7 @@ def test_the_line_is_kept_up_to_date_and_goes(terminal: Terminal) -> None:
     numbers = iter(range(1000))
     with redirect_stderr(terminal.stream), drawn(lambda: f"at number {next(numbers)}", terminal.stream):
         terminal.wait_for("at number 2")
+        assert terminal.written.count("\x1b[?25l") <= terminal.written.count("\x1b[?25h"), "it is there after a kill"
         said = next(numbers)
     assert threads() == set()
     terminal.close()
