@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import uuid
 from base64 import b64encode
 from collections import defaultdict
@@ -22,7 +23,9 @@ from beam_entra.session import BundleSession, CommittedBlob, read_marker
 
 __all__ = ["check_dealt", "commit"]
 
+_LOGGER = logging.getLogger(__name__)
 _MOST_BLOCKS = 50_000
+_MOST_PLANNED = 200_000  # blocks that a marker names, at some 80 bytes each
 _THREADS = 16
 
 
@@ -87,7 +90,7 @@ def commit(
     facts = {"job": job.job, "pipeline": job.manifest.pipeline, "environment": job.manifest.environment}
     facts["commit"] = commit_id
     blocks = _digest(parts)
-    plan = {**facts, "blobs": [_planned(path, of_blob) for path, of_blob in parts.items()], "blocks_sha256": blocks}
+    plan = {**facts, "blobs": _planned(parts), "blocks_sha256": blocks}
     try:
         _put_json(bundle, settings, committing, plan, commit_id, settings.overwrite, what=blocks)
     except BlobExists as error:
@@ -114,15 +117,20 @@ def commit(
     return done
 
 
-def _planned(path: str, parts: list[Staged]) -> dict[str, Any]:
-    """What the marker says of a blob: enough to commit it."""
-    return {
-        "path": path,
-        "size_bytes": sum(part.size_bytes for part in parts),
-        "rows": sum(part.rows for part in parts),
-        "unique": all(part.unique for part in parts),
-        "blocks": [block for part in parts for block in part.blocks],
-    }
+def _planned(parts: dict[str, list[Staged]]) -> list[Any]:
+    """What the marker says of the blobs: enough to commit them, or their names alone where that would be too much."""
+    if sum(len(part.blocks) for of_blob in parts.values() for part in of_blob) > _MOST_PLANNED:
+        return list(parts)
+    return [
+        {
+            "path": path,
+            "size_bytes": sum(part.size_bytes for part in of_blob),
+            "rows": sum(part.rows for part in of_blob),
+            "unique": all(part.unique for part in of_blob),
+            "blocks": [block for part in of_blob for block in part.blocks],
+        }
+        for path, of_blob in parts.items()
+    ]
 
 
 def _begun(bundle: BundleSession, prefix: BlobPath, name: str, commit_id: str) -> dict[str, list[Staged]] | None:
@@ -130,13 +138,17 @@ def _begun(bundle: BundleSession, prefix: BlobPath, name: str, commit_id: str) -
 
     An attempt commits only when all has been staged, so it is whole. Its blocks are kept by Storage for a week.
     """
+    path = prefix.child(name)
     try:
-        plan = json.loads(read_marker(bundle.session, prefix.child(name)))
+        plan = json.loads(read_marker(bundle.session, path))
         if plan["commit"] != commit_id:
             return None
         begun = [Staged(**{**blob, "blocks": tuple(blob["blocks"])}) for blob in plan["blobs"]]
         ours = all(prefix.covers(BlobPath.parse(part.path)) for part in begun)
-    except (AccessDenied, BlobNotFound, ValueError, TypeError, KeyError):
+    except AccessDenied as denied:
+        _LOGGER.warning("an attempt that died is not finished: %s cannot be read: %s", path, denied.message)
+        return None
+    except (BlobNotFound, ValueError, TypeError, KeyError):
         return None
     return {part.path: [part] for part in begun} if ours else None
 

@@ -322,6 +322,9 @@ class ScopedPipeline(beam.Pipeline):  # type: ignore[misc]  # Beam's Pipeline is
         return None if self._interim_seals is None else self._interim_seals.stop()
 
     def _end(self, failure: BaseException | None) -> None:
+        left = ""
+        if failure is not None and leaves_job(failure):  # first of all: an interim seal may take its time
+            left = stop_job(self.result, self._options)
         self._end_interim_seals()
         if failure is None:
             self.seal()
@@ -332,9 +335,9 @@ class ScopedPipeline(beam.Pipeline):  # type: ignore[misc]  # Beam's Pipeline is
             with suppress(AuditUnavailable):
                 close_session(self.scope.job)
             return
-        if leaves_job(failure) and (said := stop_job(self.result, self._options)):
+        if left:
             failure.add_note(
-                f"{said}; the audit trail {self.scope.folder} is not sealed: when no worker of the job is left,"
+                f"{left}; the audit trail {self.scope.folder} is not sealed: when no worker of the job is left,"
                 " `beam-entra audit seal` does it"
             )
             with suppress(AuditUnavailable):

@@ -86,8 +86,8 @@ class RetryPolicy:
 
     Attributes:
         attempts: At most, the first one included.
-        first_delay_s: Pause after the first failure; doubles each time. A pause is between half of that and all of it, so
-            that who tries again and again does not give up within an outage of six seconds.
+        first_delay_s: Pause after the first failure; doubles each time. A pause is between half of that and all of
+            it, so that who tries again and again does not give up within an outage of six seconds.
         longest_delay_s: Cap of a pause. A longer one that Storage asks for is kept.
         patience_s: If Storage asks for a longer pause than this, the request fails at once.
     """

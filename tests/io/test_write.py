@@ -33,7 +33,7 @@ from beam_entra import Bytes, Csv, Format, JsonLines, Lines, Parquet, ReadFromBl
 from beam_entra.clock import utc_now
 from beam_entra.errors import AccessDenied, BlobExists, ConfigError, FormatError, NotGranted, StorageError
 from beam_entra.io.batches import RecordBatchCoder
-from beam_entra.io.commit import _check_blocks, commit
+from beam_entra.io.commit import _check_blocks, _planned, commit
 from beam_entra.io.compression import Compression
 from beam_entra.io.formats import BlobFormat, BlockFormat, FileFormat
 from beam_entra.io.sink import AutoShards, Staged, WriteSettings, shards_of
@@ -1088,7 +1088,9 @@ def test_an_attempt_with_other_blocks_finishes_what_was_begun(
     assert outcome(lake, "out/")[0] == list(range(30))
 
 
-def test_a_marker_that_this_commit_did_not_write_is_not_followed(lake: Any, bundle: Any) -> None:
+def test_a_marker_that_this_commit_did_not_write_is_not_followed(
+    lake: Any, bundle: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     """Neither another commit's, nor one that is no plan or leads out of the prefix, nor one that we may not read."""
     settings = settings_for(lake, block_bytes=60)
     staged = stage(bundle, settings, [{"id": 1}])
@@ -1110,8 +1112,18 @@ def test_a_marker_that_this_commit_did_not_write_is_not_followed(lake: Any, bund
     lake.curated.upload("out/_COMMITTING", json.dumps({"commit": COMMIT_ID, "blobs": [blob]}).encode())
     lake.cloud.proxy.without_role(where=in_output(lake, "GetBlob"))
     lake.cloud.proxy.without_role(where=in_output(lake, "GetBlobProperties"))
-    with pytest.raises(BlobExists, match="has begun before"):
+    with caplog.at_level("WARNING"), pytest.raises(BlobExists, match="has begun before"):
         commit(bundle, settings, staged, COMMIT_ID)
+    assert "an attempt that died is not finished" in caplog.text
+
+
+def test_a_marker_stays_small() -> None:
+    """It names blobs, and their blocks only where these are not too many for one small blob."""
+    few, many = (
+        Staged(path="a", size_bytes=1, rows=1, unique=True, blocks=("AAAA",) * count) for count in (100_000, 100_001)
+    )
+    assert [len(blob["blocks"]) for blob in _planned({"a": [few], "b": [few]})] == [100_000] * 2
+    assert _planned({"a": [few], "b": [many]}) == ["a", "b"]
 
 
 def test_who_takes_up_a_commit_reads_its_marker_and_nothing_else(lake: Any, bundle: Any) -> None:
