@@ -25,6 +25,8 @@ from apache_beam.io.iobase import RestrictionProgress, RestrictionTracker
 from apache_beam.transforms.core import RestrictionProvider
 from apache_beam.utils.timestamp import Duration
 
+from beam_entra.errors import ConfigError, Diagnosis
+
 __all__ = ["settled"]
 
 _LOG = logging.getLogger(__name__)
@@ -176,7 +178,16 @@ def settled(groups: beam.PCollection[Any]) -> beam.PCollection[Any]:
 
     Flink is, with `--checkpointing_interval`. In-process runners make none, and Dataflow gives a group to every attempt
     as it gave it to the first.
+
+    Raises:
+        ConfigError: The interval is no number.
     """
     options = groups.pipeline.options.get_all_options(retain_unknown_options=True)
-    interval_ms = int(options.get("checkpointing_interval") or 0)
+    given = options.get("checkpointing_interval") or 0
+    try:
+        interval_ms = int(given)
+    except ValueError:
+        raise ConfigError(
+            f"--checkpointing_interval={given} is no number", Diagnosis(hint="milliseconds: 30000")
+        ) from None
     return groups if interval_ms <= 0 else groups | "Settle" >> beam.ParDo(_Settle(interval_ms / 1000))

@@ -36,7 +36,7 @@ from beam_entra.paths import BlobPath, BlobPattern
 from beam_entra.session import BundleSession, JobScope
 from beam_entra.storage import BlobProperties
 
-__all__ = ["Watch", "WatchBlobs", "Watched"]
+__all__ = ["Watch", "WatchBlobs", "WatchTracker", "Watched", "event_time", "stamped"]
 
 _DIGEST_BYTES = 16
 _TO_GO_S = 2.0  # so long what the last look found has before the watermark goes to the end of time
@@ -76,6 +76,12 @@ class Watch:
             object.__setattr__(self, "interval", interval)
         if interval <= timedelta():
             raise ConfigError(f"watch={interval} is no interval: it is longer than nothing")
+        until: object = self.until
+        if not isinstance(until, datetime | timedelta | None):
+            raise ConfigError(
+                f"until={until!r} is no time",
+                Diagnosis(hint="an aware datetime, or a timedelta from the launch on: until=timedelta(hours=8)"),
+            )
         if isinstance(self.until, datetime) and self.until.tzinfo is None:
             raise ConfigError("until has no time zone", Diagnosis(hint="say which: datetime(..., tzinfo=UTC)"))
         if self.stop is not None and BlobPath.parse(self.stop).is_prefix:
@@ -214,8 +220,7 @@ class WatchBlobs(ScopedDoFn, RestrictionProvider):  # type: ignore[misc]  # Beam
         if not tracker.try_claim(Watched(given, due_s, last=last)):
             return
         promised = watermark.current_watermark()
-        for pack in packed(sorted(new, key=lambda blob: blob.last_modified), **self._packing):
-            yield TimestampedValue(pack, event_time(pack[0], promised))
+        yield from stamped(new, promised, **self._packing)
         count(session.scope.job, "looks")
         count(session.scope.job, "blobs_matched", len(new))
         for blob in new:
@@ -244,6 +249,15 @@ def event_time(blob: BlobProperties, promised: Timestamp | None) -> Timestamp:
     """When Storage wrote a blob, or what the watermark had come to when it was found, whichever is later."""
     written = Timestamp(blob.last_modified.timestamp())
     return written if promised is None else max(written, promised)
+
+
+def stamped(
+    blobs: Iterable[BlobProperties], promised: Timestamp | None, *, small_bytes: int, pack_blobs: int, pack_bytes: int
+) -> Iterator[TimestampedValue]:
+    """Packs of blobs, each as early as its earliest one: none of its blobs is then stamped before it or made later."""
+    by_time = sorted(blobs, key=lambda blob: blob.last_modified)
+    for pack in packed(by_time, small_bytes=small_bytes, pack_blobs=pack_blobs, pack_bytes=pack_bytes):
+        yield TimestampedValue(pack, event_time(pack[0], promised))
 
 
 def _new_ones(given: bytes, blobs: Iterable[BlobProperties]) -> tuple[bytes, list[BlobProperties]]:

@@ -38,7 +38,7 @@ import pyarrow as pa
 from apache_beam.metrics.metric import Lineage
 from apache_beam.transforms.core import Windowing
 from apache_beam.transforms.trigger import AccumulationMode, AfterWatermark, DefaultTrigger
-from apache_beam.transforms.window import GlobalWindows
+from apache_beam.transforms.window import FixedWindows, GlobalWindows, SlidingWindows
 from apache_beam.utils.windowed_value import WindowedValue
 
 from beam_entra.access import Permission
@@ -64,6 +64,7 @@ _CHUNK = 64  # elements that are grouped together
 _HELD = 1024  # elements that a bundle holds in chunks
 _HELD_BYTES = 16 << 20  # of them
 _CHUNK_BYTES = 4 << 20  # of a record batch
+_LONGEST_WINDOW_S = 6 * 86400  # of the week that Storage keeps blocks, a day is left to settle and commit
 _MOST_STAGERS = 16  # windows that a bundle stages at once
 _NOBODYS = -1  # no shard: where the counterpart of a bundle's chunks goes
 _NUMBER_BITS = 40
@@ -95,7 +96,7 @@ class WriteToBlob(beam.PTransform):  # type: ignore[misc]  # Beam's PTransform i
             `_SUCCESS` does not list them. While it goes on, the `state` in an earlier run's `_SUCCESS` is
             "in progress"; only the content says so, since a job that can only write cannot remove it.
         block_bytes: Size of a staged block.
-        per_window: Commit the windows of bounded input one by one, too. None: that of input without end alone.
+        per_window: Commit the windows of bounded input one by one, too. Those of input without end always are.
 
     Raises:
         ConfigError: The arguments do not go together, or not with the windows of the input.
@@ -111,7 +112,7 @@ class WriteToBlob(beam.PTransform):  # type: ignore[misc]  # Beam's PTransform i
         compression: Compression = "none",
         overwrite: bool = False,
         block_bytes: int = _BLOCK_BYTES,
-        per_window: bool | None = None,
+        per_window: bool = False,
     ) -> None:
         super().__init__()
         path = BlobPath.parse(prefix)
@@ -147,9 +148,9 @@ class WriteToBlob(beam.PTransform):  # type: ignore[misc]  # Beam's PTransform i
 
     def expand(self, elements: beam.PCollection[Any]) -> beam.PCollection[CommittedBlob]:
         pipeline = elements.pipeline
-        per_window = self._per_window if elements.is_bounded else True
+        per_window = self._per_window or not elements.is_bounded
         if per_window:
-            _check_windows(self._settings, elements.windowing)
+            _check_windows(self._settings, elements.windowing, bounded=elements.is_bounded)
         check_at_launch(pipeline, self._settings.prefix, Permission.WRITE)
         _claim_prefix(pipeline, self._settings.prefix)
         if per_window:
@@ -224,9 +225,21 @@ def _may_fire_again(windowing: Windowing) -> bool:
     return not once
 
 
-def _check_windows(settings: WriteSettings, windowing: Windowing) -> None:
+def _open_s(windowing: Windowing) -> float:
+    """How long what is in a window waits at most until it fires, as far as can be told."""
+    windows, trigger = windowing.windowfn, windowing.triggerfn
+    early = not isinstance(trigger, DefaultTrigger | AfterWatermark) or bool(getattr(trigger, "early", None))
+    return 0.0 if early or not isinstance(windows, FixedWindows | SlidingWindows) else float(windows.size)
+
+
+def _check_windows(settings: WriteSettings, windowing: Windowing, *, bounded: bool) -> None:
     panes = _may_fire_again(windowing)
     if isinstance(windowing.windowfn, GlobalWindows) and not panes:
+        if bounded:
+            raise ConfigError(
+                "per_window commits one window at a time, and this input is in none",
+                Diagnosis(hint="leave per_window out, or window it: beam.WindowInto(FixedWindows(300))"),
+            )
         raise ConfigError(
             "WriteToBlob commits when its input ends, and this input never does",
             Diagnosis(hint="put it into windows first: beam.WindowInto(FixedWindows(300)); or set a trigger"),
@@ -238,6 +251,15 @@ def _check_windows(settings: WriteSettings, windowing: Windowing) -> None:
         )
     if settings.overwrite:
         raise ConfigError("windows are not overwritten", Diagnosis(hint="leave overwrite out; write to a new prefix"))
+    if not bounded and _open_s(windowing) > _LONGEST_WINDOW_S:
+        raise ConfigError(
+            "Storage drops after a week what was staged and not committed, and these windows are open for longer than "
+            f"{_LONGEST_WINDOW_S // 86400} days",
+            Diagnosis(
+                hint="beam.WindowInto(FixedWindows(86400)); or commit early, too: "
+                "trigger=AfterWatermark(early=AfterProcessingTime(3600))"
+            ),
+        )
     if panes and windowing.accumulation_mode != AccumulationMode.DISCARDING:
         raise ConfigError(
             "a window that fires again with what it has given before would be written twice",

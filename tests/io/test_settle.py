@@ -11,6 +11,7 @@ from apache_beam.testing.util import assert_that, equal_to
 from apache_beam.transforms.window import FixedWindows, GlobalWindows, TimestampedValue
 
 from beam_entra import JsonLines, WriteToBlob
+from beam_entra.errors import ConfigError
 from beam_entra.io.settle import Settling, _Settle, _Tracker
 
 CHECKPOINTED = "--checkpointing_interval=400"
@@ -109,6 +110,14 @@ def test_patience_has_an_end() -> None:
     group.resume()
     group.changed(since_s=1.0)
     assert group.resume() == ["group"]
+
+
+def test_an_interval_that_is_no_number_is_refused(lake: Any) -> None:
+    """When the pipeline is built, with what to write."""
+    write, pipeline = WriteToBlob(lake.curated.url("out/"), per_window=True), lake.pipeline(CHECKPOINTED + "s")
+    with pytest.raises(ConfigError, match="checkpointing_interval=400s is no number") as caught, pipeline as p:
+        p | beam.Create([{"id": 1}]) | beam.WindowInto(FixedWindows(10)) | write
+    assert "milliseconds" in caught.value.hint
 
 
 def test_a_runner_may_split_before_and_behind_a_look() -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import apache_beam as beam
 import pyarrow as pa
 import pytest
+from apache_beam.pipeline import PipelineVisitor
 from apache_beam.testing import test_stream
 from apache_beam.testing.util import assert_that, equal_to
 from apache_beam.transforms.trigger import (
@@ -200,6 +201,7 @@ def test_a_window_without_beginning_and_end_is_refused() -> None:
 # What is refused when the pipeline is built
 
 TWICE = {"trigger": AfterWatermark(late=AfterCount(1)), "accumulation_mode": AccumulationMode.DISCARDING}
+WEEK_S = 7 * 86400
 REFUSED: dict[str, tuple[Any, dict[str, Any], str]] = {
     "no windows": (beam.Map(lambda each: each), {}, "never does"),
     "the global window": (beam.WindowInto(GlobalWindows()), {}, "never does"),
@@ -207,6 +209,9 @@ REFUSED: dict[str, tuple[Any, dict[str, Any], str]] = {
     "overwriting": (beam.WindowInto(FixedWindows(60)), {"shards": 1, "overwrite": True}, "not overwritten"),
     "panes with shards": (beam.WindowInto(FixedWindows(60), **TWICE), {"shards": 2}, "more than once"),
     "lateness with shards": (beam.WindowInto(FixedWindows(60), allowed_lateness=60), {"shards": 2}, "more than once"),
+    "longer than blocks are kept": (beam.WindowInto(FixedWindows(WEEK_S)), {}, "after a week"),
+    "sliding ones": (beam.WindowInto(SlidingWindows(WEEK_S, 3600)), {}, "after a week"),
+    "with late panes alone": (beam.WindowInto(FixedWindows(WEEK_S), **TWICE), {}, "after a week"),
     "accumulating": (
         beam.WindowInto(
             FixedWindows(60),
@@ -227,6 +232,23 @@ def test_what_cannot_be_kept_is_refused_at_construction(
     with pytest.raises(ConfigError, match=message) as caught, lake.pipeline() as p:
         p | test_stream.TestStream() | windows | WriteToBlob(lake.curated.url("out/"), JsonLines(), **settings)
     assert caught.value.hint
+
+
+def test_long_windows_may_be_of_input_that_ends_or_have_early_panes(lake: Any) -> None:
+    """Neither leaves blocks uncommitted for a week."""
+    write(lake, [at(0, {"id": 1})], FixedWindows(WEEK_S), JsonLines())
+    assert [row["id"] for row in lake.written()] == [1]
+    early = AfterWatermark(early=AfterProcessingTime(60))
+    windows = beam.WindowInto(FixedWindows(WEEK_S), trigger=early, accumulation_mode=AccumulationMode.DISCARDING)
+    with lake.pipeline() as p:
+        events = p | test_stream.TestStream().advance_watermark_to_infinity()
+        events | windows | WriteToBlob(lake.curated.url("out/"), JsonLines())
+
+
+def test_input_that_ends_and_is_in_no_windows_has_none_to_commit(lake: Any) -> None:
+    """The error says so, and not that the input is without end."""
+    with pytest.raises(ConfigError, match="this input is in none"), lake.pipeline() as p:
+        p | beam.Create([1]) | WriteToBlob(lake.curated.url("out/"), JsonLines(), per_window=True)
 
 
 # Panes
@@ -352,6 +374,39 @@ def test_a_replay_with_other_blocks_is_a_clear_error_and_loses_nothing(lake: Any
     assert [row["id"] for row in lake.written()] == [1]
     one.commit(one.stage([(SECOND, {"id": 3})])[SECOND], SECOND)
     assert [row["id"] for row in lake.written(f"out/{FOLDERS[1]}/")] == [3], "other windows are not concerned"
+
+
+class Commits(PipelineVisitor):  # type: ignore[misc]  # Beam's class is untyped
+    """What the commit steps of a pipeline say of a commit that has begun with other blocks."""
+
+    def __init__(self) -> None:
+        self.again: list[str] = []
+
+    def visit_transform(self, node: Any) -> None:
+        """Look at each step."""
+        fn = getattr(node.transform, "fn", None)
+        if isinstance(fn, _Commit):
+            self.again.append(fn._again)
+
+
+@pytest.mark.parametrize(
+    ("endless", "trigger", "finished"),
+    [(False, {}, True), (False, TWICE, False), (True, {}, False), (True, TWICE, False)],
+    ids=["input that ends", "panes of it", "input without end", "panes"],
+)
+def test_only_windows_of_input_that_ends_are_finished_by_their_marker(
+    lake: Any, endless: bool, trigger: dict[str, Any], finished: bool
+) -> None:
+    """A second attempt has the same records there alone; elsewhere it is told what to do."""
+    source = test_stream.TestStream().advance_watermark_to_infinity() if endless else beam.Create([])
+    commits = Commits()
+    with lake.pipeline() as p:
+        windows = beam.WindowInto(FixedWindows(60), **trigger)
+        p | source | windows | WriteToBlob(lake.curated.url("out/"), JsonLines(), per_window=True)
+        p.visit(commits)
+    (again,) = commits.again
+    assert ("docs/streaming.md" not in again) == finished
+    assert (not again) == finished
 
 
 def test_the_commit_id_is_of_job_sink_window_and_pane(lake: Any, sink: Any) -> None:
