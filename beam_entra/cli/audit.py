@@ -14,7 +14,7 @@ from beam_entra.audit.record import SEAL_NAME
 from beam_entra.audit.show import Story, printable, show_blob, show_trail
 from beam_entra.audit.store import FolderTrail, TrailReader, find_trails
 from beam_entra.audit.verify import RunningSummary, TrailSummary, verify, verify_running
-from beam_entra.errors import AuditError, TrailBroken
+from beam_entra.errors import BeamEntraError, TrailBroken
 from beam_entra.paths import BlobPattern
 
 __all__ = ["audit"]
@@ -162,11 +162,11 @@ def _seal_interim(path: str, access_manifest: Path, endpoints: Path | None) -> N
     sealed = seal_running(path, access_manifest, endpoints)
     err = _console(stderr=True)
     for job, outcome in sealed.items():
-        if isinstance(outcome, AuditError):
+        if isinstance(outcome, BeamEntraError):
             err.print(Text.assemble(("NOT SEALED", "bold red"), f"  {job}: {outcome}"), soft_wrap=True)
         else:
             click.echo(f"{job} {outcome.last}")
-    if any(isinstance(outcome, AuditError) for outcome in sealed.values()):
+    if any(isinstance(outcome, BeamEntraError) for outcome in sealed.values()):
         raise click.exceptions.Exit(1)
 
 

@@ -13,7 +13,15 @@ from os import PathLike
 from beam_entra.audit.interim import Interims, seal_interim
 from beam_entra.audit.record import SEAL_NAME
 from beam_entra.clock import Clock, utc_now
-from beam_entra.errors import AuditError, BeamEntraError, ConfigError, Diagnosis, IdentityExpired, TrailBroken
+from beam_entra.errors import (
+    AuditError,
+    BeamEntraError,
+    ConfigError,
+    Diagnosis,
+    IdentityExpired,
+    StorageError,
+    TrailBroken,
+)
 from beam_entra.session.scope import JobScope
 from beam_entra.session.sealing import StorageTrail, _SealingBundle, _trail_of, _UnrecordedSession
 from beam_entra.session.session import Session
@@ -83,7 +91,7 @@ class PeriodicSeals:
 
 def seal_running(
     path: str, access_manifest: str | PathLike[str], endpoints: str | PathLike[str] | None, *, clock: Clock = utc_now
-) -> dict[str, Interims | AuditError]:
+) -> dict[str, Interims | BeamEntraError]:
     """Seal what there is of running jobs, as the manifest's identity; this leaves no record but the seals.
 
     For jobs whose launcher is not there: from cron, say. A trail that has a seal is left as it is, and so is one to
@@ -115,9 +123,9 @@ def seal_running(
     return {job: _seal_one(replace(scope, job=job), clock) for job in sorted(jobs - sealed)}
 
 
-def _seal_one(scope: JobScope, clock: Clock) -> Interims | AuditError:
+def _seal_one(scope: JobScope, clock: Clock) -> Interims | BeamEntraError:
     with closing(_UnrecordedSession(scope.to_seal(clock()), clock=clock)) as session:
         try:
             return seal_job_interim(session)
-        except AuditError as error:
+        except (AuditError, StorageError) as error:  # of this trail; who gets no token gets none for the others
             return error

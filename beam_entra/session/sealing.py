@@ -18,7 +18,7 @@ from beam_entra.audit.fields import SEGMENT_NAME
 from beam_entra.audit.interim import Interims, Said
 from beam_entra.audit.record import SEAL_NAME, Record, segment_name
 from beam_entra.audit.seal import Seal, check_unsealed, seal, write_seal
-from beam_entra.audit.segments import SegmentCheck, Segments, next_to, segments_of
+from beam_entra.audit.segments import SegmentCheck, Segments, segments_of
 from beam_entra.audit.store import INTERIM_NAME
 from beam_entra.clock import Clock, utc_now
 from beam_entra.errors import AuditError, AuditUnavailable, BlobNotFound, ConfigError, Diagnosis
@@ -35,6 +35,7 @@ __all__ = ["StorageTrail", "open_trail", "seal_job", "seal_late"]
 
 _READERS = 8
 _AHEAD_BYTES = 64 << 20  # of segments that are read before their turn
+_FIRST = "00000.jsonl"
 _LONG_AGO = datetime.min.replace(tzinfo=UTC)
 _TIME_TO_RECORD = timedelta(seconds=30)
 
@@ -54,13 +55,14 @@ class StorageTrail:
     def sizes(self) -> Mapping[str, int]:
         """Every file and its length, at one moment.
 
-        A listing takes its time: a segment may be seen while it still grows, and the one that continues it when that
-        has begun. Such a segment is listed again, now that it has ended.
+        A listing takes its time: a segment may be seen while it still grows, or not at all, and a later one of its
+        process when that has begun. What comes before such a one is listed again, now that it has ended.
         """
         found = self._list()
-        ended = [name for name in found if _continuation(name) in found]
-        again = self._list() if ended else {}
-        self._found = found | {name: again[name] for name in ended if name in again}
+        latest = {_process(name): name for name in sorted(found)}
+        again = self._list() if any(_continues(name) for name in latest.values()) else {}
+        ended = {name: blob for name, blob in again.items() if name < latest.get(_process(name), "")}
+        self._found = found | ended
         return {name: blob.size_bytes for name, blob in self._found.items()}
 
     def _list(self) -> dict[str, BlobProperties]:
@@ -340,10 +342,14 @@ def _trail_of(
     return manifest, folder
 
 
-def _continuation(name: str) -> str:
-    """The name of the segment that would continue this one; empty if this is none."""
-    folder, slash, file = name.rpartition("/")
-    return f"{folder}{slash}{next_to(file)}" if SEGMENT_NAME.fullmatch(file) else ""
+def _process(name: str) -> str:
+    """What the segments of one process have in common; of another file its name."""
+    return name[: -len(_FIRST)] if SEGMENT_NAME.fullmatch(name.rpartition("/")[2]) else name
+
+
+def _continues(name: str) -> bool:
+    """Whether it is a segment that continues another."""
+    return _process(name) != name and not name.endswith(_FIRST)
 
 
 def _unknown(path: BlobPath, size_bytes: int) -> BlobProperties:

@@ -11,6 +11,7 @@ import apache_beam as beam
 import pytest
 
 from beam_entra import JsonLines, ReadFromBlob, WriteToBlob
+from beam_entra.errors import TrailBroken
 from beam_entra.testing.storage_requests import StorageExchange
 from tests.io.conftest import Lake
 
@@ -62,3 +63,25 @@ def test_a_job_that_takes_no_time_is_sealed_once(sealing_often: Lake) -> None:
     with pytest.raises(Exception, match="by zero"), lake.pipeline() as p:
         p | beam.Create([0]) | beam.Map(lambda number: 1 // number)
     assert lake.only_trail().verify().interim_seals == 0
+
+
+def remove_interim_seals(element: int) -> int:
+    """One during which the job is sealed twice, and somebody removes that."""
+    lake = _LAKE[0]
+    assert lake.cloud.proxy.wait_for(lambda seen: sum(map(_is_interim_seal, seen)) >= 2, timeout_s=60)
+    for name in lake.audit.list("audit/"):
+        if "/seal-0" in name:
+            lake.audit.delete(name)
+    return element
+
+
+def test_interim_seals_that_were_removed_are_missed_at_the_end(sealing_often: Lake) -> None:
+    """The launcher has made them, so it seals nothing without them, though the folder does not tell."""
+    lake = sealing_often
+    _LAKE[:] = [lake]
+    manifest = lake.manifest()
+    often = replace(manifest, trail=replace(manifest.trail, seal_every=SECOND))
+    pipeline = lake.pipeline("--direct_running_mode=in_memory", manifest=often)
+    with pytest.raises(TrailBroken, match=r"seal-00000\d\.jsonl line 1: rule 18"), pipeline as p:
+        p | beam.Create([0]) | beam.Map(remove_interim_seals)
+    assert not [name for name in lake.audit.list("audit/") if name.endswith("/seal.jsonl")]

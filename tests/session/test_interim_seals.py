@@ -226,6 +226,35 @@ def test_a_listing_that_takes_its_time(make_job, tmp_path):
     worker.close()
 
 
+def test_a_listing_that_takes_its_time_and_misses_one(make_job, tmp_path):
+    """A worker has begun two segments while it was listed: where the first of them stands was looked at before."""
+    job = make_job(trail=SHORT)
+    manifest = tmp_path / "orders.access.toml"
+    manifest.write_text(job.text, encoding="utf-8")
+    worker = job.session()
+    records(worker, 50)
+
+    class Slow(StorageTrail):
+        """The first of any two listings saw the first segment early, and not the second."""
+
+        listings = 0
+        early: dict[str, BlobProperties]
+
+        def _list(self) -> dict[str, BlobProperties]:
+            self.listings += 1
+            if self.listings == 1:
+                self.early = super()._list()
+                records(worker, 200)
+            found = super()._list()
+            return found if self.listings % 2 == 0 else {max(found): found[max(found)]} | self.early
+
+    slow = Slow(open_trail(str(job.scope.folder), manifest, job.cloud.endpoints_file)._bundle, job.scope.folder)
+    assert set(slow.sizes()) == set(worker.segments)
+    assert len(worker.segments) == 3
+    assert verify_running(slow).records >= 250
+    worker.close()
+
+
 def test_what_was_listed_is_read_though_more_was_written(job, manifest_file):
     """An auditor of a running job reads as much as it saw; a version is not asked for, since it will be another."""
     worker = job.session()
@@ -373,15 +402,20 @@ def test_from_the_command_line(job, manifest_file):
     assert run(job, manifest_file, "seal", "--interim", above).stdout == "", "it has its seal"
 
 
-def test_one_broken_trail_does_not_keep_others_from_their_seal(job, manifest_file):
-    """Each job of a folder is sealed for itself; what is wrong is said, with exit code 1."""
+@pytest.mark.parametrize("gone", [False, True])
+def test_one_broken_trail_does_not_keep_others_from_their_seal(job, manifest_file, gone):
+    """Each job of a folder is sealed for itself; what is wrong is said, with exit code 1; so is what is gone by now."""
     with closing(job.session()) as worker:
         read_blob(worker, job)
-    job.audit.upload("trails/orders-broken/segment-f0000000-0000-4000-8000-00000000000f-00000.jsonl", b"no record\n")
+    segment = "trails/orders-broken/segment-f0000000-0000-4000-8000-00000000000f-00000.jsonl"
+    job.audit.upload(segment, b"no record\n")
+    if gone:
+        job.cloud.proxy.respond(404, "BlobNotFound", where=matching("GetBlob", blob=segment))
     made = run(job, manifest_file, "seal", "--interim", str(job.manifest.audit))
     assert made.exit_code == 1
     assert made.stdout.split()[0] == job.scope.job
-    assert "NOT SEALED  orders-broken: segment-f0000000" in made.stderr
+    assert "NOT SEALED  orders-broken: " in made.stderr
+    assert "segment-f0000000" in made.stderr
 
 
 @pytest.mark.parametrize("below", ["", "nothing/", "a/b/"])

@@ -6,7 +6,6 @@ import inspect
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -252,10 +251,8 @@ def test_a_segment_that_goes_meanwhile(job):
 @pytest.mark.parametrize("over", [False, True], ids=["in time", "when its time is over"])
 def test_of_two_who_seal_at_once_one_is_told(make_job, over):
     """Each has read the trail and seen no seal; the one whose attempt fails first finds the other's, not its own."""
-    job = make_job()
+    job = make_job(lasts=timedelta(seconds=20) if over else None)
     other = job.audit.admin.client("contosolake").get_blob_client(job.audit.name, f"{job.scope.folder.name}seal.jsonl")
-    if over:
-        job.scope = replace(job.scope, deadline=utc_now().replace(microsecond=0) + timedelta(seconds=20))
 
     def is_faster(seconds: float) -> None:
         other.append_block(b"the other's\n")
@@ -271,9 +268,7 @@ def test_of_two_who_seal_at_once_one_is_told(make_job, over):
 @pytest.mark.parametrize("over", [False, True], ids=["in time", "when its time is over"])
 def test_a_seal_whose_answer_is_lost(make_job, over):
     """It is there, once: the next attempt finds its own."""
-    job = make_job()
-    if over:
-        job.scope = replace(job.scope, deadline=utc_now().replace(microsecond=0) + timedelta(seconds=20))
+    job = make_job(lasts=timedelta(seconds=20) if over else None)
     session = job.session(pause=lambda seconds: None)
     seal_blob = f"{job.scope.folder.name}seal.jsonl"
     job.cloud.proxy.lose_answer(where=matching("AppendBlock", blob=seal_blob), times=1)
