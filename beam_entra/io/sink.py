@@ -203,14 +203,20 @@ def window_name(window: Any) -> str:
     """Beginning and end in UTC, as `20261121T080000Z_20261121T081500Z`: by name is by time.
 
     Raises:
-        ConfigError: It has none.
+        ConfigError: It has none, or they are in no year that a calendar has.
     """
     if not isinstance(window, IntervalWindow):
         raise ConfigError(
             f"a {type(window).__name__} has no beginning and end that blobs could be named after",
             Diagnosis(hint="write in FixedWindows, SlidingWindows, or windows of a class derived from IntervalWindow"),
         )
-    return f"{_instant(window.start)}_{_instant(window.end)}"
+    try:
+        return f"{_instant(window.start)}_{_instant(window.end)}"
+    except OverflowError:
+        raise ConfigError(
+            "elements that are to be written in windows have no time",
+            Diagnosis(hint="give them one: beam.Map(lambda row: TimestampedValue(row, row['at'])), then WindowInto"),
+        ) from None
 
 
 def _instant(timestamp: Timestamp) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import apache_beam as beam
@@ -59,6 +60,12 @@ class Group:
         """Go back to an earlier one."""
         self.state = state
 
+    @property
+    def since_s(self) -> float:
+        """Since when it waits."""
+        waiting: Settling = self._fn().restriction_coder().decode(self.state)
+        return waiting.since_s
+
     def changed(self, **facts: Any) -> None:
         """Have it be another."""
         coder = self._fn().restriction_coder()
@@ -108,7 +115,10 @@ def test_patience_has_an_end() -> None:
     """Where no checkpoint is ever complete, as while a job ends, nothing is held back for good."""
     group = Group(Finalizer())
     group.resume()
-    group.changed(since_s=1.0)
+    group.changed(since_s=(began_s := time.time() - 50))
+    group.resume()
+    assert group.since_s == began_s, "what was waited before counts"
+    group.changed(since_s=began_s - 20)
     assert group.resume() == ["group"]
 
 

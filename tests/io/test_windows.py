@@ -29,8 +29,9 @@ from apache_beam.transforms.window import (
     Sessions,
     SlidingWindows,
     TimestampedValue,
+    WindowFn,
 )
-from apache_beam.utils.timestamp import Timestamp
+from apache_beam.utils.timestamp import MIN_TIMESTAMP, Timestamp
 from apache_beam.utils.windowed_value import PaneInfo, PaneInfoTiming
 from hypothesis import given
 from hypothesis import strategies as st
@@ -196,6 +197,14 @@ def test_a_window_without_beginning_and_end_is_refused() -> None:
     """Nothing could be named after it."""
     with pytest.raises(ConfigError, match="no beginning and end"):
         window_name(GlobalWindow())
+
+
+def test_elements_without_a_time_are_told_so() -> None:
+    """What was never stamped is in the first window of all, which is in no year."""
+    (window,) = FixedWindows(60).assign(WindowFn.AssignContext(MIN_TIMESTAMP))
+    with pytest.raises(ConfigError, match="have no time") as caught:
+        window_name(window)
+    assert "TimestampedValue" in caught.value.hint
 
 
 # What is refused when the pipeline is built
