@@ -22,10 +22,11 @@ def audit(lake: Lake, command: str, path: str, *more: Any) -> Result:
 
 @pytest.fixture
 def killed(lake: Lake) -> str:
-    """The folder of a job whose launcher was killed while it wrote."""
+    """The folder of a job whose launcher was killed while it committed what it had staged and recorded."""
     lake.upload_json("in/a.jsonl", [{"id": number} for number in range(10)])
-    folder = f"/{lake.curated.name}/out/"
-    held = lake.cloud.proxy.hold(where=lambda request: request.method == "PUT" and folder in request.path)
+    held = lake.cloud.proxy.hold(
+        where=lambda request: (request.container, request.operation) == (lake.curated.name, "PutBlockList")
+    )
     launched = lake.launch("--input", lake.raw.url("in/*"), "--output", lake.curated.url("out/"))
     try:
         held.gate.wait_for_arrivals(timeout_s=60)
@@ -48,7 +49,7 @@ def test_the_trail_of_a_killed_launcher_is_sealed_late(lake: Lake, killed: str) 
     (job,) = lake.jobs()
     assert f"sealed late  {job}" in sealed.stderr
     assert "how the job ended is not known" in sealed.stderr
-    assert "ended without closing" in sealed.stderr, "the bundle that wrote when the launcher died"
+    assert "ended without closing" in sealed.stderr, "the bundle that committed when the launcher died"
     after = audit(lake, "verify", killed, f"--seal-digest={digest}")
     assert after.exit_code == 0, after.output
     assert "ended late (sealed at " in after.stdout
