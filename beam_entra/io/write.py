@@ -354,11 +354,12 @@ class _StageWindows(ScopedDoFn):
         super().start_bundle()
 
     def process(self, element: Any, window: Any = beam.DoFn.WindowParam) -> None:
-        stager = self._stagers.get(window)
+        stager = self._stagers.pop(window, None)
         if stager is None:
             if len(self._stagers) >= _MOST_STAGERS:
                 self._finish(next(iter(self._stagers)))
-            stager = self._stagers[window] = self._open(window)
+            stager = self._open(window)
+        self._stagers[window] = stager  # behind all others: the one that was used longest ago is finished first
         if isinstance(element, pa.RecordBatch):
             stager.add_batch(element)
         else:
