@@ -138,7 +138,8 @@ def _unpack(engine: Engine, to: Path) -> None:
         subprocess.run([*pip, f"--requirement={pins}", f"--dest={folder}"], check=True)
         (sdist,) = Path(folder).glob(engine.distribution)
         with tarfile.open(sdist) as archive:
-            archive.extractall(folder, filter="data")
+            archive.extraction_filter = getattr(tarfile, "data_filter", None)  # Python has it from 3.11.4 on
+            archive.extractall(folder)  # noqa: S202 - its digest is pinned
         (deps,) = Path(folder).glob("*/deps")
         deps.rename(to)
 
