@@ -189,6 +189,12 @@ def runs(beam_entra_cloud: LocalCloud, tmp_path_factory: pytest.TempPathFactory)
     )
 
 
+@pytest.mark.skipif("PYTEST_XDIST_WORKER" not in os.environ, reason="there is one process")
+def test_tests_of_a_group_stay_together(request: pytest.FixtureRequest) -> None:
+    """A pytest that is too new for xdist would have each process run all suites."""
+    assert request.node.nodeid.endswith("@beam_suites")
+
+
 @pytest.mark.timeout(TIMEOUT_S)
 @pytest.mark.parametrize("suite", LEAST)
 def test_a_suite_of_beams(runs: Runs, suite: str) -> None:

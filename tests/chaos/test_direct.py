@@ -12,6 +12,8 @@ from tests.chaos.job import SINKS, Job, check_output, check_trail
 from tests.chaos.strikes import MOMENTS, Moment, Storm, Strike, end
 from tests.io.conftest import Lake
 
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # threads of Beam's
+
 DIRECT = (
     "--runner=DirectRunner",
     "--prism_location=/nonexistent",
@@ -38,7 +40,6 @@ def state_of(lake: Lake, sink: str) -> str:
     return "nothing" if not names else "complete" if f"out/a/{sink}/_SUCCESS" in names else "begun"
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # threads of Beam's
 @pytest.mark.parametrize(("moment", "done"), CASES)
 def test_a_worker_that_is_killed(lakes: Callable[[], Lake], moment: Moment, done: bool) -> None:
     """One clear error and a sealed trail; what was begun is refused, and a launch to where nothing is writes all."""

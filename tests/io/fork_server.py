@@ -25,20 +25,21 @@ from typing import Any
 
 from apache_beam.runners.direct import direct_runner  # noqa: F401  # imported once, here
 from apache_beam.runners.portability import fn_api_runner  # noqa: F401  # likewise
+from apache_beam.transforms.window import GlobalWindow
 
 from beam_entra.io.sink import WriteSettings
 from beam_entra.io.write import _Commit, _Stage
 from beam_entra.session import JobScope
 
 
-def run_bundle(fn: Any, elements: list[Any]) -> list[Any]:
-    """One bundle through the life of a DoFn; its outputs."""
+def run_bundle(fn: Any, elements: list[Any], **parameters: Any) -> list[Any]:
+    """One bundle through the life of a DoFn; its outputs. What `process` asks Beam for is given with each element."""
     outputs: list[Any] = []
     fn = pickle.loads(pickle.dumps(fn))  # noqa: S301  # as a runner does to it
     fn.setup()
     fn.start_bundle()
     for element in elements:
-        outputs += fn.process(element) or ()
+        outputs += fn.process(element, **parameters) or ()
     outputs += [windowed.value for windowed in fn.finish_bundle() or ()]
     fn.teardown()
     return outputs
@@ -51,7 +52,7 @@ def stage(scope: JobScope, settings: WriteSettings, elements: list[Any]) -> list
 
 def commit(scope: JobScope, settings: WriteSettings, staged: list[Any]) -> list[Any]:
     """The bundle of the step that commits."""
-    return run_bundle(_Commit(settings).scoped(scope, "Write/Commit"), [staged])
+    return run_bundle(_Commit(settings).scoped(scope, "Write/Commit"), [staged], window=GlobalWindow())
 
 
 def launch(arguments: list[str]) -> None:

@@ -425,7 +425,7 @@ def test_a_job_on_a_terminal_says_how_it_stands(lake: Any, terminal: Terminal) -
     assert len(set(left)) > 1
     terminal.close()
     last = re.findall(LINE, terminal.written)[-1]
-    assert last.partition("; ")[2] == str(Figures(counts=report["metrics"]))
+    assert last.partition("; ")[2] == str(Figures(counts=report["metrics"])), terminal.written[-2000:]
     assert "5/5 blobs, 500 records" in last
     assert not [line for line in terminal.screen() if " left; " in line]
     assert lake.cloud.find_leaks(terminal.written) == []

@@ -264,7 +264,7 @@ def test_a_server_that_stays_busy(desk):
     fault = desk.cloud.proxy.respond(503, "ServerBusy", headers={"Retry-After": "2"}, where=GET)
     with pytest.raises(Throttled) as caught:
         desk.read(blob)
-    assert (caught.value.diagnosis.attempts, fault.hits) == (6, 6)
+    assert (caught.value.diagnosis.attempts, fault.hits) == (7, 7)
     assert caught.value.diagnosis.retry_after_s == 2
     assert caught.value.retryable
 
