@@ -94,6 +94,7 @@ def tampered(change) -> str:
         tampered(lambda fields: fields["manifest"].update(extra=1)),
         tampered(lambda fields: fields["manifest"]["grants"].update(read=["abfss://raw@contosolake/../"])),
     ],
+    ids=["nothing", "a list", "no fields", "no JSON", "no deadline", "no time", "a setting too many", "no path"],
 )
 def test_what_is_no_scope_is_refused(text):
     """Another version's scope, or something else, is a ConfigError that says what to do."""
