@@ -246,6 +246,7 @@ class _Line:
 
     def _draw(self) -> None:
         columns = os.get_terminal_size(self._stream.fileno()).columns or _COLUMNS
+        self._console.width = columns  # else rich goes by the variable COLUMNS, which may be another terminal's
         self._live.update(self._text(str(self._source())[: columns - 1], no_wrap=True, overflow="crop"), refresh=True)
 
     def _redirect(self) -> None:

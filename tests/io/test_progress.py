@@ -290,7 +290,9 @@ def test_a_job_in_this_process_is_told_at_every_moment(lake: Any, runner: str) -
     (middle,) = seen
     assert middle.counts["blobs_matched"] == 3
     assert middle.counts["blobs_read"] < 3
-    assert 0 < middle.counts["records_read"] <= 3 * RECORDS
+    assert middle.counts["records_read"] <= 3 * RECORDS
+    # They are counted when a block is through; of several threads one may begin with the blob that is held.
+    assert middle.counts["records_read"] > 0 or runner == "several threads"
     assert middle.counts["bytes_read"] > 0
     assert middle.counts["tokens_acquired"] == 1
     assert middle.left is not None
@@ -406,8 +408,11 @@ def blobs(lines: Sequence[str]) -> list[tuple[int, int]]:
     return [(int(match[1]), int(match[2])) for match in found if match]
 
 
-def test_a_job_on_a_terminal_says_how_it_stands(lake: Any, terminal: Terminal) -> None:
+def test_a_job_on_a_terminal_says_how_it_stands(
+    lake: Any, terminal: Terminal, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The figures grow, the time goes down, all blobs are known while one is not read; the last are the report's."""
+    monkeypatch.setenv("COLUMNS", "60")  # the terminal is wider than a shell once thought
     upload(lake, 5)
     stopped = lake.cloud.proxy.hold(where=matching("GetBlob", blob="in/3.jsonl"))
     launched = job(lake, terminal)
