@@ -21,11 +21,11 @@ from typing import Any, NamedTuple
 
 import apache_beam as beam
 from apache_beam.coders import Coder, PickleCoder
-from apache_beam.io.iobase import RestrictionProgress, RestrictionTracker
 from apache_beam.transforms.core import RestrictionProvider
 from apache_beam.utils.timestamp import Duration
 
 from beam_entra.errors import ConfigError, Diagnosis
+from beam_entra.io.claim import OneClaim
 
 __all__ = ["settled"]
 
@@ -89,43 +89,6 @@ class _Notes:
 _NOTES = _Notes()
 
 
-class _Tracker(RestrictionTracker):  # type: ignore[misc]  # Beam's class is untyped
-    """One claim: of how far it has come."""
-
-    def __init__(self, restriction: Settling) -> None:
-        self._restriction = restriction
-        self._after: Settling | None = None
-        self._stopped = restriction.over
-
-    def current_restriction(self) -> Settling:
-        return self._restriction
-
-    def try_claim(self, position: Settling) -> bool:
-        if self._stopped or self._after is not None:
-            return False
-        self._after = position
-        return True
-
-    def try_split(self, fraction_of_remainder: float) -> tuple[Settling, Settling] | None:
-        rest = self._restriction if self._after is None else self._after
-        if self._stopped or rest.over:
-            return None
-        self._stopped = True
-        self._restriction = _OVER
-        return _OVER, rest
-
-    def check_done(self) -> None:
-        if not self._stopped and not (self._after is not None and self._after.over):
-            raise ValueError("the group has not been given")
-
-    def current_progress(self) -> RestrictionProgress:
-        done = self._stopped or self._after is not None
-        return RestrictionProgress(completed=float(done), remaining=float(not done))
-
-    def is_bounded(self) -> bool:
-        return True
-
-
 class _Settle(beam.DoFn, RestrictionProvider):  # type: ignore[misc]  # Beam's classes are untyped
     """Gives each element once it is in a checkpoint."""
 
@@ -136,8 +99,8 @@ class _Settle(beam.DoFn, RestrictionProvider):  # type: ignore[misc]  # Beam's c
     def initial_restriction(self, _element: Any) -> Settling:
         return Settling()
 
-    def create_tracker(self, restriction: Settling) -> _Tracker:
-        return _Tracker(restriction)
+    def create_tracker(self, restriction: Settling) -> OneClaim:
+        return OneClaim(restriction, _OVER, unfinished="the group has not been given")
 
     def restriction_size(self, _element: Any, _restriction: Settling) -> int:
         return 1

@@ -21,7 +21,6 @@ from typing import Any, NamedTuple
 
 import apache_beam as beam
 from apache_beam.coders import Coder, PickleCoder
-from apache_beam.io.iobase import RestrictionProgress, RestrictionTracker
 from apache_beam.io.watermark_estimators import ManualWatermarkEstimator
 from apache_beam.metrics.metric import Lineage
 from apache_beam.transforms.core import RestrictionProvider
@@ -29,6 +28,7 @@ from apache_beam.transforms.window import TimestampedValue
 from apache_beam.utils.timestamp import Duration, Timestamp
 
 from beam_entra.errors import BlobNotFound, ConfigError, Diagnosis
+from beam_entra.io.claim import OneClaim
 from beam_entra.io.dofn import ScopedDoFn, count
 from beam_entra.io.match import match
 from beam_entra.io.packs import packed
@@ -121,43 +121,15 @@ class Watched(NamedTuple):
 _OVER = Watched(over=True)
 
 
-class WatchTracker(RestrictionTracker):  # type: ignore[misc]  # Beam's class is untyped
+class WatchTracker(OneClaim):
     """One look is one claim: of what will have been given after it. What is split off is all that comes later."""
 
     def __init__(self, restriction: Watched) -> None:
-        self._restriction = restriction
-        self._after: Watched | None = None
-        self._stopped = restriction.over
-
-    def current_restriction(self) -> Watched:
-        return self._restriction
-
-    def try_claim(self, position: Watched) -> bool:
-        if self._stopped or self._after is not None:
-            return False
-        self._after = position
-        return True
-
-    def try_split(self, fraction_of_remainder: float) -> tuple[Watched, Watched] | None:
-        """Whatever the fraction: a look is done as a whole, or not at all."""
-        rest = self._restriction if self._after is None else self._after
-        if self._stopped or rest.over:
-            return None
-        self._stopped = True
-        self._restriction = _OVER
-        return _OVER, rest
-
-    def check_done(self) -> None:
-        if not self._stopped and not (self._after is not None and self._after.over):
-            raise ValueError("the watch has ended before its end")
-
-    def current_progress(self) -> RestrictionProgress:
-        done = self._stopped or self._after is not None
-        return RestrictionProgress(completed=float(done), remaining=float(not done))
+        super().__init__(restriction, _OVER, unfinished="the watch has ended before its end")
 
     def is_bounded(self) -> bool:
         """Only what is over has an end: whoever drains a job drops the rest."""
-        return self._restriction.over
+        return bool(self.current_restriction().over)
 
 
 class WatchBlobs(ScopedDoFn, RestrictionProvider):  # type: ignore[misc]  # Beam's class is untyped

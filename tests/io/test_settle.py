@@ -13,7 +13,7 @@ from apache_beam.transforms.window import FixedWindows, GlobalWindows, Timestamp
 
 from beam_entra import JsonLines, WriteToBlob
 from beam_entra.errors import ConfigError
-from beam_entra.io.settle import Settling, _Settle, _Tracker
+from beam_entra.io.settle import Settling, _Settle
 
 CHECKPOINTED = "--checkpointing_interval=400"
 
@@ -132,12 +132,12 @@ def test_an_interval_that_is_no_number_is_refused(lake: Any) -> None:
 
 def test_a_runner_may_split_before_and_behind_a_look() -> None:
     """The rest waits on; what is over is not split."""
-    tracker = _Tracker(Settling("note"))
+    tracker = _Settle(1).create_tracker(Settling("note"))
     assert tracker.try_split(0.5) == (Settling(over=True), Settling("note"))
     assert not tracker.try_claim(Settling(over=True))
     tracker.check_done()
-    assert _Tracker(Settling(over=True)).try_split(0) is None
-    tracker = _Tracker(Settling("note"))
+    assert _Settle(1).create_tracker(Settling(over=True)).try_split(0) is None
+    tracker = _Settle(1).create_tracker(Settling("note"))
     with pytest.raises(ValueError, match="not been given"):
         tracker.check_done()
     assert tracker.try_claim(Settling(over=True))
