@@ -1,7 +1,7 @@
 """Apache Beam pipelines whose I/O is scoped to the job's identity.
 
-The names below live in `beam_entra.io`; they are looked up when first used, so that the rooms that need no Beam
-(paths, access, audit, the command line) load without it.
+The names below live in `beam_entra.io` and `beam_entra.launch`; they are looked up when first used, so that the rooms
+that need no Beam (paths, access, audit, the command line) load without it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
         Csv,
         EntraOptions,
         Format,
-        JobReport,
         JsonLines,
         Lines,
         Parquet,
@@ -26,12 +25,11 @@ if TYPE_CHECKING:
         ReadFromBlob,
         Scoped,
         ScopedDoFn,
-        ScopedPipeline,
         Watch,
         WriteToBlob,
-        command_line,
         scope_of,
     )
+    from beam_entra.launch import JobReport, ScopedPipeline, command_line
 
 __all__ = [
     "Avro",
@@ -60,4 +58,5 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module("beam_entra.io"), name)
+    room = "launch" if name in {"JobReport", "ScopedPipeline", "command_line"} else "io"
+    return getattr(importlib.import_module(f"beam_entra.{room}"), name)

@@ -16,7 +16,7 @@ from beam_entra.audit import Receipt
 from beam_entra.audit.record import Record
 from beam_entra.clock import utc_now
 from beam_entra.identity import AccessToken
-from beam_entra.io.pipeline import JobReport, ScopedPipeline
+from beam_entra.launch.pipeline import JobReport, ScopedPipeline
 from beam_entra.paths import BlobPath
 from beam_entra.secret import Secret
 from beam_entra.session import Session, adopt_session, close_session

@@ -23,6 +23,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("session",),
     ("doctor",),
     ("io",),
+    ("launch",),
     ("cli", "pipelines", "benchmarks"),
 )
 RANK = {room: rank for rank, row in enumerate(ROWS) for room in row}
@@ -104,7 +105,7 @@ def test_only_identity_speaks_to_entra():
     assert importers == {"identity"}
 
 
-def test_beam_is_known_to_io_alone():
+def test_beam_is_known_to_io_and_launch_alone():
     """Below io/ nobody knows Beam, so that sessions serve whoever is not a pipeline, too."""
     importers = {
         room_of(name_of(file))
@@ -112,7 +113,7 @@ def test_beam_is_known_to_io_alone():
         for _, name in imports(file)
         if name.startswith("apache_beam")
     }
-    assert importers == {"io"}
+    assert importers == {"io", "launch"}
 
 
 @pytest.mark.parametrize("name", BELOW_BEAM_AND_AZURE)
@@ -142,7 +143,7 @@ def test_the_package_names_what_it_exports():
     typed = [
         alias.name
         for node in ast.walk(tree)
-        if isinstance(node, ast.ImportFrom) and node.module == "beam_entra.io"
+        if isinstance(node, ast.ImportFrom) and node.module in {"beam_entra.io", "beam_entra.launch"}
         for alias in node.names
     ]
     exported = next(ast.literal_eval(node.value) for node in tree.body if isinstance(node, ast.Assign))

@@ -45,7 +45,7 @@ def worker(
 
     Beam's contract for SDK containers: a runner passes the flags. Those that it adds in later versions are ignored.
     """
-    from beam_entra.io.worker import print_to_stderr, run_worker  # noqa: PLC0415  # `--help` starts without Beam
+    from beam_entra.launch.worker import print_to_stderr, run_worker  # noqa: PLC0415  # `--help` starts without Beam
 
     if worker_pool:
         _serve_pool(host, port)
@@ -64,7 +64,7 @@ def worker(
 
 
 def _serve_pool(host: str, port: int) -> None:
-    from beam_entra.io.worker import WorkerPool  # noqa: PLC0415  # see worker
+    from beam_entra.launch.worker import WorkerPool  # noqa: PLC0415  # see worker
 
     pool = WorkerPool(host=host, port=port)
     click.echo(f"The worker pool is at {pool.address}; Ctrl-C stops it.")

@@ -1,4 +1,4 @@
-"""What Beam sees: options, the scoped pipeline, reading, writing, formats, and the base for connectors."""
+"""What Beam sees: options, reading, writing, formats, and the base for connectors."""
 
 from __future__ import annotations
 
@@ -6,9 +6,7 @@ from beam_entra.io.batches import BatchesToRows
 from beam_entra.io.dofn import METRICS_NAMESPACE, Scoped, ScopedDoFn, scope_of
 from beam_entra.io.filesystem import BlobFileSystem
 from beam_entra.io.formats import Avro, Bytes, Csv, Format, JsonLines, Lines, Parquet
-from beam_entra.io.launch import command_line
 from beam_entra.io.options import EntraOptions
-from beam_entra.io.pipeline import JobReport, ScopedPipeline
 from beam_entra.io.read import BadRecord, ReadAllFromBlob, ReadFromBlob
 from beam_entra.io.watch import Watch
 from beam_entra.io.write import WriteToBlob
@@ -23,7 +21,6 @@ __all__ = [
     "Csv",
     "EntraOptions",
     "Format",
-    "JobReport",
     "JsonLines",
     "Lines",
     "Parquet",
@@ -31,9 +28,7 @@ __all__ = [
     "ReadFromBlob",
     "Scoped",
     "ScopedDoFn",
-    "ScopedPipeline",
     "Watch",
     "WriteToBlob",
-    "command_line",
     "scope_of",
 ]

@@ -1,6 +1,6 @@
 """The line on the terminal while a worker elsewhere does the job, on an engine that tells how it stands.
 
-Where the engine tells nothing, the trail does, whatever the engine is: `tests/io/test_progress.py` has that.
+Where the engine tells nothing, the trail does, whatever the engine is: `tests/launch/test_progress.py` has that.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import pytest
 from beam_entra.audit.verify import verify
 from beam_entra.testing.storage_requests import matching
 from tests.engines.plugin import Boot
-from tests.io.terminal import Terminal
+from tests.launch.terminal import Terminal
 from tests.pipelines.conftest import Shop
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]

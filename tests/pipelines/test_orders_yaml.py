@@ -34,7 +34,7 @@ def run(shop: Shop, *changes: tuple[str, str], runner: str = "DirectRunner") -> 
         "--prism_location=none",
     ]
     done = subprocess.run(
-        [sys.executable, "-m", "beam_entra.io.yaml", *flags],
+        [sys.executable, "-m", "beam_entra.launch.yaml", *flags],
         cwd=ROOT,
         env={**os.environ, "AZURE_FEDERATED_TOKEN_FILE": str(shop.cloud.assertion_file)},
         capture_output=True,

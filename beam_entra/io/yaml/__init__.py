@@ -1,6 +1,6 @@
 """Beam YAML under the job's identity: `ReadFromBlob` and `WriteToBlob` for rows, and a launcher.
 
-python -m beam_entra.io.yaml --yaml_pipeline_file=orders.yaml --access_manifest=orders.access.toml --runner=...
+python -m beam_entra.launch.yaml --yaml_pipeline_file=orders.yaml --access_manifest=orders.access.toml --runner=...
 """
 
 from __future__ import annotations

@@ -21,8 +21,8 @@ from apache_beam.yaml.json_utils import json_schema_to_beam_schema
 from beam_entra import ScopedPipeline
 from beam_entra.errors import ConfigError, FormatError
 from beam_entra.io.yaml import PROVIDERS
-from beam_entra.io.yaml.__main__ import load, main
 from beam_entra.io.yaml.transforms import ReadRows, WriteRows
+from beam_entra.launch.yaml import load, main
 
 ORDER = {
     "type": "object",
@@ -241,7 +241,7 @@ def test_variables_are_filled_in(tmp_path: Any) -> None:
 def test_a_flag_that_is_missing_is_named() -> None:
     """The launcher prints the error, not a traceback."""
     done = subprocess.run(
-        [sys.executable, "-m", "beam_entra.io.yaml"], capture_output=True, text=True, check=False, timeout=60
+        [sys.executable, "-m", "beam_entra.launch.yaml"], capture_output=True, text=True, check=False, timeout=60
     )
     assert done.returncode == 1
     assert "--yaml_pipeline_file" in done.stderr

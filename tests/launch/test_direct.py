@@ -14,9 +14,9 @@ from apache_beam.portability.api import beam_provision_api_pb2, beam_runner_api_
 from apache_beam.runners.portability.fn_api_runner.fn_runner import ExtendedProvisionInfo
 from apache_beam.runners.portability.fn_api_runner.worker_handlers import WorkerHandlerManager
 
-import beam_entra.io.direct
+import beam_entra.launch.direct
 from beam_entra.errors import WorkerLost
-from tests.io.test_runners import RUNNERS
+from tests.launch.test_runners import RUNNERS
 
 TIME_S = 90
 HARNESS = f"{sys.executable} -m apache_beam.runners.worker.sdk_worker_main"
@@ -50,7 +50,7 @@ def test_a_worker_process_that_leaves_ends_its_job(lake: Any) -> None:
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_job_that_ends_while_a_worker_starts_has_an_end() -> None:
     """As when another worker is lost at once: who connects afterwards is told to go, and waited for no longer."""
-    assert beam_entra.io.direct.__name__ in sys.modules, "it is registered in place of Beam's"
+    assert beam_entra.launch.direct.__name__ in sys.modules, "it is registered in place of Beam's"
     environment = beam_runner_api_pb2.Environment(urn=python_urns.SUBPROCESS_SDK, payload=HARNESS.encode())
     workers = WorkerHandlerManager(
         {"here": environment}, job_provision_info=ExtendedProvisionInfo(beam_provision_api_pb2.ProvisionInfo())

@@ -35,7 +35,7 @@ from beam_entra.errors import (
     NotGranted,
     TrailBroken,
 )
-from beam_entra.io.launch import TRACEBACK_VARIABLE, stop_job
+from beam_entra.launch.command_line import TRACEBACK_VARIABLE, stop_job
 from beam_entra.session import JobScope, Session, adopt_session
 from beam_entra.testing.storage_requests import matching
 

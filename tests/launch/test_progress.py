@@ -22,10 +22,10 @@ import pytest
 
 from beam_entra import JsonLines, ReadFromBlob, WriteToBlob
 from beam_entra.errors import StorageError
-from beam_entra.io.progress import Figures, JobFigures, drawn, shown_progress
+from beam_entra.launch.progress import Figures, JobFigures, drawn, shown_progress
 from beam_entra.testing.storage_requests import matching
-from tests.io.terminal import Terminal
-from tests.io.test_runners import RUNNERS
+from tests.launch.terminal import Terminal
+from tests.launch.test_runners import RUNNERS
 
 LINE = r"\d+:\d\d:\d\d left; [^\r\n\x1b]+ tokens?"
 BLOBS = r"(\d+)/(\d+) blobs"

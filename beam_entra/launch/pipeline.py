@@ -36,10 +36,10 @@ from beam_entra.errors import (
 )
 from beam_entra.io.dofn import METRICS_NAMESPACE
 from beam_entra.io.filesystem import BEAM_PLUGIN
-from beam_entra.io.launch import find_interrupt, find_ours, leaves_job, stop_job
 from beam_entra.io.options import EntraOptions
-from beam_entra.io.preflight import check_before_launch
-from beam_entra.io.progress import shown_progress
+from beam_entra.launch.command_line import find_interrupt, find_ours, leaves_job, stop_job
+from beam_entra.launch.preflight import check_before_launch
+from beam_entra.launch.progress import shown_progress
 from beam_entra.session import (
     JobScope,
     PeriodicSeals,
@@ -216,7 +216,7 @@ class ScopedPipeline(beam.Pipeline):  # type: ignore[misc]  # Beam's Pipeline is
         self._interim_seals = PeriodicSeals(lambda: self.session, every=self.scope.manifest.trail.seal_every)
         if not self._own_workers:
             return super().run(test_runner_api)
-        from beam_entra.io.direct import lost_worker  # noqa: PLC0415  # other runners need nothing of it
+        from beam_entra.launch.direct import lost_worker  # noqa: PLC0415  # other runners need nothing of it
 
         try:
             return super().run(test_runner_api)

@@ -1,4 +1,4 @@
-"""Run a Beam YAML pipeline as the job of an access manifest: `python -m beam_entra.io.yaml --help`."""
+"""Run a Beam YAML pipeline as the job of an access manifest: `python -m beam_entra.launch.yaml --help`."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from apache_beam.yaml import yaml_provider, yaml_transform
 from jinja2 import TemplateError
 
 from beam_entra.errors import ConfigError, Diagnosis
-from beam_entra.io.launch import command_line
 from beam_entra.io.options import EntraOptions
-from beam_entra.io.pipeline import ScopedPipeline
 from beam_entra.io.yaml import PROVIDERS
+from beam_entra.launch.command_line import command_line
+from beam_entra.launch.pipeline import ScopedPipeline
 
 __all__ = ["main"]
 
@@ -27,7 +27,7 @@ class YamlOptions(EntraOptions, PipelineOptions):  # type: ignore[misc]  # Beam'
 
     @classmethod
     def _add_argparse_args(cls, parser: argparse.ArgumentParser) -> None:
-        parser.prog = "python -m beam_entra.io.yaml"
+        parser.prog = "python -m beam_entra.launch.yaml"
         group = parser.add_argument_group("pipeline")
         group.add_argument("--yaml_pipeline_file", metavar="FILE", help="the pipeline")
         group.add_argument(

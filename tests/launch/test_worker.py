@@ -28,7 +28,7 @@ from apache_beam.runners.worker import sdk_worker_main
 from google.protobuf import struct_pb2
 
 from beam_entra.errors import ConfigError, find_rendered_error
-from beam_entra.io.worker import WorkerPool, run_worker
+from beam_entra.launch.worker import WorkerPool, run_worker
 
 MARK = "what-nobody-may-log"
 ROOT = Path(__file__).parents[2]
