@@ -14,14 +14,14 @@ __all__ = ["KEYS", "Blobs", "json_lines", "large", "many", "nothing", "orders", 
 
 Blobs = Iterator[tuple[str, bytes]]
 KEYS = 1000
-_PADDING = "abcdefghijklmnopqrstuvwxyz" * 4
+_PADDING = "abcdefghijklmnopqrstuvwxyz" * 24
 
 
-def record(number: int) -> str:
-    """A JSON record of about 150 bytes, without a line end."""
+def record(number: int, padding: int = 76) -> str:
+    """A JSON record, without a line end: about 75 bytes and the padding."""
     return (
         f'{{"id":{number},"key":"k{number % KEYS}","amount":{number * 7919 % 100_000},'
-        f'"name":"customer {number % 9973}","pad":"{_PADDING[number % 26 : number % 26 + 76]}"}}'
+        f'"name":"customer {number % 9973}","pad":"{_PADDING[number % 26 : number % 26 + padding]}"}}'
     )
 
 

@@ -376,13 +376,13 @@ _PARQUET = Group(
 
 
 def _written(scale: float) -> Mapping[str, Any]:
-    return {"shards": 8, "lines": _count(8 * 60 * _MB / 152, scale, 64)}
+    return {"shards": 8, "lines": _count(8 * 60 * _MB / 600, scale, 64)}
 
 
 _WRITE = Group(
     name="write",
     shown="8 shards of 60 MB, written",
-    takes_s=225,
+    takes_s=80,
     blobs=lambda scale: data.nothing(),
     writes=True,
     sides=(
@@ -393,8 +393,8 @@ _WRITE = Group(
         Row(
             name="write",
             shown="write 8 shards of 60 MB",
-            reading="Generated lines, written. azfs groups them by shard, writes temporary files, uploads each as a"
-            " whole and renames it by a copy; ours stages blocks where they stay and commits them.",
+            reading="Generated lines of 600 bytes, written. azfs groups them by shard, writes temporary files, uploads"
+            " each as a whole and renames it by a copy; ours stages blocks where they stay and commits them.",
             ours="ours",
             theirs="azfs",
             least=1.5,
