@@ -31,31 +31,18 @@ SPREAD = -n $(JOBS) --dist loadgroup --no-loadscope-reorder
 .DELETE_ON_ERROR:
 MAKEFLAGS += --no-print-directory
 
-help: ## Say what there is
-	@printf 'beam_entra: Apache Beam pipelines whose I/O is scoped to the job'"'"'s Entra identity\n\n'
-	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
-	@printf '\nAll of them set themselves up, in .venv and .local; all they need is Python 3.11 or newer and a network.\n'
+# Lines `name: ... ## what it does` are what `make help` says, lines `##@ words` its headlines.
+help:
+	@printf 'beam_entra: Apache Beam pipelines whose I/O is scoped to the job'"'"'s Entra identity\n'
+	@awk -F ':.*## ' '/^##@ / { printf "\n%s\n", substr($$0, 5) } /^[a-z-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@printf '\nAll set themselves up, in .venv and .local: Python 3.11 or newer and a way to PyPI and npm is what they need.\n'
 
-demo: $(INSTALLED) $(AZURITE) ## Run the orders pipeline against a local tenant and Azurite, and a refusal (KEEP=1: servers stay up)
+##@ To begin with
+demo: $(INSTALLED) $(AZURITE) ## Run the sample job on a local tenant and Azurite, and see a refusal (KEEP=1: servers stay up)
 	@exec $(RUN) -m pipelines.demo $(if $(filter-out 0,$(KEEP)),--keep)
 
-test: $(INSTALLED) $(AZURITE) ## Run every test but those of test-engines (TESTS="tests/io -k gzip" for some)
+test: $(INSTALLED) $(AZURITE) ## Run all tests but those of test-engines, JOBS=3 at a time (TESTS="tests/io -k gzip" for some)
 	@exec $(RUN) -m pytest $(SPREAD) $(TESTS)
-
-bench: $(INSTALLED) $(AZURITE) ## Run side by side with Beam's azfs (ROW=text for one row, ROWS=1 for their names, SCALE=0.1 for a quick look)
-	@exec $(RUN) -m benchmarks $(if $(ROWS),--list) $(foreach row,$(ROW),--row=$(row)) $(if $(SCALE),--scale=$(SCALE)) $(if $(PAIRS),--pairs=$(PAIRS))
-
-bench-page: $(INSTALLED) ## Make docs/benchmarks.md from the figures of the last `make bench`
-	@exec $(RUN) -m benchmarks.page
-
-bench-scaling: $(INSTALLED) $(AZURITE) ## See how costs grow with files, bundles, bytes and workers; 12 minutes (QUICK=1 for a quick look)
-	@exec $(RUN) -m benchmarks.scaling $(if $(filter-out 0,$(QUICK)),--quick)
-
-scaling-page: $(INSTALLED) ## Make docs/scaling.md and its pictures from the figures of the last `make bench-scaling`
-	@exec $(RUN) -m benchmarks.scaling.page
-
-reliability-page: $(INSTALLED) ## Make docs/reliability.md from the last run of tests/weather
-	@exec $(RUN) -m tests.weather.page
 
 lint: $(INSTALLED) ## Check style and types
 	@$(RUN) -m ruff check . && $(RUN) -m mypy
@@ -63,11 +50,37 @@ lint: $(INSTALLED) ## Check style and types
 format: $(INSTALLED) ## Mend what ruff can mend
 	@$(RUN) -m ruff check --fix-only .
 
-npm-witnesses: $(INSTALLED) ## Install the servers that tests marked witness run against and npm has: oidc-provider, emulate
+clean: ## Remove everything that was made here, .venv and .local included
+	@test ! -f .local/cloud/state.json || $(RUN) -m beam_entra.cli local down || true
+	@rm -rf $(VENV) .local build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+include engines.mk
+
+##@ Figures, and the pages made of them
+bench: $(INSTALLED) $(AZURITE) ## Compare with Beam's azfs (ROWS=1: names of the rows, ROW=text: one of them, SCALE=0.1: a quick look)
+	@exec $(RUN) -m benchmarks $(if $(ROWS),--list) $(foreach row,$(ROW),--row=$(row)) $(if $(SCALE),--scale=$(SCALE)) $(if $(PAIRS),--pairs=$(PAIRS))
+
+bench-page: $(INSTALLED) ## Make docs/benchmarks.md from the last `make bench`
+	@exec $(RUN) -m benchmarks.page
+
+bench-scaling: $(INSTALLED) $(AZURITE) ## See how costs grow with files, bundles, bytes and workers; 12 minutes (QUICK=1: a quick look)
+	@exec $(RUN) -m benchmarks.scaling $(if $(filter-out 0,$(QUICK)),--quick)
+
+scaling-page: $(INSTALLED) ## Make docs/scaling.md and its pictures from the last `make bench-scaling`
+	@exec $(RUN) -m benchmarks.scaling.page
+
+reliability-page: $(INSTALLED) ## Make docs/reliability.md from the last run of tests/weather
+	@exec $(RUN) -m tests.weather.page
+
+##@ For the tests
+azurite: $(AZURITE) ## Install Azurite, as `demo` and `test` do
+
+npm-witnesses: $(INSTALLED) ## Install other people's servers to test against: oidc-provider, emulate
 	@$(RUN) -m tests.witness.fetch
 	@rm -rf "$(BEAM_ENTRA_CACHE)/npm"
 
-witnesses: npm-witnesses ## Build the other ones too, entra-emulator and azure-keyvault-emulator (needs Go 1.26)
+witnesses: npm-witnesses ## Build entra-emulator and azure-keyvault-emulator, too (needs Go 1.26)
 	@command -v go >/dev/null || { echo "There is no go on the PATH: install Go 1.26 or newer, or leave it: those tests are skipped." >&2; exit 1; }
 	@mkdir -p $(WITNESSES)
 	@GOBIN=$(WITNESSES) GOPATH=$(WITNESSES)/go GOCACHE=$(WITNESSES)/go-build GOFLAGS=-modcacherw \
@@ -75,21 +88,12 @@ witnesses: npm-witnesses ## Build the other ones too, entra-emulator and azure-k
 		go install github.com/calvinchengx/azure-keyvault-emulator/cmd/azure-keyvault-emulator@v0.7.0'
 	@rm -rf $(WITNESSES)/go $(WITNESSES)/go-build
 
-azurite: $(AZURITE) ## Install Azurite, which `demo` and `test` do anyway
-
-include engines.mk
-
-constraints: ## Write constraints.txt anew, from the newest versions that pyproject.toml allows
+constraints: ## Write constraints.txt anew, with the newest versions that pyproject.toml allows
 	@$(call need_python)
 	@rm -rf .local/fresh && "$(PYTHON)" -m venv .local/fresh && .local/fresh/bin/python -m pip install --quiet -e '.[local,dev]'
 	@{ echo "# What the tests ran with. Made by \`make constraints\`."; \
 	   .local/fresh/bin/python -m pip freeze --exclude-editable; } > constraints.txt
 	@rm -rf .local/fresh
-
-clean: ## Remove everything that was made here, .venv and .local included
-	@test ! -f .local/cloud/state.json || $(RUN) -m beam_entra.cli local down || true
-	@rm -rf $(VENV) .local build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
-	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 define need_python
 if [ -z "$(PYTHON)" ]; then \
