@@ -1,6 +1,6 @@
 """Servers that others wrote, as processes of the tests: entra-emulator, azure-keyvault-emulator.
 
-They are looked for as executables in `$BEAM_ENTRA_CACHE/witnesses`; docs/testing.md says more.
+They are looked for as executables in `$BEAM_ENTRA_CACHE/witnesses`; docs/witnesses.md says more.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def find_witness(name: str) -> Path:
     """The executable; skips the test where there is none."""
     found = default_cache() / "witnesses" / name
     if not os.access(found, os.X_OK):
-        pytest.skip(f"{name} is not on this machine: docs/testing.md says where it has to be")
+        pytest.skip(f"{name} is not on this machine: docs/witnesses.md says where it has to be")
     return found
 
 

@@ -1,6 +1,6 @@
 """Servers that others wrote, from npm: oidc-provider and emulate.
 
-`make npm-witnesses` installs them; docs/testing.md says what they are witnesses of.
+`make npm-witnesses` installs them; docs/witnesses.md says what they are witnesses of.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The same client against oidc-provider and emulate, which know OAuth and OpenID Connect and little of Entra's own.
 
 They give no AADSTS codes, so an answer is its status and OAuth error here. `ANSWERS` says what they are, and
-docs/testing.md why some are others than the local tenant's.
+docs/witnesses.md why some are others than the local tenant's.
 """
 
 from __future__ import annotations
@@ -210,7 +210,7 @@ def test_a_job_is_refused(client: Client, tmp_path: Path, what: str) -> None:
 
 
 def test_every_difference_is_listed() -> None:
-    """The table of docs/testing.md has these rows, and no others."""
+    """The table of docs/witnesses.md has these rows, and no others."""
     rows = re.findall(r"^\| ([^|]+) \| (\d[^|]*) \| ([^|]*) \| ([^|]*) \| [^|]+ \|$", DOCS.read_text("utf-8"), re.M)
     differing = []
     for name, answers in ANSWERS.items():

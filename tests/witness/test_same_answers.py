@@ -1,6 +1,6 @@
 """The same client against the local tenant and entra-emulator: who deceives us, our stand-in or our memory of Entra?
 
-Where the two differ, `Case.emulator` says how, and docs/testing.md why; there is no other difference.
+Where the two differ, `Case.emulator` says how, and docs/witnesses.md why; there is no other difference.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from tests.identity.test_application import Made
 from tests.witness.emulators import EmulatedApp, EntraEmulator
 from tests.witness.npm_servers import Emulate, OidcProvider, Registered, Seeded
 
-DOCS = Path(__file__).parents[2] / "docs" / "testing.md"
+DOCS = Path(__file__).parents[2] / "docs" / "witnesses.md"
 SUBJECT = "system:serviceaccount:beam:worker"
 SCOPE = f"{STORAGE_AUDIENCE}/.default"
 _ASSERTION_TYPE = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
@@ -414,7 +414,7 @@ def test_a_job_whose_credential_is_removed(client: Client, tmp_path: Path, sourc
 
 
 def test_every_difference_is_listed() -> None:
-    """The table of docs/testing.md has these rows, and no others."""
+    """The table of docs/witnesses.md has these rows, and no others."""
     rows = re.findall(r"^\| ([^|]+) \| (\d[^|]*) \| (\d[^|]*) \| [^|]+ \|$", DOCS.read_text(encoding="utf-8"), re.M)
     differing = [(name, str(case.answer), str(case.emulator)) for name, case in CASES.items() if case.emulator]
     assert rows == differing
