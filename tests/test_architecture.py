@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -65,6 +66,15 @@ def test_every_room_has_a_row():
     """A room that is added must say where it stands."""
     rooms = {path.stem for path in PACKAGE.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
     assert rooms - {"__init__"} <= RANK.keys()
+
+
+def test_the_map_for_contributors_is_the_house():
+    """The table of docs/contributing.md has each room once, in an order in which none imports one below it."""
+    text = (ROOT / "docs" / "contributing.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (`[a-z]+(?:/|\.py)`.*?) \|", text[text.index("## The rooms") : text.index("## Tests")], re.M)
+    named = [room for row in rows for room in re.findall(r"`([a-z]+)(?:/|\.py)`", row)]
+    assert sorted([*named, "testing", "pipelines", "benchmarks"]) == sorted(RANK)
+    assert [RANK[room] for room in named] == sorted(RANK[room] for room in named)
 
 
 @pytest.mark.parametrize("file", modules(PACKAGE), ids=name_of)

@@ -275,12 +275,29 @@ def test_the_docs_contract_holds_for_local_files(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("document", ["README.md", *(str(p.relative_to(ROOT)) for p in ROOT.glob("docs/**/*.md"))])
+DOCUMENTS = ["README.md", *(str(p.relative_to(ROOT)) for p in ROOT.glob("docs/**/*.md"))]
+
+
+def anchors(page: Path) -> set[str]:
+    """What a link into a page may name: its headlines, as GitHub writes them."""
+    headlines = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", headline.lower()).replace(" ", "-") for headline in headlines}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
 def test_links_lead_somewhere(document: str) -> None:
-    """A relative link of a page is a file of the project."""
-    text = (ROOT / document).read_text(encoding="utf-8")
-    for target in re.findall(r"\]\((?!https?:)([^)#]+)", text):
-        assert ((ROOT / document).parent / target).exists(), target
+    """A relative link of a page is a file of the project, and what it names in there is a headline."""
+    page = ROOT / document
+    for file, anchor in re.findall(r"\]\((?!https?:)([^)#]*)#?([^)]*)\)", page.read_text(encoding="utf-8")):
+        target = page.parent / file if file else page
+        assert target.exists(), file
+        assert not anchor or anchor in anchors(target), f"{file}#{anchor}"
+
+
+def test_the_readme_leads_to_every_page() -> None:
+    """Each page of docs/ is one link away; decisions have a folder."""
+    linked = set(re.findall(r"\]\((docs/[^)#]+)", (ROOT / "README.md").read_text(encoding="utf-8")))
+    assert {str(path.relative_to(ROOT)) for path in ROOT.glob("docs/*.md")} <= linked
 
 
 def test_the_readme_names_the_flags_that_exist() -> None:
