@@ -13,7 +13,6 @@ from apache_beam.transforms.window import GlobalWindows
 from beam_entra import Bytes, JsonLines, Lines, Parquet, ReadFromBlob
 from benchmarks.sides.jobs import (
     azfs_pipeline,
-    collected,
     counted,
     done,
     key_and_amount,
@@ -22,6 +21,7 @@ from benchmarks.sides.jobs import (
     summed,
     theirs_in,
     timed,
+    totalled,
 )
 from benchmarks.task import Done, Task
 
@@ -134,7 +134,7 @@ def azfs_bytes(task: Task) -> Work:
 
     def build(p: beam.Pipeline) -> None:
         blobs = p | fileio.MatchFiles(theirs_in(task.given["pattern"])) | fileio.ReadMatches()
-        _bytes_summed(blobs | "Read" >> beam.Map(lambda blob: len(blob.read())))
+        totalled(blobs | "Read" >> beam.Map(lambda blob: len(blob.read())))
 
     return _of_count(timed(task, azfs_pipeline, build), task)
 
@@ -143,7 +143,7 @@ def our_bytes(task: Task) -> Work:
     """`ReadFromBlob(Bytes())`."""
 
     def build(p: beam.Pipeline) -> None:
-        _bytes_summed(p | ReadFromBlob(ours_in(task.given["pattern"]), Bytes()) | "Length" >> beam.Map(len))
+        totalled(p | ReadFromBlob(ours_in(task.given["pattern"]), Bytes()) | "Length" >> beam.Map(len))
 
     return _of_count(timed(task, scoped_pipeline, build), task)
 
@@ -193,11 +193,7 @@ def our_list(task: Task) -> Work:
 
 
 def _rows_counted(batches: Any) -> None:
-    batches | "Rows" >> beam.Map(lambda batch: batch.num_rows) | beam.CombineGlobally(sum) | beam.Map(collected)
-
-
-def _bytes_summed(lengths: Any) -> None:
-    lengths | "Bytes" >> beam.CombineGlobally(sum) | beam.Map(collected)
+    totalled(batches | "Rows" >> beam.Map(lambda batch: batch.num_rows))
 
 
 def _of_count(work: Callable[[], list[Any]], task: Task) -> Work:
