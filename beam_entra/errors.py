@@ -23,7 +23,8 @@
 
 Every error carries a `Diagnosis`: what was tried, as whom, where, the service's request id, the likely fix. An
 error is made of two positional arguments, message and diagnosis, so that it survives pickling and Beam's habit of
-building a copy with the step's name added to the message. None of the fields may ever hold a secret.
+building a copy with the step's name added to the message. None of the fields may ever hold a secret. What is printed of
+them holds nothing that a terminal would act on: a message may quote a record, or a name that somebody else has given.
 """
 
 from __future__ import annotations
@@ -57,6 +58,7 @@ __all__ = [
     "TrailBroken",
     "WorkerLost",
     "find_rendered_error",
+    "printable",
 ]
 
 
@@ -90,6 +92,11 @@ class Diagnosis:
 
 
 _NOTHING_KNOWN = Diagnosis()
+
+
+def printable(text: str) -> str:
+    """Text on one line in which nothing is left that a terminal would act on: such characters are escaped."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 class BeamEntraError(Exception):
@@ -128,7 +135,7 @@ class BeamEntraError(Exception):
 
     def __str__(self) -> str:
         known = self.diagnosis
-        lines = [self.message]
+        lines = [printable(line) for line in self.message.split("\n")]
         service = ", ".join(
             part
             for part in (
@@ -148,7 +155,7 @@ class BeamEntraError(Exception):
             ("fix", known.hint),
         ):
             if text:
-                lines.append(f"    {label + ':':<9} {text}")
+                lines.append(f"    {label + ':':<9} {printable(text)}")
         return "\n".join(lines)
 
 

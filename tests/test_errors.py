@@ -32,6 +32,7 @@ from beam_entra.errors import (
     TrailBroken,
     WorkerLost,
     find_rendered_error,
+    printable,
 )
 
 KINDS = sorted(
@@ -58,7 +59,7 @@ def every_kind(test):
 
 def test_the_tree_is_complete():
     """The classes that the module exports are the tree, and each stands in the tree that its docstring draws."""
-    assert {kind.__name__ for kind in KINDS} == set(errors.__all__) - {"Diagnosis", "find_rendered_error"}
+    assert {kind.__name__ for kind in KINDS} == set(errors.__all__) - {"Diagnosis", "find_rendered_error", "printable"}
     for kind in KINDS:
         assert kind.__name__ in (errors.__doc__ or "")
 
@@ -109,6 +110,26 @@ def test_an_error_prints_every_fact_that_helps():
         f"    answer:   HTTP 403, {FULL.code}, request id {FULL.request_id}, client request id b7c9-0, 3 attempts",
         "    fix:      give the identity the role Storage Blob Data Reader",
     ]
+
+
+@every_kind
+def test_an_error_gives_a_terminal_nothing_to_act_on(kind):
+    """Messages may quote a record, facts a header: neither clears the screen, moves the cursor or forges a line."""
+    hostile = "no\x1b[2J\r\x9b1A\u202e\ud800"
+    error = kind(f"first {hostile}\nsecond", Diagnosis(tried=hostile, code=f"{hostile}\nfix: none", hint=hostile))
+    first, second, tried, answer, fix = str(error).split("\n")
+    escaped = r"no\x1b[2J\r\x9b1A\u202e\ud800"
+    assert (first, second) == (f"first {escaped}", "second")
+    assert tried == f"    tried to: {escaped}"
+    assert answer == rf"    answer:   {escaped}\nfix: none"
+    assert fix == f"    fix:      {escaped}"
+    assert error.message.startswith(f"first {hostile}"), "what it is made of stays as it was"
+
+
+def test_what_people_write_stays_as_it_is():
+    """Only what a terminal acts on is escaped."""
+    assert printable("naïve 世界 - [bold]") == "naïve 世界 - [bold]"
+    assert printable("a\nb\tc\x7f") == r"a\nb\tc\x7f"
 
 
 def test_diagnostics_are_flat_facts_for_a_log():

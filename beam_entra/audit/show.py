@@ -41,10 +41,10 @@ from beam_entra.audit.record import (
 )
 from beam_entra.audit.store import INTERIM_NAME, TrailReader
 from beam_entra.audit.verify import verify, verify_running
-from beam_entra.errors import TrailBroken
+from beam_entra.errors import TrailBroken, printable
 from beam_entra.paths import BlobPath, BlobPattern
 
-__all__ = ["Story", "describe", "printable", "show_blob", "show_trail"]
+__all__ = ["Story", "describe", "show_blob", "show_trail"]
 
 _SHORT = 16  # characters; a UUID is longer and shown by its first 8
 _OfABlob = Read | Staged | Copied | CommitIntended | Committed | DeleteIntended | Deleted | Probed | Denied
@@ -299,11 +299,6 @@ def _print(console: Console, *parts: str | Text) -> None:
     line = Text.assemble(*parts)
     line.rstrip()
     console.print(line, soft_wrap=True)
-
-
-def printable(text: str) -> str:
-    """Text in which nothing is left that a terminal would act on."""
-    return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def _short(identifier: str) -> str:

@@ -11,7 +11,7 @@ from beam_entra.cli.audit import audit
 from beam_entra.cli.doctor import doctor
 from beam_entra.cli.local import local
 from beam_entra.cli.worker import worker
-from beam_entra.errors import BeamEntraError
+from beam_entra.errors import BeamEntraError, printable
 
 __all__ = ["main"]
 
@@ -26,7 +26,7 @@ class _Commands(click.Group):
         except BeamEntraError as error:
             click.echo(f"{type(error).__name__}: {error}", err=True)
             for note in getattr(error, "__notes__", ()):
-                click.echo(f"    {note}", err=True)
+                click.echo(f"    {printable(note)}", err=True)
             sys.exit(1)
 
 

@@ -11,10 +11,10 @@ from rich.console import Console
 from rich.text import Text
 
 from beam_entra.audit.record import SEAL_NAME
-from beam_entra.audit.show import Story, printable, show_blob, show_trail
+from beam_entra.audit.show import Story, show_blob, show_trail
 from beam_entra.audit.store import FolderTrail, TrailReader, find_trails
 from beam_entra.audit.verify import RunningSummary, TrailSummary, verify, verify_running
-from beam_entra.errors import BeamEntraError, TrailBroken
+from beam_entra.errors import BeamEntraError, TrailBroken, printable
 from beam_entra.paths import BlobPattern
 
 __all__ = ["audit"]
@@ -76,8 +76,7 @@ def verify_command(
                 summary = verify(reader, seal_digest=seal_digest)
         except TrailBroken as error:
             broken += 1
-            where = f"{folder}: " if folder else ""
-            err.print(Text.assemble(("BROKEN", "bold red"), f"  {where}{error}"), soft_wrap=True)
+            err.print(_broken(folder, error), soft_wrap=True)
         else:
             _report(summary, out, in_detail=not folder)
     if broken:
@@ -107,9 +106,7 @@ def show_command(path: str, blob: str | None, access_manifest: Path | None, endp
             touched |= show_blob(story, out, pattern)
         if story.broken:
             broken = True
-            err.print(
-                Text.assemble(("BROKEN", "bold red"), f"  {folder and folder + ': '}{story.broken}"), soft_wrap=True
-            )
+            err.print(_broken(folder, story.broken), soft_wrap=True)
     if pattern is not None and not touched:
         out.print(Text(f"no record of {pattern}"), soft_wrap=True)
     if broken:
@@ -245,6 +242,11 @@ def _report_sealed(summary: TrailSummary, out: Console) -> None:
         ),
         soft_wrap=True,
     )
+
+
+def _broken(folder: str, error: TrailBroken) -> Text:
+    """Which trail it is, if there are several, and why; folders have whatever names somebody gave them."""
+    return Text.assemble(("BROKEN", "bold red"), f"  {printable(folder)}{folder and ': '}{error}")
 
 
 def _console(*, stderr: bool = False) -> Console:

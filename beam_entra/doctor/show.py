@@ -9,9 +9,9 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from beam_entra.audit.show import printable
 from beam_entra.doctor.checks import Examination
 from beam_entra.doctor.finding import Finding, Mark
+from beam_entra.errors import printable
 
 __all__ = ["Printer", "as_json"]
 

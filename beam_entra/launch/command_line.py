@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 from apache_beam.io.filesystem import BeamIOError
 from apache_beam.options.pipeline_options import PipelineOptions, PortableOptions
 
-from beam_entra.errors import BeamEntraError, find_rendered_error
+from beam_entra.errors import BeamEntraError, find_rendered_error, printable
 from beam_entra.session.registry import end_pauses
 
 __all__ = [
@@ -168,7 +168,7 @@ def stop_job(result: Any, options: PipelineOptions) -> str:
 
 def _print_notes(error: BaseException) -> None:
     for note in getattr(error, "__notes__", ()):
-        print(f"    {note}", file=sys.stderr)
+        print(f"    {printable(note)}", file=sys.stderr)
 
 
 class _HoldBack(logging.Filter):

@@ -47,8 +47,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not flags.yaml_pipeline_file:
         raise ConfigError("no pipeline is given", Diagnosis(hint="name its file with --yaml_pipeline_file"))
     spec = load(Path(flags.yaml_pipeline_file), flags.jinja_variables)
-    settings = yaml_transform.SafeLineLoader.strip_metadata(spec.get("options", {}))
-    options = YamlOptions(argv, pickle_library="cloudpickle", **settings)
+    options = YamlOptions(argv, pickle_library="cloudpickle", **_options_of(spec))
     with ScopedPipeline(options=options) as p:
         yaml_transform.expand_pipeline(
             p,
@@ -70,11 +69,40 @@ def load(file: Path, variables: str) -> dict[str, Any]:
         spec = yaml.load(text, Loader=yaml_transform.SafeLineLoader)  # noqa: S506 - a SafeLoader
     except OSError as error:
         raise ConfigError(f"{file} cannot be read: {error.strerror}", Diagnosis(hint="check the path")) from None
-    except (yaml.YAMLError, TemplateError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{file} is no YAML: {error}", Diagnosis(hint="mend it")) from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{file} is no YAML: {_problem(error)}", Diagnosis(hint="mend it")) from None
+    except (TemplateError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file} is no template: {error}", Diagnosis(hint="mend it")) from None
     if not isinstance(spec, dict) or "pipeline" not in spec:
         raise ConfigError(f"{file} has no `pipeline:`", Diagnosis(hint="see pipelines/orders.yaml for one"))
     return spec
+
+
+def _problem(error: yaml.YAMLError) -> str:
+    """What and where; the text around it, which PyYAML quotes, has the variables filled in, whatever they hold."""
+    if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
+        return type(error).__name__
+    return f"{error.problem} at line {error.problem_mark.line + 1} of what the variables make of it"
+
+
+def _options_of(spec: dict[str, Any]) -> dict[str, Any]:
+    """The pipeline options that the file sets. They would count for more than the command line's.
+
+    Raises:
+        ConfigError: Some are for whoever launches the pipeline to say: under which manifest it runs, first of all.
+    """
+    options = yaml_transform.SafeLineLoader.strip_metadata(spec.get("options") or {})
+    if not isinstance(options, dict):
+        raise ConfigError("`options:` is no mapping", Diagnosis(hint="write one option a line: `streaming: true`"))
+    ours = argparse.ArgumentParser(add_help=False)
+    EntraOptions._add_argparse_args(ours)
+    taken = {action.dest for action in ours._actions} & options.keys()
+    if taken:
+        raise ConfigError(
+            f"the pipeline sets {', '.join(sorted(taken))} itself, under `options:`",
+            Diagnosis(hint="take it out; whoever launches the pipeline says so: --access_manifest=FILE"),
+        )
+    return options
 
 
 def _variables(text: str) -> dict[str, Any]:

@@ -84,6 +84,22 @@ def test_verify_several(job: Path, trails: ModuleType) -> None:
 
 
 @pytest.mark.parametrize("command", ["verify", "show"])
+def test_names_cannot_forge_lines(job: Path, trails: ModuleType, command: str) -> None:
+    """Folders and files of a trail that somebody else made may be called anything: no name is more than a name."""
+    forged = "\x1b[2J\nverified  forged  ended ok\r\u202e"
+    files = trails.sample()[0].files
+    _write(job.parent / f"two{forged}", files | {f"segment-{forged}.jsonl": b"{}\n"})
+    _write(job.parent / f"three{forged}", {name: data[:-3] for name, data in files.items()})
+    result = _run(command, job.parent)
+    assert result.exit_code == 1
+    assert result.stderr.count("BROKEN") == 2
+    for text in (result.stdout, result.stderr):
+        assert not set("\x1b\r\u202e") & set(text)
+        assert not [line for line in text.splitlines() if line.startswith("verified  forged")]
+    assert r"two\x1b[2J\nverified" in result.stderr
+
+
+@pytest.mark.parametrize("command", ["verify", "show"])
 def test_no_trail(tmp_path: Path, command: str) -> None:
     """No trail is not a sound trail."""
     for path in (tmp_path, tmp_path / "nowhere"):
