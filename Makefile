@@ -17,6 +17,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 
 INSTALLED := $(VENV)/.installed
+DEVELOPER := $(VENV)/.developer
 AZURITE   := $(BEAM_ENTRA_CACHE)/.azurite-installed
 WITNESSES := $(BEAM_ENTRA_CACHE)/witnesses
 
@@ -41,13 +42,13 @@ help:
 demo: $(INSTALLED) $(AZURITE) ## Run the sample job on a local tenant and Azurite, and see a refusal (KEEP=1: servers stay up)
 	@exec $(RUN) -m pipelines.demo $(if $(filter-out 0,$(KEEP)),--keep)
 
-test: $(INSTALLED) $(AZURITE) ## Run all tests but those of test-engines, JOBS=3 at a time (TESTS="tests/io -k gzip" for some)
+test: $(DEVELOPER) $(AZURITE) ## Run all tests but those of test-engines, JOBS=3 at a time (TESTS="tests/io -k gzip" for some)
 	@exec $(RUN) -m pytest $(SPREAD) $(TESTS)
 
-lint: $(INSTALLED) ## Check style and types
+lint: $(DEVELOPER) ## Check style and types
 	@$(RUN) -m ruff check . && $(RUN) -m mypy
 
-format: $(INSTALLED) ## Mend what ruff can mend
+format: $(DEVELOPER) ## Mend what ruff can mend
 	@$(RUN) -m ruff check --fix-only .
 
 clean: ## Remove everything that was made here, .venv and .local included
@@ -58,19 +59,19 @@ clean: ## Remove everything that was made here, .venv and .local included
 include engines.mk
 
 ##@ Figures, and the pages made of them
-bench: $(INSTALLED) $(AZURITE) ## Compare with Beam's azfs (ROWS=1: names of the rows, ROW=text: one of them, SCALE=0.1: a quick look)
+bench: $(DEVELOPER) $(AZURITE) ## Compare with Beam's azfs (ROWS=1: names of the rows, ROW=text: one of them, SCALE=0.1: a quick look)
 	@exec $(RUN) -m benchmarks $(if $(ROWS),--list) $(foreach row,$(ROW),--row=$(row)) $(if $(SCALE),--scale=$(SCALE)) $(if $(PAIRS),--pairs=$(PAIRS))
 
-bench-page: $(INSTALLED) ## Make docs/benchmarks.md from the last `make bench`
+bench-page: $(DEVELOPER) ## Make docs/benchmarks.md from the last `make bench`
 	@exec $(RUN) -m benchmarks.page
 
-bench-scaling: $(INSTALLED) $(AZURITE) ## See how costs grow with files, bundles, bytes and workers; 12 minutes (QUICK=1: a quick look)
+bench-scaling: $(DEVELOPER) $(AZURITE) ## See how costs grow with files, bundles, bytes and workers; 12 minutes (QUICK=1: a quick look)
 	@exec $(RUN) -m benchmarks.scaling $(if $(filter-out 0,$(QUICK)),--quick)
 
-scaling-page: $(INSTALLED) ## Make docs/scaling.md and its pictures from the last `make bench-scaling`
+scaling-page: $(DEVELOPER) ## Make docs/scaling.md and its pictures from the last `make bench-scaling`
 	@exec $(RUN) -m benchmarks.scaling.page
 
-reliability-page: $(INSTALLED) ## Make docs/reliability.md from the last run of tests/weather
+reliability-page: $(DEVELOPER) ## Make docs/reliability.md from the last run of tests/weather
 	@exec $(RUN) -m tests.weather.page
 
 ##@ For the tests
@@ -102,11 +103,19 @@ if [ -z "$(PYTHON)" ]; then \
 	exit 1; fi
 endef
 
+# Nothing is compiled ahead: that takes longer than all that is ever imported of it.
+PIP_INSTALL = $(RUN) -m pip install --quiet --no-compile --constraint constraints.txt
+
 $(INSTALLED): pyproject.toml setup.py constraints.txt
 	@$(call need_python)
 	@echo "Setting up $(VENV) with $$("$(PYTHON)" --version) (a minute or so, once)"
 	@"$(PYTHON)" -m venv --clear $(VENV)
-	@$(RUN) -m pip install --quiet --constraint constraints.txt --editable '.[local,dev]'
+	@$(PIP_INSTALL) --editable '.[local]'
+	@touch $@
+
+$(DEVELOPER): $(INSTALLED)
+	@echo "Adding what the tests need (a minute or so, once)"
+	@$(PIP_INSTALL) --use-pep517 --editable '.[local,dev]'
 	@touch $@
 
 $(AZURITE): beam_entra/testing/node.py beam_entra/testing/azurite_npm/package-lock.json | $(INSTALLED)

@@ -8,11 +8,11 @@ ENGINES := $(BEAM_ENTRA_CACHE)/engines/.fetched
 
 engines: $(ENGINES) ## Fetch Prism, Flink, Spark and their job servers into .local/engines
 
-test-engines: $(INSTALLED) $(AZURITE) ## Run the sample and its mishaps on each (TESTS="-k flink" for some)
+test-engines: $(DEVELOPER) $(AZURITE) ## Run the sample and its mishaps on each (TESTS="-k flink" for some)
 	@$(MAKE) engines || echo "Going on with the engines that are there."
 	@exec $(RUN) -m pytest -m engine $(SPREAD) $(wildcard tests/engines tests/chaos) $(TESTS)
 
-soak: $(INSTALLED) $(AZURITE) $(ENGINES) ## Kill workers, TaskManagers and Storage under jobs, at random (KILLS=200; SEED=1 to repeat)
+soak: $(DEVELOPER) $(AZURITE) $(ENGINES) ## Kill workers, TaskManagers and Storage under jobs, at random (KILLS=200; SEED=1 to repeat)
 	@CHAOS_KILLS=$(or $(KILLS),200) $(addprefix CHAOS_SEED=,$(SEED)) \
 		exec $(RUN) -m pytest -m engine -n 0 -s tests/chaos $(TESTS)
 
