@@ -6,14 +6,16 @@ import uuid
 from collections.abc import Callable
 from contextlib import suppress
 
-from beam_entra.errors import AuditUnavailable, BeamEntraError, BlobChanged, BlobExists
+from beam_entra.errors import AccessDenied, AuditUnavailable, BeamEntraError, BlobChanged, BlobExists
 from beam_entra.paths import BlobPath
 from beam_entra.storage.exchange import Authorization
 from beam_entra.storage.service import BlobService
 
 __all__ = ["AppendBlobSegments"]
 
-_MAY_NOT_OVERWRITE = "AuthorizationPermissionMismatch"
+_POSITION_TAKEN = "AppendPositionConditionNotMet"
+_NEVER = 1 << 50  # longer than an append blob gets
+_OF_WHAT_IS_THERE = (409, 412)  # no append blob, or a shorter one
 
 
 class AppendBlobSegments:
@@ -44,14 +46,16 @@ class AppendBlobSegments:
 
         That it exists is taken for our own earlier attempt, whose answer was lost: the name is new and random. Were it
         somebody else's blob after all, the first append would find it not empty and fail. To a SAS that may create and
-        not write, Storage says it in several ways; Azurite's is that the permission does not suffice, and if that is
-        so, the first append says it again.
+        not write, Storage says it in several ways. One, Azurite's, is the refusal of who lacks the role; so it is asked
+        whether the segment is there. A trail that went on in one that is not could never be sealed.
         """
         path = self._folder.child(name)
         try:
             self._service.create_append_blob(path, lambda: self._authorise(path), str(uuid.uuid4()))
+        except (BlobExists, BlobChanged):
+            return
         except BeamEntraError as error:
-            if isinstance(error, (BlobExists, BlobChanged)) or error.diagnosis.code == _MAY_NOT_OVERWRITE:
+            if isinstance(error, AccessDenied) and self._is_there(path):
                 return
             raise _unavailable(error) from None
 
@@ -66,10 +70,18 @@ class AppendBlobSegments:
             self._service.append_block(path, offset, data, lambda: self._authorise(path), str(uuid.uuid4()))
         except BeamEntraError as error:
             known = error.diagnosis
-            taken = known.code == "AppendPositionConditionNotMet" and known.attempts > 1
+            taken = known.code == _POSITION_TAKEN and known.attempts > 1
             if taken and self._holds(path, offset, data):
                 return
             raise _unavailable(error) from None
+
+    def _is_there(self, path: BlobPath) -> bool:
+        """Asked by an append that no blob is long enough for."""
+        try:
+            self._service.append_block(path, _NEVER, b"\n", lambda: self._authorise(path), str(uuid.uuid4()))
+        except BeamEntraError as error:
+            return error.diagnosis.status in _OF_WHAT_IS_THERE
+        return False
 
     def _holds(self, path: BlobPath, offset: int, data: bytes) -> bool:
         if self._read is None:

@@ -378,14 +378,15 @@ class BlobService:
         try:
             if block_ids:
                 return Commit(answer=put("Committed", {"If-Match": "*"}, "confirm the commit of"), confirmed=True)
-        except StorageError as error:
-            if error.diagnosis.code != "InvalidBlockList" and not isinstance(error, (BlobChanged, BlobNotFound)):
-                raise
-        except AccessDenied:
-            if not self._account(path.account).create_only:
+        except (AccessDenied, BlobExists):
+            found = isinstance(refused, (BlobChanged, BlobExists))
+            if not (found and self._account(path.account).create_only):
                 raise
             hint = f"with create_only nobody can confirm that it is this job's: see whether its commit is {commit_id}"
             raise BlobExists("the blob exists already", replace(refused.diagnosis, hint=hint)) from None
+        except StorageError as error:
+            if error.diagnosis.code != "InvalidBlockList" and not isinstance(error, (BlobChanged, BlobNotFound)):
+                raise
         known = refused.diagnosis
         if isinstance(refused, (BlobChanged, BlobExists)):
             hint = "somebody else wrote it, and it was left as it is: write to another prefix, or remove it first"

@@ -181,6 +181,19 @@ def test_a_lost_answer_of_the_audit_costs_nothing(job):
     assert job.seal_and_verify(session).counts["committed"] == 1
 
 
+def test_a_role_that_is_removed_while_a_segment_is_continued_leaves_a_trail_that_can_be_sealed(make_job):
+    """The next segment cannot be made, so none is announced: whoever seals the trail misses nothing."""
+    job = make_job(trail="segment_records = 100")
+    job.raw.upload("orders/a.jsonl", DATA)
+    session = job.session()
+    assert read_blob(session, job) == DATA
+    job.cloud.proxy.without_role(where=matching("PutBlob", container=job.audit.name), times=1)
+    with pytest.raises(AuditUnavailable) as caught:
+        _ = [read_blob(session, job) for _ in range(100)]
+    assert (caught.value.diagnosis.code, len(job.trail.names())) == ("AuthorizationPermissionMismatch", 1)
+    assert job.seal_and_verify(job.session(), outcome="failed").counts["read"] > 1
+
+
 def test_a_store_that_was_busy_for_a_moment_costs_nothing(job):
     """503 for a few times is waited out."""
     job.cloud.proxy.respond(503, "ServerBusy", where=matching(container=job.audit.name), times=4)

@@ -235,19 +235,41 @@ def test_staging_outlives_a_fault(desk, fault):
     assert desk.container.download("a.jsonl") == b"once\n"
 
 
-@pytest.mark.parametrize("create_only", [True, False])
-def test_where_a_writer_may_only_create_a_commit_is_not_confirmed(desk, create_only):
-    """A retry after a lost answer hears that the blob is there, and how to tell whose it is; never a bare refusal."""
+def creating_only(desk: Desk, create_only: bool = True) -> BlobService:
+    """A service of an account where a writer may only create."""
     settings = AccountSettings(
         endpoint=desk.cloud.endpoint("contosolake"), create_only=create_only, ca_file=str(desk.cloud.ca_file)
     )
-    desk.service = BlobService({"contosolake": settings}.__getitem__)
+    return BlobService({"contosolake": settings}.__getitem__)
+
+
+@pytest.mark.parametrize(
+    ("create_only", "code", "error"),
+    [
+        (True, "AuthorizationPermissionMismatch", BlobExists),
+        (True, "UnauthorizedBlobOverwrite", BlobExists),
+        (False, "AuthorizationPermissionMismatch", AccessDenied),
+    ],
+)
+def test_where_a_writer_may_only_create_a_commit_is_not_confirmed(desk, create_only, code, error):
+    """A retry after a lost answer hears that the blob is there, and how to tell whose it is; never a bare refusal."""
+    desk.service = creating_only(desk, create_only)
     desk.cloud.proxy.lose_answer(where=PUT_LIST, times=1)
-    desk.cloud.proxy.respond(403, "AuthorizationPermissionMismatch", where=PUT_LIST, times=1, skip=1)
-    with pytest.raises(BlobExists if create_only else AccessDenied) as caught:
+    desk.cloud.proxy.respond(403, code, where=PUT_LIST, times=1, skip=1)
+    with pytest.raises(error) as caught:
         commit(desk, staged(desk, b"one\n"), commit_id="commit-7")
     assert ("commit-7" in caught.value.hint) == create_only
     assert desk.container.download("a.jsonl") == b"one\n"
+
+
+def test_a_role_that_is_removed_within_a_commit_is_no_blob_that_exists(desk):
+    """Where no blob was found, a refusal is a refusal, though the writer may only create: it names the role."""
+    desk.service = creating_only(desk)
+    desk.cloud.proxy.respond(403, "AuthorizationPermissionMismatch", where=PUT_LIST, times=1, skip=1)
+    with pytest.raises(AccessDenied, match="role") as caught:
+        commit(desk, [new_block_id()])
+    assert caught.value.diagnosis.code == "AuthorizationPermissionMismatch"
+    assert desk.container.list() == []
 
 
 def test_a_block_that_is_damaged_on_the_way_is_not_stored(desk):

@@ -73,6 +73,29 @@ def test_a_segment_that_exists_is_an_earlier_attempts(desk, store, refusal):
     assert content(desk) == b"one\n"
 
 
+@pytest.mark.parametrize("may", ["nothing", "append"])
+def test_who_may_not_create_a_segment_is_told(desk, store, may):
+    """A role that is missing is not taken for a segment that is there, though Azurite says both in the same words."""
+    desk.cloud.proxy.without_role(where=CREATE if may == "append" else matching(container=desk.container.name))
+    with pytest.raises(AuditUnavailable, match="the audit trail cannot be written") as caught:
+        store.create("s.jsonl")
+    assert caught.value.diagnosis.code == "AuthorizationPermissionMismatch"
+    assert "role" in caught.value.hint
+    assert caught.value.diagnosis.tried.startswith("create ")
+    desk.cloud.proxy.clear_faults()
+    assert desk.container.list() == []
+
+
+def test_a_segment_that_is_looked_for_stays_as_it_is(desk, store):
+    """To ask whether it is there adds nothing to it, be it empty or not."""
+    store.create("s.jsonl")
+    store.create("s.jsonl")
+    assert content(desk) == b""
+    store.append("s.jsonl", 0, b"one\n")
+    store.create("s.jsonl")
+    assert content(desk) == b"one\n"
+
+
 def test_somebody_elses_append_is_found(desk, store):
     """At the first attempt a position that is taken means that somebody else writes to the segment."""
     store.create("s.jsonl")
