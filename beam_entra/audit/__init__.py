@@ -3,13 +3,15 @@
 * what a line says: record.py, of fields.py, guarded by guard.py
 * writing: trail.py (with chain.py) a worker's segments, seal.py the launcher's last line, interim.py what is sealed on
   the way there, store.py where files live
-* reading: verify.py lists the rules of a trail (checked in segments.py, lineage.py), show.py prints it for people
+* reading: verify.py lists the rules of a trail (checked in segments.py, lineage.py, many segments at a time by
+  checking.py, which ahead.py reads for), show.py prints it for people
 
 The functions `seal` and `verify` are imported from their modules, which have the same names.
 """
 
 from __future__ import annotations
 
+from beam_entra.audit.checking import check_segments
 from beam_entra.audit.guard import SecretInRecord
 from beam_entra.audit.record import (
     BundleClosed,
@@ -35,7 +37,7 @@ from beam_entra.audit.record import (
     TokenAcquired,
 )
 from beam_entra.audit.seal import Seal
-from beam_entra.audit.segments import Segments, SegmentSummary, check_segments
+from beam_entra.audit.segments import Segments, SegmentSummary
 from beam_entra.audit.store import FolderTrail, GrowingTrail, SegmentStore, TrailReader, find_trails
 from beam_entra.audit.trail import Receipt, SegmentFacts, SegmentWriter
 from beam_entra.audit.verify import RunningSummary, TrailSummary

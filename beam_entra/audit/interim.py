@@ -11,13 +11,15 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import islice
 
 from pydantic import ValidationError
 
+from beam_entra.audit.ahead import read_ahead
 from beam_entra.audit.record import (
     SEAL_NAME,
     ZEROS,
@@ -34,6 +36,8 @@ from beam_entra.clock import Clock
 from beam_entra.errors import AuditError, AuditUnavailable, Diagnosis
 
 __all__ = ["Interims", "Said", "read_interims", "seal_interim"]
+
+_Piece = tuple[str, int, int]  # of a file: its name, and from which byte up to which
 
 _LAST_NUMBER = 999_999  # a seal's name has six digits
 _SEGMENTS_A_SEAL = 8000  # so that its line, 300 bytes for each, goes in one append: it is there, or it is not
@@ -90,12 +94,12 @@ class Said:
 
 
 def read_interims(
-    reader: TrailReader, names: Iterable[str], *, said: Said | None = None, known: Interims | None = None
+    reader: TrailReader, sizes: Mapping[str, int], *, said: Said | None = None, known: Interims | None = None
 ) -> Interims:
     """Read the interim seals of a trail, and check them (rule 18). The segments are not looked at.
 
     Args:
-        names: The files of the folder.
+        sizes: The files of the folder, and how many bytes each has.
         said: Is told what they say.
         known: What an earlier call gave, or `seal_interim`: they must continue that.
     Raises:
@@ -103,9 +107,8 @@ def read_interims(
     """
     found = Interims()
     continues_known = known is None or not known.count
-    there = sorted(name for name in names if INTERIM_NAME.fullmatch(name))
-    for name in there:
-        data = reader.read(name)
+    there = sorted(name for name in sizes if INTERIM_NAME.fullmatch(name))
+    for name, data in read_ahead(reader.read, [(name, sizes[name]) for name in there]):
         if not data and name == there[-1]:
             break  # who made the file did not live to write it
         if name != interim_name(found.count):
@@ -183,6 +186,16 @@ def _grown(trail: GrowingTrail, sizes: Mapping[str, int], interims: Interims, jo
     names = segments_of(sizes)
     if missing := sorted(interims.stands.keys() - set(names)):
         raise broken(missing[0], 1, 19, "an interim seal names it, and it is missing")
+    stood_bytes = {name: interims.stands[name].bytes if name in interims.stands else 0 for name in names}
+    new = [(name, stood_bytes[name], sizes[name]) for name in names if sizes[name] > stood_bytes[name]]
+    read = read_ahead(lambda piece: trail.read_range(*piece), [(piece, piece[2] - piece[1]) for piece in new])
+    with closing(read):
+        yield from _advances(names, sizes, interims, read, job)
+
+
+def _advances(
+    names: list[str], sizes: Mapping[str, int], interims: Interims, read: Iterator[tuple[_Piece, bytes]], job: str
+) -> Iterator[SealedSegment]:
     before: SealedSegment | None = None
     for name in names:
         known = interims.stands.get(name)
@@ -197,7 +210,8 @@ def _grown(trail: GrowingTrail, sizes: Mapping[str, int], interims: Interims, jo
             prev = before.head
         before = stood
         if known is None or sizes[name] > stood.bytes:
-            before = _advanced(stood, prev, trail.read_range(name, stood.bytes, sizes[name]), job)
+            data = next(read)[1] if sizes[name] else b""
+            before = _advanced(stood, prev, data, job)
             yield before
 
 

@@ -1,6 +1,6 @@
 """Checking segments by rules 1 to 13, 17 and 19, of `beam_entra.audit.verify`, sealed or not.
 
-One segment after the other is read and forgotten; what is kept of each are its numbers.
+One segment after the other is taken and forgotten; what is kept of each are its numbers. See checking.py for who reads.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from collections import Counter, deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Any
 
 from beam_entra.audit.fields import SEGMENT_NAME
 from beam_entra.audit.lineage import Lineage, RuleBroken
@@ -27,7 +28,7 @@ from beam_entra.audit.record import (
     parse_line,
     segment_name,
 )
-from beam_entra.audit.store import INTERIM_NAME, TrailReader
+from beam_entra.audit.store import INTERIM_NAME
 from beam_entra.errors import Diagnosis, TrailBroken
 
 __all__ = [
@@ -36,7 +37,6 @@ __all__ = [
     "SegmentSummary",
     "Segments",
     "broken",
-    "check_segments",
     "next_to",
     "segments_of",
 ]
@@ -105,27 +105,13 @@ class Segments:
     counts: Mapping[str, int]
     sources: Mapping[str, int]
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _segments, (self.segments, dict(self.counts), dict(self.sources))  # a mapping proxy cannot be pickled
+
     @property
     def opened(self) -> SegmentOpened | None:
         """Who and what the job was, as every segment says; None when there is no record at all."""
         return next((segment.opened for segment in self.segments if segment.opened), None)
-
-
-def check_segments(
-    reader: TrailReader, *, job: str | None = None, marks: Mapping[str, Sequence[Mark]] | None = None
-) -> Segments:
-    """Check segments, sealed or not.
-
-    Args:
-        job: The job they must be of; None takes the first segment's word.
-        marks: What interim seals say of them, by name, in order.
-    Raises:
-        TrailBroken: Naming the first bad segment, line and rule.
-    """
-    check = SegmentCheck(job, marks or {})
-    for name in segments_of(reader.names()):
-        check.add(name, reader.read(name))
-    return check.finish()
 
 
 def segments_of(names: Iterable[str]) -> list[str]:
@@ -141,20 +127,27 @@ def segments_of(names: Iterable[str]) -> list[str]:
     return segments
 
 
+def _segments(segments: Iterable[SegmentSummary], counts: dict[str, int], sources: dict[str, int]) -> Segments:
+    return Segments(segments=tuple(segments), counts=MappingProxyType(counts), sources=MappingProxyType(sources))
+
+
 class SegmentCheck:
     """Takes the segments of a job, one after the other: those of a process together, in order of number.
 
     Args:
         job: The job they must be of; None takes the first segment's word.
-        marks: As for `check_segments`.
+        marks: What interim seals say of them, by name, in order.
+        first: The first record of the whole trail, for who is not given its first segment.
     """
 
-    def __init__(self, job: str | None, marks: Mapping[str, Sequence[Mark]]) -> None:
+    def __init__(
+        self, job: str | None, marks: Mapping[str, Sequence[Mark]], *, first: SegmentOpened | None = None
+    ) -> None:
         self._job = job
         self._marks = dict(marks)
         self._counts: Counter[str] = Counter()
         self._sources: Counter[str] = Counter()
-        self._first: SegmentOpened | None = None  # of the whole trail
+        self.first = first
         self._done: list[SegmentSummary] = []  # of the processes that are through
         self._segments: list[tuple[SegmentOpened | None, SealedSegment]] = []  # of the one at hand
         self._lineage = Lineage()
@@ -198,6 +191,20 @@ class SegmentCheck:
         self._counts += kinds
         self._segments.append((self._opened, stands.sealed()))
 
+    def of_these(self, names: Iterable[str]) -> SegmentCheck:
+        """A check like this one for the segments of one process, whose result `take` takes."""
+        marks = {name: self._marks[name] for name in names if name in self._marks}
+        return SegmentCheck(self._job, marks, first=self.first)
+
+    def take(self, found: Segments) -> None:
+        """What another check has found in the segments of a process."""
+        self._end_process()
+        self._done += found.segments
+        self._counts += Counter(found.counts)
+        self._sources += Counter(found.sources)
+        for segment in found.segments:
+            self._marks.pop(segment.sealed.segment, None)
+
     def finish(self) -> Segments:
         """What was found, once all segments were taken.
 
@@ -208,10 +215,10 @@ class SegmentCheck:
         if self._marks:
             missing = min(self._marks)
             raise broken(missing, 1, 19, f"{self._marks[missing][0].seal} names it, and it is missing")
-        return Segments(
-            segments=tuple(sorted(self._done, key=lambda segment: segment.sealed.segment)),
-            counts=MappingProxyType(dict(sorted(self._counts.items()))),
-            sources=MappingProxyType(dict(sorted(self._sources.items()))),
+        return _segments(
+            sorted(self._done, key=lambda segment: segment.sealed.segment),
+            dict(sorted(self._counts.items())),
+            dict(sorted(self._sources.items())),
         )
 
     def _end_process(self) -> None:
@@ -261,10 +268,10 @@ class SegmentCheck:
             raise RuleBroken(5, f"it was written as {record.segment}")
         if self._job is not None and record.job != self._job:
             raise RuleBroken(5, f"it is of job {record.job}, not {self._job}")
-        self._first = self._first or record
+        self.first = self.first or record
         for field in _SAME_IN_ALL:
-            if getattr(record, field) != getattr(self._first, field):
-                raise RuleBroken(5, f"its {field} is not the one that {self._first.segment} has")
+            if getattr(record, field) != getattr(self.first, field):
+                raise RuleBroken(5, f"its {field} is not the one that {self.first.segment} has")
         found = (self._before.segment, self._before.head) if self._before else None
         named = (record.previous.segment, record.previous.head) if record.previous else None
         if named != found:

@@ -14,6 +14,7 @@ from typing import get_args
 from rich.console import Console
 from rich.text import Text
 
+from beam_entra.audit.ahead import read_ahead, sizes_of
 from beam_entra.audit.record import (
     SEAL_NAME,
     AnyRecord,
@@ -83,22 +84,22 @@ class Story:
     @classmethod
     def read(cls, reader: TrailReader) -> Story:
         """Read what can be read; a trail without a seal is checked by the rules that need none."""
-        names, unreadable = sorted(reader.names()), 0
+        sizes, unreadable = dict(sorted(sizes_of(reader).items())), 0
         found: dict[str, list[AnyRecord]] = {}
-        for name in names:
+        for name, data in read_ahead(reader.read, sizes.items()):
             records = found[name] = []
-            for line in reader.read(name).splitlines():
+            for line in data.splitlines():
                 try:
                     records.append(parse_line(line))
                 except ValueError:
                     unreadable += 1
         broken = None
         try:
-            _ = verify(reader) if SEAL_NAME in names else verify_running(reader)
+            _ = verify(reader) if SEAL_NAME in sizes else verify_running(reader)
         except TrailBroken as error:
             broken = error
         seal = next((record for record in found.pop(SEAL_NAME, []) if isinstance(record, Sealed)), None)
-        interims = [record for name in names if INTERIM_NAME.fullmatch(name) for record in found.pop(name)]
+        interims = [record for name in sizes if INTERIM_NAME.fullmatch(name) for record in found.pop(name)]
         interim = next((record for record in reversed(interims) if isinstance(record, InterimSealed)), None)
         return cls(segments=found, unreadable=unreadable, seal=seal, interim=interim, broken=broken)
 

@@ -6,12 +6,21 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from beam_entra.audit.record import SEAL_NAME
 from beam_entra.errors import AuditUnavailable, Diagnosis
 
-__all__ = ["APPEND_BYTES", "INTERIM_NAME", "FolderTrail", "GrowingTrail", "SegmentStore", "TrailReader", "find_trails"]
+__all__ = [
+    "APPEND_BYTES",
+    "INTERIM_NAME",
+    "FolderTrail",
+    "GrowingTrail",
+    "SegmentStore",
+    "TrailReader",
+    "find_trails",
+    "is_trail_file",
+]
 
 INTERIM_NAME = re.compile(r"seal-[0-9]{6}\.jsonl")
 
@@ -19,7 +28,7 @@ APPEND_BYTES = 4 * 1024 * 1024  # the most that an append blob takes in one requ
 
 
 class TrailReader(Protocol):
-    """Reads the files of one folder."""
+    """Reads the files of one folder; from several threads at once."""
 
     def names(self) -> list[str]:
         """Every file below the folder, relative to it, with `/` between levels. Empty when there is no such folder."""
@@ -28,6 +37,7 @@ class TrailReader(Protocol):
         """All bytes of one of them."""
 
 
+@runtime_checkable
 class GrowingTrail(TrailReader, Protocol):
     """Reads the files of one folder while workers write on."""
 
@@ -152,22 +162,40 @@ class _Below:
         return self._reader.read(f"{self._folder}/{name}")
 
 
+class _GrowingBelow(_Below):
+    """The same of a reader that tells how long files are; they are as long as they were."""
+
+    def __init__(self, reader: GrowingTrail, folder: str, sizes: Mapping[str, int]) -> None:
+        super().__init__(reader, folder, list(sizes))
+        self._growing, self._sizes = reader, sizes
+
+    def sizes(self) -> Mapping[str, int]:
+        return self._sizes
+
+    def read_range(self, name: str, start: int, stop: int) -> bytes:
+        return self._growing.read_range(f"{self._folder}/{name}", start, stop)
+
+
 def find_trails(reader: TrailReader) -> Mapping[str, TrailReader]:
     """The trails of a folder: itself when it is one, else those in the folders below it.
 
     Returns:
         Folder name to its reader, sorted; the name is empty for the folder itself. Empty when there is no trail.
     """
-    folders: dict[str, list[str]] = {}
-    for name in sorted(reader.names()):
+    sizes = reader.sizes() if isinstance(reader, GrowingTrail) else dict.fromkeys(reader.names(), 0)
+    folders: dict[str, dict[str, int]] = {}
+    for name in sorted(sizes):
         folder, _, file = name.rpartition("/")
-        folders.setdefault(folder, []).append(file)
-    trails = {folder: files for folder, files in folders.items() if any(map(_is_trail_file, files))}
+        folders.setdefault(folder, {})[file] = sizes[name]
+    trails = {folder: files for folder, files in folders.items() if any(map(is_trail_file, files))}
     if "" in trails:
         return {"": reader}
-    return {folder: _Below(reader, folder, files) for folder, files in trails.items()}
+    if isinstance(reader, GrowingTrail):
+        return {folder: _GrowingBelow(reader, folder, files) for folder, files in trails.items()}
+    return {folder: _Below(reader, folder, list(files)) for folder, files in trails.items()}
 
 
-def _is_trail_file(name: str) -> bool:
+def is_trail_file(name: str) -> bool:
+    """Whether a file of a folder is named like a segment or a seal."""
     is_seal = name == SEAL_NAME or INTERIM_NAME.fullmatch(name) is not None
     return is_seal or (name.startswith("segment-") and name.endswith(".jsonl"))

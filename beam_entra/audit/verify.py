@@ -48,9 +48,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
+from beam_entra.audit.ahead import sizes_of
+from beam_entra.audit.checking import check_segments
 from beam_entra.audit.interim import Interims, Said, read_interims
 from beam_entra.audit.record import SEAL_NAME, ZEROS, Sealed, SealedSegment, digest_of, interim_name, parse_line
-from beam_entra.audit.segments import Segments, SegmentSummary, broken, check_segments
+from beam_entra.audit.segments import Segments, SegmentSummary, broken
 from beam_entra.audit.store import TrailReader
 
 __all__ = ["RunningSummary", "TrailSummary", "verify", "verify_running"]
@@ -179,12 +181,12 @@ def verify_running(reader: TrailReader, *, seal_digest: str | None = None) -> Ru
 
 def _check(reader: TrailReader) -> tuple[Said, Interims, Segments, bytes]:
     """Rules 1 to 13 and 17 to 19; and the seal's file."""
-    names, said = reader.names(), Said()
-    interims = read_interims(reader, names, said=said)
+    sizes, said = sizes_of(reader), Said()
+    interims = read_interims(reader, sizes, said=said)
     found = check_segments(reader, marks=said.marks)
     if interims.job and found.opened and found.opened.job != interims.job:
         raise broken(interims.last_name, 1, 18, "it is of another job than the segments are")
-    return said, interims, found, reader.read(SEAL_NAME) if SEAL_NAME in names else b""
+    return said, interims, found, reader.read(SEAL_NAME) if SEAL_NAME in sizes else b""
 
 
 def _running(found: Segments, interims: Interims, held_by: str = "") -> RunningSummary:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import traceback
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
@@ -12,13 +13,13 @@ from os import PathLike
 
 from beam_entra.audit.interim import Interims, seal_interim
 from beam_entra.audit.record import SEAL_NAME
+from beam_entra.audit.store import is_trail_file
 from beam_entra.clock import Clock, utc_now
 from beam_entra.errors import (
     AuditError,
     BeamEntraError,
     ConfigError,
     Diagnosis,
-    IdentityExpired,
     StorageError,
     TrailBroken,
 )
@@ -52,8 +53,9 @@ def seal_job_interim(session: Session, known: Interims | None = None) -> Interim
 class PeriodicSeals:
     """Has a job's trail sealed again and again in the background, until it is stopped.
 
-    That it fails ends nothing: nothing was handed on or committed without its record, and the next one, or the final
-    seal, makes up for it. It is logged; and a trail that was tampered with is logged as an error.
+    That it fails, however that may be, ends nothing: nothing was handed on or committed without its record, and the
+    next one, or the final seal, makes up for it. It is logged; a trail that was tampered with as an error, and so is
+    what nobody foresaw, by its type and place alone.
 
     Args:
         session: Gives the job's session as it is then.
@@ -79,14 +81,25 @@ class PeriodicSeals:
 
     def _run(self) -> None:
         while not self._wait(self._every_s) and not self._stopped.is_set():
+            session: Session | None = None
             try:
-                self._known = seal_job_interim(self._session(), self._known)
+                session = self._session()
+                self._known = seal_job_interim(session, self._known)
             except TrailBroken as broken:
                 _LOG.error("the audit trail was changed while the job is running: %s", broken)
-            except IdentityExpired:
-                return  # the job's time is over
             except BeamEntraError as error:
+                if session is not None and session.over:
+                    _LOG.warning("the job's time is over: only the final seal is made now")
+                    return
                 _LOG.warning("the audit trail was not sealed so far, the next time will do: %s", error.message)
+            except Exception as error:  # noqa: BLE001  without it no other would be made, and nobody be told
+                where = traceback.extract_tb(error.__traceback__)[-1]
+                _LOG.error(  # what it says may hold a secret
+                    "the audit trail was not sealed so far, the next time it is tried again: %s at %s line %s",
+                    type(error).__name__,
+                    where.filename,
+                    where.lineno,
+                )
 
 
 def seal_running(
@@ -95,14 +108,16 @@ def seal_running(
     """Seal what there is of running jobs, as the manifest's identity; this leaves no record but the seals.
 
     For jobs whose launcher is not there: from cron, say. A trail that has a seal is left as it is, and so is one to
-    which nothing was added.
+    which nothing was added. One that holds a file which is neither a segment nor a seal is not sealed, now or in the
+    end (rule 1 of `beam_entra.audit.verify`), and keeps no other from its seal.
 
     Args:
         path: A job's folder, or one above it, at or below the manifest's audit path.
         access_manifest, endpoints: As for `open_trail`.
 
     Returns:
-        For each job without a seal its interim seals, or why it could not be sealed.
+        For each job without a seal its interim seals, or why it could not be sealed; the latter also for what lies
+        among the folders of jobs and is none.
 
     Raises:
         ConfigError: The path is no job's folder nor above one, or holds no trail.
@@ -113,18 +128,27 @@ def seal_running(
     below = folder.name.removeprefix(manifest.audit.name)
     with closing(_UnrecordedSession(scope, clock=clock)) as session:
         sizes = StorageTrail(_SealingBundle(session, "look for trails"), folder).sizes()
-    jobs: set[str] = set()
-    sealed: set[str] = set()
-    for name, size in sizes.items():
-        job, _, file = f"{below}{name}".rpartition("/")
-        (sealed if file == SEAL_NAME and size else jobs).add(job)
-    if not jobs or any("/" in job or not job for job in jobs):
+    files: dict[str, dict[str, int]] = {}
+    for name, size_bytes in sizes.items():
+        job, _, file = f"{below}{name}".partition("/")
+        files.setdefault(job, {})[file] = size_bytes
+    jobs = {job for job, found in files.items() if any(map(is_trail_file, found))}
+    if not jobs or below.count("/") > 1:
         raise ConfigError(f"no trail of a job at {folder}", Diagnosis(hint=f"name {manifest.audit}, or a folder in it"))
-    return {job: _seal_one(replace(scope, job=job), clock) for job in sorted(jobs - sealed)}
+    sealed: dict[str, Interims | BeamEntraError] = {}
+    for job in sorted(files):
+        if job not in jobs:
+            sealed[job] = AuditError(
+                f"{manifest.audit}{job} is not the folder of a job's trail, and nothing else belongs there",
+                Diagnosis(hint="see who wrote it; a pipeline of another audit path has its own access manifest"),
+            )
+        elif not files[job].get(SEAL_NAME):
+            sealed[job] = _seal_one(replace(scope, job=job), clock)
+    return sealed
 
 
 def _seal_one(scope: JobScope, clock: Clock) -> Interims | BeamEntraError:
-    with closing(_UnrecordedSession(scope.to_seal(clock()), clock=clock)) as session:
+    with closing(_UnrecordedSession(scope, clock=clock)) as session:
         try:
             return seal_job_interim(session)
         except (AuditError, StorageError) as error:  # of this trail; who gets no token gets none for the others

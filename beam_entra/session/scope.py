@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import secrets
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 from beam_entra.access.manifest import AccessManifest, Scoping
@@ -14,8 +14,6 @@ from beam_entra.identity import check_credential
 from beam_entra.paths import BlobPath
 
 __all__ = ["JobScope", "whole_seconds"]
-
-_TIME_TO_SEAL = timedelta(minutes=15)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,11 +50,6 @@ class JobScope:
         return self.manifest.audit.child(f"{self.job}/")
 
     @property
-    def ends(self) -> datetime:
-        """The deadline that the job was launched with; `to_seal` does not move it. A rolling life has no such end."""
-        return whole_seconds(self.launched + self.manifest.lifetime.job)
-
-    @property
     def caution(self) -> str:
         """What is wider in this job than in others, for people; empty when nothing is."""
         if self.manifest.scoping is Scoping.SAS:
@@ -71,10 +64,6 @@ class JobScope:
         """As whom the job acts, for people."""
         who = self.manifest.identity
         return f"{self.manifest.pipeline} ({self.manifest.environment}), client {who.client}, tenant {who.tenant}"
-
-    def to_seal(self, now: datetime) -> JobScope:
-        """The same job with enough time to seal its trail, for when its own time is over."""
-        return replace(self, deadline=max(self.deadline, whole_seconds(now + _TIME_TO_SEAL)))
 
     def to_json(self) -> str:
         """For pipeline options, which are text."""

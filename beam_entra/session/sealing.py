@@ -2,50 +2,65 @@
 
 from __future__ import annotations
 
+import threading
 import uuid
-from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from collections.abc import Callable, Mapping
+from contextlib import closing, suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from os import PathLike
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from beam_entra.access import AccessManifest, Endpoints, Permission, downscope_audit
 from beam_entra.audit import Receipt
+from beam_entra.audit.checking import check_all
 from beam_entra.audit.fields import SEGMENT_NAME
 from beam_entra.audit.interim import Interims, Said
 from beam_entra.audit.record import SEAL_NAME, Record, segment_name
-from beam_entra.audit.seal import Seal, check_unsealed, seal, write_seal
+from beam_entra.audit.seal import Seal, check_interims, check_unsealed, seal, write_seal
 from beam_entra.audit.segments import SegmentCheck, Segments, segments_of
 from beam_entra.audit.store import INTERIM_NAME
 from beam_entra.clock import Clock, utc_now
-from beam_entra.errors import AuditError, AuditUnavailable, BlobNotFound, ConfigError, Diagnosis
-from beam_entra.identity import STORAGE_AUDIENCE
+from beam_entra.errors import (
+    AuditError,
+    AuditUnavailable,
+    BeamEntraError,
+    BlobNotFound,
+    ConfigError,
+    Diagnosis,
+    TrailBroken,
+)
+from beam_entra.identity import STORAGE_AUDIENCE, EntraSource
 from beam_entra.paths import BlobPath
 from beam_entra.session.bundle import BundleSession, _Access
-from beam_entra.session.scope import JobScope
+from beam_entra.session.scope import JobScope, whole_seconds
 from beam_entra.session.session import Session
 from beam_entra.storage import AppendBlobSegments, Authorization, BlobProperties
 from beam_entra.storage.answers import Answer
-from beam_entra.storage.exchange import Authorise
 
 __all__ = ["StorageTrail", "open_trail", "seal_job", "seal_late"]
 
-_READERS = 8
-_AHEAD_BYTES = 64 << 20  # of segments that are read before their turn
 _FIRST = "00000.jsonl"
 _LONG_AGO = datetime.min.replace(tzinfo=UTC)
-_TIME_TO_RECORD = timedelta(seconds=30)
+_A_MOMENT = timedelta(seconds=5)  # so much before its end the job's time may be over for Storage
+_GRANTED = timedelta(minutes=5)  # for so long at most what was recorded is presented after the trail's end
+_MOST_OF_IT = 0.75
+
+T = TypeVar("T")
 
 
 class StorageTrail:
-    """A `GrowingTrail` over a folder below the audit path, through a bundle session."""
+    """A `GrowingTrail` over a folder below the audit path, through a bundle session.
 
-    def __init__(self, bundle: _SealingBundle, folder: BlobPath) -> None:
+    Args:
+        overtime: Goes on when the job's time is over; without it, that ends the reading as well.
+    """
+
+    def __init__(self, bundle: _SealingBundle, folder: BlobPath, overtime: _Overtime | None = None) -> None:
         self._bundle = bundle
         self._folder = folder
+        self._overtime = overtime
         self._found: dict[str, BlobProperties] = {}
 
     def names(self) -> list[str]:
@@ -67,7 +82,7 @@ class StorageTrail:
 
     def _list(self) -> dict[str, BlobProperties]:
         try:
-            blobs = list(self._bundle.list_blobs(self._folder, self._folder.name))
+            blobs = self._ask(lambda bundle: list(bundle.list_blobs(self._folder, self._folder.name)))
         except BlobNotFound:
             blobs = []
         return {blob.path.name.removeprefix(self._folder.name): blob for blob in blobs}
@@ -79,27 +94,21 @@ class StorageTrail:
         blob = self._found.get(name)
         if blob is None:
             raise BlobNotFound(f"{self._folder} holds no {name}", Diagnosis(tried=f"read {self._folder}{name}"))
-        return self._bundle.read_grown(blob, 0, blob.size_bytes)
+        return self._ask(lambda bundle: bundle.read_grown(blob, 0, blob.size_bytes))
 
     def read_range(self, name: str, start: int, stop: int) -> bytes:
         """Bytes [start, stop) of one of them."""
-        return self._bundle.read_grown(_unknown(self._folder.child(name), stop), start, stop)
+        blob = _unknown(self._folder.child(name), stop)
+        return self._ask(lambda bundle: bundle.read_grown(blob, start, stop))
 
-    def read_all(self, names: Sequence[str]) -> Iterator[tuple[str, bytes]]:
-        """These files, one after the other; the next ones are fetched meanwhile, as far as there is room for them."""
-        with ThreadPoolExecutor(_READERS, thread_name_prefix="beam-entra-trail") as pool:
-            under_way: deque[tuple[str, Future[bytes]]] = deque()
-            ahead_bytes = 0
-            for name in names:
-                size = self._found[name].size_bytes
-                while under_way and ahead_bytes + size > _AHEAD_BYTES:
-                    ready, content = under_way.popleft()
-                    ahead_bytes -= self._found[ready].size_bytes
-                    yield ready, content.result()
-                under_way.append((name, pool.submit(self.read, name)))
-                ahead_bytes += size
-            for ready, content in under_way:
-                yield ready, content.result()
+    def _ask(self, request: Callable[[_SealingBundle], T]) -> T:
+        if self._overtime is None:
+            return request(self._bundle)
+        try:
+            return request(self._bundle)
+        except BeamEntraError as error:
+            self._overtime.forgive(error)
+        return request(self._overtime.bundle)
 
 
 class _SealingBundle(BundleSession):
@@ -130,27 +139,116 @@ class _SealingBundle(BundleSession):
         return bytes(content)
 
 
+class _Overtime:
+    """What seals a job whose time is over: a session of its own, that leaves no record. Made when it is asked for.
+
+    It reads the trail and writes the seal, and nobody is given it for anything else.
+    """
+
+    def __init__(self, session: Session) -> None:
+        self._of = session
+        self._lock = threading.Lock()
+        self._session: _UnrecordedSession | None = None
+        self._bundle: _SealingBundle | None = None
+
+    @property
+    def begun(self) -> bool:
+        """Whether the job's time is over, or will be in a moment. A rolling life has no such end."""
+        scope = self._of.scope
+        return not scope.manifest.lifetime.rolling and self._of.clock() >= scope.deadline - _A_MOMENT
+
+    def forgive(self, error: BeamEntraError) -> None:
+        """Raise it, unless the job's time is over: that something fails then is no error."""
+        if isinstance(error, TrailBroken) or not self.begun:
+            raise error
+
+    def end(self, end: Callable[[], object]) -> None:
+        """End something of the job's own."""
+        try:
+            end()
+        except BeamEntraError as error:
+            self.forgive(error)
+
+    @property
+    def session(self) -> _UnrecordedSession:
+        """The session."""
+        with self._lock:
+            if self._session is None:
+                source = self._of.source
+                self._session = _UnrecordedSession(
+                    self._of.scope,
+                    clock=self._of.clock,
+                    source=None if isinstance(source, EntraSource) else source,  # that one records in the job's trail
+                    pause=self._of.pause,
+                )
+            return self._session
+
+    @property
+    def bundle(self) -> _SealingBundle:
+        """A bundle of it."""
+        session = self.session
+        with self._lock:
+            if self._bundle is None:
+                self._bundle = _SealingBundle(session, "seal the audit trail")
+            return self._bundle
+
+    def authorise(self, path: BlobPath, permission: Permission) -> Authorization:
+        """To read or list what is in the job's folder, or to append to it."""
+        if permission is Permission.APPEND:
+            return self.session._authorise_append(path)
+        return self.bundle._authorise(path, permission)
+
+    def close(self) -> None:
+        """Forget all of it."""
+        if self._session is not None:
+            self._session.close()
+
+
 class _Closing:
     """The job's folder while it is being sealed: the other processes' segments, and then the own, after its end."""
 
-    def __init__(self, session: Session, bundle: _SealingBundle, known: Interims | None) -> None:
+    def __init__(self, session: Session, bundle: _SealingBundle, known: Interims | None, overtime: _Overtime) -> None:
         """Check all that others wrote, and get what it takes to read the own segment when nothing can be recorded."""
-        self._session, self._folder, job = session, session.scope.folder, session.scope.job
-        trail, said = StorageTrail(bundle, self._folder), Said()
+        self._session, self._folder, self._overtime = session, session.scope.folder, overtime
+        trail, said, job = StorageTrail(bundle, self._folder, overtime), Said(), session.scope.job
         sizes = trail.sizes()
-        self.interims = check_unsealed(trail, sizes, job=job, said=said, known=known)
+        if check_unsealed(trail, sizes, job=job):
+            raise AuditError(
+                f"the seal of job {job} was begun by somebody else, who did not end it",
+                Diagnosis(tried=f"seal {self._folder}", hint=f"beam-entra audit seal {self._folder}"),
+            )
+        self.interims = check_interims(trail, sizes, job=job, said=said, known=known)
         self._check = SegmentCheck(job, said.marks)
-        others = [name for name in segments_of(sizes) if session.process not in name]
-        for name, content in trail.read_all(others):
-            self._check.add(name, content)
-        self._taken = {name: sizes[name] for name in others}
-        self._listing = bundle._authorise(self._folder, Permission.LIST)
-        self.seal_authorization = session._authorise_append(self._folder.child(SEAL_NAME))
-        self._seal_reading = bundle._authorise(self._folder.child(SEAL_NAME), Permission.READ)
-        self._own: dict[str, Authorization] = {}
-        while ours := [name for name in self._own_and_next() if name not in self._own]:
-            for name in ours:  # each SAS is a record, with which the segment may become full
-                self._own[name] = bundle._authorise(self._folder.child(name), Permission.READ)
+        self._taken = {name: sizes[name] for name in segments_of(sizes) if session.process not in name}
+        check_all(self._check, trail.read, self._taken)
+        self._granted: dict[tuple[BlobPath, Permission], Authorization] = {}
+        self._granted_until = session.clock() + min(_GRANTED, session.scope.manifest.lifetime.token * _MOST_OF_IT)
+        try:
+            self._grant(bundle)
+        except BeamEntraError as error:
+            overtime.forgive(error)
+
+    def _grant(self, bundle: _SealingBundle) -> None:
+        seal = self._folder.child(SEAL_NAME)
+        self._granted[self._folder, Permission.LIST] = bundle._authorise(self._folder, Permission.LIST)
+        self._granted[seal, Permission.APPEND] = self._session._authorise_append(seal)
+        self._granted[seal, Permission.READ] = bundle._authorise(seal, Permission.READ)
+        while ours := [path for path in self._own_and_next() if (path, Permission.READ) not in self._granted]:
+            for path in ours:  # each SAS is a record, with which the segment may become full
+                self._granted[path, Permission.READ] = bundle._authorise(path, Permission.READ)
+
+    def _own_and_next(self) -> tuple[BlobPath, ...]:
+        segments = self._session.segments
+        return tuple(
+            self._folder.child(name) for name in (*segments, segment_name(self._session.process, len(segments)))
+        )
+
+    def authorise(self, path: BlobPath, permission: Permission) -> Authorization:
+        """For what comes after the own segment's end: what was recorded in it, as long as that will do."""
+        granted = self._granted.get((path, permission))
+        if granted is not None and self._session.clock() < self._granted_until and not self._overtime.begun:
+            return granted
+        return self._overtime.authorise(path, permission)
 
     def finish(self) -> Segments:
         """Check the own segment, which has ended; all that is there has been checked then.
@@ -162,34 +260,28 @@ class _Closing:
         found.pop(SEAL_NAME, None)
         own = [name for name in segments_of(found) if self._session.process in name]
         for name, blob in found.items():
-            if name in own and name in self._own:
-                continue
-            if self._taken.get(name) != blob.size_bytes:
+            if name not in own and self._taken.get(name) != blob.size_bytes:
                 raise AuditError(
                     f"{name} was written while the trail was being sealed: a worker of the job is still at work",
                     Diagnosis(tried=f"seal {self._folder}", hint="seal the trail when the job has ended"),
                 )
-        for name in own:
-            self._check.add(name, self._read(found[name], self._own[name]))
+        check_all(
+            self._check,
+            lambda name: self.read(found[name].path, 0, found[name].size_bytes),
+            {name: found[name].size_bytes for name in own},
+        )
         return self._check.finish()
 
-    def _own_and_next(self) -> tuple[str, ...]:
-        segments = self._session.segments
-        return (*segments, segment_name(self._session.process, len(segments)))
-
     def _list(self) -> dict[str, BlobProperties]:
-        pages = self._session.service.list_pages(self._folder, self._folder.name, _with(self._listing), _request_id)
+        authorise = partial(self.authorise, self._folder, Permission.LIST)
+        pages = self._session.service.list_pages(self._folder, self._folder.name, authorise, _request_id)
         return {blob.path.name.removeprefix(self._folder.name): blob for page, _ in pages for blob in page.blobs}
 
-    def _read(self, blob: BlobProperties, authorization: Authorization) -> bytes:
-        service = self._session.service
-        return bytes(service.read_range(blob, 0, blob.size_bytes, _with(authorization), _request_id, _unrecorded))
-
-    def read_seal(self, path: BlobPath, start: int, stop: int) -> bytes:
-        """Bytes [start, stop) of the seal that stands there, whoever wrote it."""
-        service, there = self._session.service, _unknown(path, stop)
-        reading = _with(self._seal_reading)
-        return bytes(service.read_range(there, start, stop, reading, _request_id, _unrecorded, grows=True))
+    def read(self, path: BlobPath, start: int, stop: int) -> bytes:
+        """Bytes [start, stop) of what stands there, whoever wrote it."""
+        service, authorise = self._session.service, partial(self.authorise, path, Permission.READ)
+        there = _unknown(path, stop)
+        return bytes(service.read_range(there, start, stop, authorise, _request_id, _unrecorded, grows=True))
 
 
 def seal_job(session: Session, *, outcome: str, error: str | None, known: Interims | None = None) -> Seal:
@@ -201,9 +293,9 @@ def seal_job(session: Session, *, outcome: str, error: str | None, known: Interi
     3. End the own segment. From here on nothing is recorded: the seal is the record.
     4. Read and verify the own segment, write the seal.
 
-    Call it when no worker of the job can write any more. After the job's deadline, or so short before it that the
-    sealing would not end in time, no SAS can be recorded, since none may outlive the deadline: then the sealing leaves
-    no record.
+    Call it when no worker of the job can write any more. It takes as long as it takes: when the job's deadline comes
+    meanwhile, or has come before, the rest is done without a record, since no SAS that is recorded may outlive the
+    deadline. So is what of step 4 takes longer than a SAS lives.
 
     Args:
         known: What the last interim seal of this launcher gave: all that it held must still be there.
@@ -211,56 +303,81 @@ def seal_job(session: Session, *, outcome: str, error: str | None, known: Interi
         TrailBroken: The segments do not verify. No seal was written.
         AuditUnavailable: The trail cannot be read or written.
     """
-    folder = session.scope.folder
-    rolling = session.scope.manifest.lifetime.rolling
-    if not rolling and session.clock() > session.scope.ends - _TIME_TO_RECORD:
-        with suppress(AuditUnavailable):
-            session.end_trail()
-        return _seal_unrecorded(session, folder, outcome=outcome, error=error, known=known)
+    folder, job = session.scope.folder, session.scope.job
+    with closing(_Overtime(session)) as overtime:
+        bundle = _begin_to_seal(session, overtime)
+        if bundle is None:
+            with suppress(AuditUnavailable):
+                session.end_trail()
+            return _seal_unrecorded(overtime.bundle, folder, job=job, outcome=outcome, error=error, known=known)
+        try:
+            at_end = _Closing(session, bundle, known, overtime)
+        except BaseException:
+            overtime.end(partial(bundle.close, "failed"))
+            raise
+        overtime.end(bundle.close)
+        overtime.end(session.end_trail)
+        authorise = partial(at_end.authorise, permission=Permission.APPEND)
+        store = AppendBlobSegments(session.service, folder, authorise, read=at_end.read)
+        found, interims = at_end.finish(), at_end.interims
+        return write_seal(store, found, interims, job=job, outcome=outcome, error=error, clock=session.clock)
+
+
+def _begin_to_seal(session: Session, overtime: _Overtime) -> _SealingBundle | None:
+    """A bundle that records what is read; None when the job's time is over."""
+    if overtime.begun:
+        return None
     begun = session.started
-    session.settle()
-    with _SealingBundle(session, "seal the audit trail") as bundle:
+    try:
+        session.settle()
+        bundle = _SealingBundle(session, "seal the audit trail")
         if not begun:
             bundle.settle()  # so that the own segment is there
-        closing = _Closing(session, bundle, known)
-    session.end_trail()
-    store = AppendBlobSegments(
-        session.service, folder, lambda path: closing.seal_authorization, read=closing.read_seal
-    )
-    return write_seal(
-        store,
-        closing.finish(),
-        closing.interims,
-        job=session.scope.job,
-        outcome=outcome,
-        error=error,
-        clock=session.clock,
-    )
+    except BeamEntraError as error:
+        overtime.forgive(error)
+        return None
+    return bundle
 
 
 def _seal_unrecorded(
-    session: Session, folder: BlobPath, *, outcome: str, error: str | None, known: Interims | None = None
+    bundle: _SealingBundle,
+    folder: BlobPath,
+    *,
+    job: str,
+    outcome: str,
+    error: str | None,
+    known: Interims | None = None,
 ) -> Seal:
-    sealer = _UnrecordedSession(
-        session.scope.to_seal(session.clock()), clock=session.clock, source=session.source, pause=session.pause
+    sealer = bundle.session
+    store = AppendBlobSegments(
+        sealer.service,
+        folder,
+        sealer._authorise_append,
+        read=lambda path, start, stop: bundle.read_grown(_unknown(path, stop), start, stop),
     )
-    try:
-        bundle = _SealingBundle(sealer, "seal the audit trail")
-        reader = StorageTrail(bundle, folder)
-        store = AppendBlobSegments(
-            sealer.service,
-            folder,
-            sealer._authorise_append,
-            read=lambda path, start, stop: bundle.read_grown(_unknown(path, stop), start, stop),
-        )
-        job = session.scope.job
-        return seal(reader, store, job=job, outcome=outcome, error=error, clock=session.clock, known=known)
-    finally:
-        sealer.close()
+    reader = StorageTrail(bundle, folder)
+    return seal(reader, store, job=job, outcome=outcome, error=error, clock=sealer.clock, known=known)
 
 
 class _UnrecordedSession(Session):
-    """Reads a trail, or seals it late. It leaves no trail of its own; the account's log has its requests."""
+    """Reads a trail, or seals it late. It leaves no trail of its own; the account's log has its requests.
+
+    That takes as long as it takes, and so its deadline moves on while it is at work: the identity alone ends it. What
+    it gets lives no longer than twice a SAS.
+    """
+
+    def __init__(self, scope: JobScope, **facts: Any) -> None:
+        super().__init__(scope, **facts)
+        self._last_tenth = None  # it does not end
+        self._ends = self.clock()
+
+    @property
+    def deadline(self) -> datetime:
+        """Always later than a SAS lives."""
+        now, life = self.clock(), self.scope.manifest.lifetime.token
+        if self._ends < now + life + _A_MOMENT:
+            self._ends = whole_seconds(now + 2 * life + _A_MOMENT)
+        return self._ends
 
     def record(
         self, model: type[Record], *, bundle: str | None = None, prompt: bool = True, **facts: Any
@@ -318,13 +435,11 @@ def seal_late(
     job = folder.name.removeprefix(manifest.audit.name).removesuffix("/")
     if not job or "/" in job:
         raise ConfigError(f"{folder} is not the folder of one job", Diagnosis(hint=f"name {manifest.audit}JOB/"))
-    session = _UnrecordedSession(replace(JobScope.launch(manifest, now=clock()), job=job).to_seal(clock()), clock=clock)
-    try:
-        if not StorageTrail(_SealingBundle(session, "look at a trail"), folder).names():
+    with closing(_UnrecordedSession(replace(JobScope.launch(manifest, now=clock()), job=job), clock=clock)) as session:
+        bundle = _SealingBundle(session, "seal a trail late")
+        if not StorageTrail(bundle, folder).names():
             raise ConfigError(f"no audit trail at {folder}", Diagnosis(hint="see that the job's id is right"))
-        return _seal_unrecorded(session, folder, outcome="late", error=None)
-    finally:
-        session.close()
+        return _seal_unrecorded(bundle, folder, job=job, outcome="late", error=None)
 
 
 def _trail_of(
@@ -355,10 +470,6 @@ def _continues(name: str) -> bool:
 def _unknown(path: BlobPath, size_bytes: int) -> BlobProperties:
     """A blob that is at least so long, in whatever version."""
     return BlobProperties(path=path, size_bytes=size_bytes, etag="", last_modified=_LONG_AGO)
-
-
-def _with(authorization: Authorization) -> Authorise:
-    return lambda: authorization
 
 
 def _unrecorded(answer: Answer, start: int, stop: int) -> None:

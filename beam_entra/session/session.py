@@ -480,8 +480,8 @@ class Session:
 
 
 def _last_tenth(scope: JobScope) -> datetime | None:
-    """When the last tenth of the job's life begins; None where `deadline` is not its end, or moves on."""
-    if scope.manifest.lifetime.rolling or scope.deadline != scope.ends:
+    """When the last tenth of the job's life begins; None where its end moves on."""
+    if scope.manifest.lifetime.rolling:
         return None
     return scope.deadline - (scope.deadline - scope.launched) / 10
 

@@ -115,7 +115,7 @@ def test_it_reads_what_is_new_alone(running: Any) -> None:
             return running.store.read_range(name, start, stop)  # type: ignore[no-any-return]  # likewise
 
     trail: Any = Counting()
-    stood = read_interims(running.store, running.store.names()).stands
+    stood = read_interims(running.store, running.store.sizes()).stands
     known = seal_interim(trail, running.store, job=running.trails.JOB, clock=running.clock)
     grown = next(name for name in _segments(running.store.files)[::-1] if name in stood)
     new_bytes = len(running.store.files[grown]) - stood[grown].bytes
@@ -131,7 +131,7 @@ def test_a_running_trail_verifies_as_far_as_it_goes(running: Any) -> None:
     """What the last interim seal holds, and what lies after it; `verify` itself insists on a seal, and says so too."""
     summary = verify_running(running.store)
     assert (summary.interim_seals, summary.records - summary.sealed_records) == (3, 3)
-    assert summary.interim_digest == read_interims(running.store, running.store.names()).last
+    assert summary.interim_digest == read_interims(running.store, running.store.sizes()).last
     assert sum(segment.sealed.records for segment in summary.segments) == summary.records
     with pytest.raises(TrailBroken, match=r"rule 14: not sealed; seal-000002\.jsonl of .* holds, and 3 records came"):
         verify(running.store)
@@ -429,7 +429,7 @@ def test_two_sealers_at_once(running: Any, told: bool) -> None:
             if told:
                 store.append(name, offset, data)
 
-    known = read_interims(store, store.names())
+    known = read_interims(store, store.sizes())
     with pytest.raises(AuditUnavailable):
         seal_interim(store, Slow(), job=running.trails.JOB, clock=running.clock, known=known)
     assert verify_running(store).interim_seals == 4
@@ -470,7 +470,7 @@ def _last_seal_gone(running: Any) -> Files:
     """As if what came after the third interim seal, and the fourth itself, had never been."""
     files = running.store.files
     seals = [interim_name(number) for number in range(3)]
-    stands = read_interims(running.store, seals).stands
+    stands = read_interims(running.store, {name: running.store.sizes()[name] for name in seals}).stands
     return {name: files[name] for name in seals} | {name: files[name][: stands[name].bytes] for name in stands}
 
 
@@ -502,7 +502,7 @@ def test_who_has_made_a_seal_misses_it(running: Any, change: Callable[[Any], Fil
 
 def test_there_is_a_last_one(running: Any) -> None:
     """After a million of them the trail stays as it is: a file with a longer name would be none of its."""
-    known = read_interims(running.store, running.store.names())
+    known = read_interims(running.store, running.store.sizes())
     assert running.seal_interim(known).count == 4
     running.work(running.first)
     files = dict(running.store.files)

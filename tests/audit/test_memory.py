@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from beam_entra.audit.checking import check_segments
 from beam_entra.audit.interim import seal_interim
 from beam_entra.audit.lineage import Lineage, RuleBroken
 from beam_entra.audit.record import (
@@ -26,7 +27,6 @@ from beam_entra.audit.record import (
     TokenAcquired,
     parse_line,
 )
-from beam_entra.audit.segments import check_segments
 from beam_entra.audit.verify import verify_running
 
 MINUTE = timedelta(minutes=1)

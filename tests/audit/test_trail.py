@@ -17,8 +17,8 @@ from typing import Any
 
 import pytest
 
+from beam_entra.audit.checking import check_segments
 from beam_entra.audit.record import BundleOpened, Denied, Read, Sealed, SegmentOpened, SegmentRolled, TokenAcquired
-from beam_entra.audit.segments import check_segments
 from beam_entra.audit.store import APPEND_BYTES
 from beam_entra.audit.trail import Receipt, SegmentWriter
 from beam_entra.errors import AuditError, AuditUnavailable, Diagnosis

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from beam_entra.audit import lineage
+from beam_entra.audit.checking import check_segments
 from beam_entra.audit.record import SEAL_NAME, ZEROS
-from beam_entra.audit.segments import check_segments
 from beam_entra.audit.verify import verify
 from beam_entra.errors import TrailBroken
 

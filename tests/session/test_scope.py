@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 from dataclasses import FrozenInstanceError, replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 
 import pytest
 
@@ -39,7 +39,7 @@ SCOPE = JobScope.launch(MANIFEST, now=NOW)
 def test_a_launch_fixes_the_jobs_end():
     """The deadline is launch plus the manifest's life, in whole seconds: those are what Storage counts in."""
     assert SCOPE.launched == NOW
-    assert SCOPE.deadline == SCOPE.ends == datetime(2026, 3, 1, 14, 0, 0, tzinfo=UTC)
+    assert SCOPE.deadline == datetime(2026, 3, 1, 14, 0, 0, tzinfo=UTC)
 
 
 def test_a_job_has_a_folder_of_its_own():
@@ -107,15 +107,6 @@ def test_a_scope_without_a_time_zone_is_refused():
     """A deadline that could mean several moments is none."""
     with pytest.raises(ConfigError):
         JobScope.from_json(tampered(lambda fields: fields.update(deadline="2026-03-01T14:00:00")))
-
-
-def test_time_to_seal():
-    """For sealing late the same job gets a few minutes more, and nothing else changes."""
-    late = SCOPE.to_seal(SCOPE.deadline + timedelta(hours=1))
-    assert late.deadline == SCOPE.deadline + timedelta(hours=1, minutes=15)
-    assert late.ends == SCOPE.ends
-    assert replace(late, deadline=SCOPE.deadline) == SCOPE
-    assert SCOPE.to_seal(NOW) == SCOPE
 
 
 def test_it_holds_no_secret(job):

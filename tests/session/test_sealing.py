@@ -133,9 +133,7 @@ def test_after_the_deadline(make_job):
     passed = threading.Event()
     while utc_now() < job.scope.deadline:
         passed.wait((job.scope.deadline - utc_now()).total_seconds())
-    late = Session(job.scope.to_seal(utc_now()))
-    job.sessions.append(late)
-    sealed = seal_job(late, outcome="late", error=None)
+    sealed = seal_job(job.session(), outcome="late", error=None)
     summary = verify(job.trail, seal_digest=sealed.digest)
     assert summary.seal.outcome == "late"
     assert summary.counts["read"] >= 1
