@@ -119,7 +119,7 @@ def show_command(path: str, blob: str | None, access_manifest: Path | None, endp
 @_MANIFEST
 @_ENDPOINTS
 def seal_command(path: str, interim: bool, access_manifest: Path | None, endpoints: Path | None) -> None:
-    """Seal the trail of a job whose launcher was killed, and print the seal's digest.
+    """Seal the trail of a job whose launcher was killed. Prints the seal's digest.
 
     PATH is the job's folder, abfss://. Be sure that none of its workers is at work any more. The seal's outcome is
     "late", which says that nobody knows how the job ended; standard error tells what was sealed.

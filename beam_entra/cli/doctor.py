@@ -10,7 +10,9 @@ import click
 __all__ = ["doctor"]
 
 
-@click.command(context_settings={"ignore_unknown_options": True})
+@click.command(
+    short_help="Say whether a job could run, and what to mend.", context_settings={"ignore_unknown_options": True}
+)
 @click.option(
     "--access_manifest",
     required=True,

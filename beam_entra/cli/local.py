@@ -24,7 +24,7 @@ __all__ = ["local"]
 _GONE = "beam-entra local up"
 
 
-@click.group()
+@click.group(short_help="Run a local Entra tenant and Azurite.")
 @click.option(
     "--folder",
     type=click.Path(file_okay=False, path_type=Path),
@@ -83,7 +83,7 @@ def up(
         _explain(running)
 
 
-@local.command()
+@local.command(short_help="Print what points a pipeline at it, for eval.")
 @click.pass_obj
 def env(folder: Path) -> None:
     """Print the settings that point a pipeline at the local cloud: eval "$(beam-entra local env)"."""
@@ -114,7 +114,7 @@ def down(folder: Path) -> None:
     click.echo("The local cloud is down.")
 
 
-@local.command()
+@local.command(short_help="Upload FILE to URL.")
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.argument("url")
 @click.pass_obj

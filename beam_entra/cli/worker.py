@@ -14,7 +14,10 @@ from beam_entra.errors import BeamEntraError
 __all__ = ["main", "worker"]
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"], "ignore_unknown_options": True})
+@click.command(
+    short_help="Be a worker of a Beam job.",
+    context_settings={"help_option_names": ["-h", "--help"], "ignore_unknown_options": True},
+)
 @click.option("--id", "worker_id", default="", metavar="ID", help="What the runner calls the worker.")
 @click.option("--provision_endpoint", default="", metavar="HOST:PORT", help="Where to ask what the worker is for.")
 @click.option("--logging_endpoint", default="", metavar="HOST:PORT", help="Where to send the log.")

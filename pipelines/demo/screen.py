@@ -89,7 +89,7 @@ class Screen:
             TextColumn(" " * (_INDENT - 1)),
             SpinnerColumn(),
             TextColumn("{task.description:<10}"),
-            BarColumn(bar_width=30),
+            BarColumn(bar_width=10),
             TextColumn("{task.fields[figures]}"),
             TimeElapsedColumn(),
         )
@@ -98,9 +98,9 @@ class Screen:
 
             def tick() -> None:
                 seen = look()
-                figures = (
-                    f"read {seen.read_bytes / 1e6:.1f} MB  staged {seen.staged_bytes / 1e6:.1f} MB  "
-                    f"{seen.kinds['sas_issued']} SAS  {seen.kinds.total()} audit records"
+                figures = (  # with the rest of the line no wider than 80 columns
+                    f"{seen.read_bytes / 1e6:.1f} MB read, {seen.staged_bytes / 1e6:.1f} MB staged, "
+                    f"{seen.kinds.total()} records"
                 )
                 read_bytes = min(seen.read_bytes, total_bytes)
                 progress.update(task, description=seen.phase, completed=read_bytes, figures=figures)
