@@ -37,6 +37,7 @@ from beam_entra.io.dofn import Scoped, ScopedDoFn, count, scope_of
 from beam_entra.io.formats import BlobFormat, Lines
 from beam_entra.io.match import match
 from beam_entra.io.packs import Pack, fetch_unordered, packed
+from beam_entra.io.settle import flush_before_checkpoints
 from beam_entra.io.source import BlobSource
 from beam_entra.io.threads import fetch_threads
 from beam_entra.io.watch import Watch, WatchBlobs, event_time
@@ -194,6 +195,7 @@ class ReadFromBlob(ReadAllFromBlob):
     def _watched(self, pattern: beam.PCollection[str], watch: Watch) -> Any:
         scope = scope_of(pattern.pipeline)
         pattern.pipeline.options.view_as(StandardOptions).streaming = True  # else Flink's bundles take ten seconds
+        flush_before_checkpoints(pattern.pipeline)
         if watch.stop is not None:
             check_at_launch(pattern.pipeline, BlobPath.parse(watch.stop), Permission.READ)
         look = WatchBlobs(

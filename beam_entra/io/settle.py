@@ -8,13 +8,16 @@ the first find it done.
 
 That a checkpoint is complete is what a bundle's finalizer tells. Nothing is committed in a finalizer, whose errors
 nobody hears; it only takes a note, in the process. A note that is lost with its process is waited for anew.
+
+What a checkpoint ends of a bundle has to be in it, too, and on its way before the watermark is: see
+`flush_before_checkpoints`.
 """
 
 from __future__ import annotations
 
+import argparse
 import logging
 import threading
-import time
 import uuid
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -26,8 +29,10 @@ from apache_beam.utils.timestamp import Duration
 
 from beam_entra.errors import ConfigError, Diagnosis
 from beam_entra.io.claim import OneClaim
+from beam_entra.io.dofn import Scoped, ScopedDoFn
+from beam_entra.io.options import EntraOptions
 
-__all__ = ["settled"]
+__all__ = ["flush_before_checkpoints", "settled"]
 
 _LOG = logging.getLogger(__name__)
 _CHECKPOINTS = 2
@@ -89,7 +94,7 @@ class _Notes:
 _NOTES = _Notes()
 
 
-class _Settle(beam.DoFn, RestrictionProvider):  # type: ignore[misc]  # Beam's classes are untyped
+class _Settle(ScopedDoFn, RestrictionProvider):  # type: ignore[misc]  # Beam's class is untyped
     """Gives each element once it is in a checkpoint."""
 
     def __init__(self, interval_s: float) -> None:
@@ -114,7 +119,8 @@ class _Settle(beam.DoFn, RestrictionProvider):  # type: ignore[misc]  # Beam's c
         at: Settling = tracker.current_restriction()
         if at.over:
             return
-        now_s = time.time()
+        session = self.session()
+        now_s = session.clock().timestamp()
         since_s = at.since_s or now_s
         taken = _NOTES.taken(at.note)
         checkpoints = at.checkpoints + bool(taken)
@@ -131,7 +137,7 @@ class _Settle(beam.DoFn, RestrictionProvider):  # type: ignore[misc]  # Beam's c
             note = _NOTES.expect()
             finalizer.register(lambda: _NOTES.take(note))
         elif now_s - since_s < self._again_s / 2:  # resumed sooner than asked
-            time.sleep(self._again_s / 2)
+            session.pause(self._again_s / 2)
         if tracker.try_claim(Settling(note, checkpoints, since_s)):
             tracker.defer_remainder(Duration(self._again_s))
 
@@ -153,4 +159,27 @@ def settled(groups: beam.PCollection[Any]) -> beam.PCollection[Any]:
         raise ConfigError(
             f"--checkpointing_interval={given} is no number", Diagnosis(hint="milliseconds: 30000")
         ) from None
-    return groups if interval_ms <= 0 else groups | "Settle" >> beam.ParDo(_Settle(interval_ms / 1000))
+    return groups if interval_ms <= 0 else groups | "Settle" >> Scoped(_Settle(interval_ms / 1000))
+
+
+class _FlinkOptions(EntraOptions):
+    """A flag of Beam's runner for Flink, which is in Java.
+
+    Not derived from PipelineOptions at first hand: Beam would add it to every parser, beside a user's own of that name.
+    """
+
+    @classmethod
+    def _add_argparse_args(cls, parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("--finish_bundle_before_checkpointing", action="store_true", default=None)
+
+
+def flush_before_checkpoints(pipeline: beam.Pipeline) -> None:
+    """Have Flink's runner end its bundles before a checkpoint, and not in it.
+
+    Else it keeps what a bundle gives at its end until the step's next bundle. Where none follows, as behind the one
+    element that a watch begins with, it is kept for ever; and the watermark goes ahead of it, so that it can be late.
+    """
+    from apache_beam.runners.portability.portable_runner import PortableRunner  # noqa: PLC0415  # a batch needs it not
+
+    if isinstance(pipeline.runner, PortableRunner):
+        pipeline.options.view_as(_FlinkOptions).finish_bundle_before_checkpointing = True

@@ -50,7 +50,7 @@ from beam_entra.io.dofn import Scoped, ScopedDoFn, count, scope_of
 from beam_entra.io.formats import BlobFormat, BlockFormat, FileFormat, Lines
 from beam_entra.io.formats.rows import weight_bytes
 from beam_entra.io.read import check_at_launch
-from beam_entra.io.settle import settled
+from beam_entra.io.settle import flush_before_checkpoints, settled
 from beam_entra.io.sink import Dealt, Staged, WindowShards, WriteSettings, shards_of
 from beam_entra.io.staging import FileStager, Stager, stager_for
 from beam_entra.paths import BlobPath
@@ -175,6 +175,7 @@ class WriteToBlob(beam.PTransform):  # type: ignore[misc]  # Beam's PTransform i
             chunks = elements | "Deal" >> beam.ParDo(_DealWindows(settings.shards)).with_output_types(tuple[int, Any])
             staged = chunks | "Shard" >> beam.GroupByKey() | "Stage" >> Scoped(_StageShard(settings))
         groups = staged | "To one key" >> beam.Map(_keyed) | "Group" >> beam.GroupByKey()
+        flush_before_checkpoints(elements.pipeline)
         # Of bounded input an attempt that comes after one that died has the same records.
         again = "" if elements.is_bounded and not panes else _AGAIN
         return (

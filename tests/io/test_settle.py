@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+from datetime import timedelta
 from typing import Any
 
 import apache_beam as beam
@@ -11,9 +11,12 @@ from apache_beam.runners.sdf_utils import RestrictionTrackerView, ThreadsafeRest
 from apache_beam.testing.util import assert_that, equal_to
 from apache_beam.transforms.window import FixedWindows, GlobalWindows, TimestampedValue
 
-from beam_entra import JsonLines, WriteToBlob
+from beam_entra import JsonLines, ReadFromBlob, WriteToBlob
+from beam_entra.clock import utc_now
 from beam_entra.errors import ConfigError
 from beam_entra.io.settle import Settling, _Settle
+from beam_entra.session import JobScope, Session
+from beam_entra.testing.clock import FakeClock
 
 CHECKPOINTED = "--checkpointing_interval=400"
 
@@ -38,12 +41,18 @@ class Finalizer:
 class Group:
     """One group, resumed as a runner does; its restriction is encoded each time."""
 
-    def __init__(self, finalizer: Finalizer, *, interval_s: float = 0.4) -> None:
+    def __init__(self, lake: Any, finalizer: Finalizer, *, interval_s: float = 0.4) -> None:
         self._finalizer, self._interval_s = finalizer, interval_s
+        self.clock, self.naps = FakeClock(utc_now()), list[float]()
+        self._session = Session(
+            JobScope.launch(lake.manifest(), now=self.clock()), clock=self.clock, pause=self.naps.append
+        )
         self.state: bytes | None = self._fn().restriction_coder().encode(Settling())
 
     def _fn(self) -> _Settle:
-        return _Settle(self._interval_s)
+        fn = _Settle(self._interval_s)
+        fn._session = self._session
+        return fn
 
     def resume(self) -> list[str]:
         """What comes out of it."""
@@ -72,10 +81,10 @@ class Group:
         self.state = coder.encode(coder.decode(self.state)._replace(**facts))
 
 
-def test_a_group_waits_for_two_checkpoints() -> None:
+def test_a_group_waits_for_two_checkpoints(lake: Any) -> None:
     """The first one may have begun before the group came. Until the second nothing is given, however often resumed."""
     finalizer = Finalizer()
-    group = Group(finalizer)
+    group = Group(lake, finalizer)
     for _ in range(2):
         for _ in range(3):
             assert group.resume() == []
@@ -85,10 +94,10 @@ def test_a_group_waits_for_two_checkpoints() -> None:
     assert group.state is None
 
 
-def test_a_group_whose_note_was_lost_waits_anew() -> None:
+def test_a_group_whose_note_was_lost_waits_anew(lake: Any) -> None:
     """A restored one is resumed in a process that knows nothing of its note: what it had heard of before counts."""
     finalizer = Finalizer()
-    group = Group(finalizer)
+    group = Group(lake, finalizer)
     group.resume()
     finalizer.checkpoint()
     group.resume()
@@ -99,10 +108,22 @@ def test_a_group_whose_note_was_lost_waits_anew() -> None:
     assert group.resume() == ["group"]
 
 
-def test_a_note_of_an_attempt_that_is_gone_counts_for_nobody() -> None:
+def test_a_group_that_is_resumed_too_soon_waits(lake: Any) -> None:
+    """As the session says, so that a job that is interrupted does not wait; who comes in time waits no more."""
+    group = Group(lake, Finalizer(), interval_s=8)
+    group.resume()
+    assert group.naps == []
+    group.resume()
+    assert group.naps == [2.0]
+    group.clock.advance(timedelta(seconds=4))
+    group.resume()
+    assert group.naps == [2.0]
+
+
+def test_a_note_of_an_attempt_that_is_gone_counts_for_nobody(lake: Any) -> None:
     """A callback that comes after its group was given, or twice, changes nothing."""
     finalizer = Finalizer()
-    group = Group(finalizer)
+    group = Group(lake, finalizer)
     group.resume()
     (stale,) = finalizer.callbacks
     finalizer.checkpoint()
@@ -111,14 +132,15 @@ def test_a_note_of_an_attempt_that_is_gone_counts_for_nobody() -> None:
     assert group.resume() == []
 
 
-def test_patience_has_an_end() -> None:
+def test_patience_has_an_end(lake: Any) -> None:
     """Where no checkpoint is ever complete, as while a job ends, nothing is held back for good."""
-    group = Group(Finalizer())
+    group = Group(lake, Finalizer())
     group.resume()
-    group.changed(since_s=(began_s := time.time() - 50))
-    group.resume()
+    began_s = group.since_s
+    group.clock.advance(timedelta(seconds=59))
+    assert group.resume() == []
     assert group.since_s == began_s, "what was waited before counts"
-    group.changed(since_s=began_s - 20)
+    group.clock.advance(timedelta(seconds=2))
     assert group.resume() == ["group"]
 
 
@@ -144,6 +166,40 @@ def test_a_runner_may_split_before_and_behind_a_look() -> None:
     assert not tracker.try_claim(Settling(over=True))
     assert tracker.try_split(0) is None
     tracker.check_done()
+
+
+def by_watch(pipeline: Any, lake: Any) -> None:
+    """A job that begins with the one element of a watch."""
+    pipeline | ReadFromBlob(lake.raw.url("in/*"), watch=10)
+
+
+def in_windows(pipeline: Any, lake: Any) -> None:
+    """A job that commits windows."""
+    windows = pipeline | beam.Create([{"id": 1}]) | beam.WindowInto(FixedWindows(10))
+    windows | WriteToBlob(lake.curated.url("out/"), JsonLines(), per_window=True)
+
+
+def batch(pipeline: Any, lake: Any) -> None:
+    """A job that does neither."""
+    pipeline | ReadFromBlob(lake.raw.url("in/*")) | WriteToBlob(lake.curated.url("out/"))
+
+
+@pytest.mark.parametrize(
+    ("runner", "build", "told"),
+    [
+        ("FlinkRunner", by_watch, True),
+        ("FlinkRunner", in_windows, True),
+        ("FlinkRunner", batch, None),
+        ("DirectRunner", by_watch, None),
+    ],
+)
+def test_flink_is_told_to_end_bundles_before_a_checkpoint(lake: Any, runner: str, build: Any, told: Any) -> None:
+    """What it ends in a checkpoint it keeps until the step's next bundle, and a watch's first step has no other."""
+    pipeline = lake.pipeline(f"--runner={runner}", "--job_endpoint=127.0.0.1:1")
+    build(pipeline, lake)
+    options = pipeline.options.get_all_options(retain_unknown_options=True)
+    assert options.get("finish_bundle_before_checkpointing") is told
+    pipeline.seal()
 
 
 @pytest.mark.parametrize("flags", [(), (CHECKPOINTED,)], ids=["without checkpoints", "with"])
