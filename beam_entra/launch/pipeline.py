@@ -165,9 +165,6 @@ class ScopedPipeline(beam.Pipeline):  # type: ignore[misc]  # Beam's Pipeline is
         _check_runner(runner or chosen.view_as(StandardOptions).runner)
         manifest = access_manifest or entra.load_manifest()
         self.scope = JobScope.launch(manifest, now=utc_now())
-        entra.entra_job_scope = self.scope.to_json()
-        setup = chosen.view_as(SetupOptions)
-        setup.beam_plugins = [*dict.fromkeys([*(setup.beam_plugins or ()), BEAM_PLUGIN])]
         self.report: JobReport | None = None
         self.result: Any = None
         self._report_file = _writable(entra.job_report)
@@ -178,6 +175,10 @@ class ScopedPipeline(beam.Pipeline):  # type: ignore[misc]  # Beam's Pipeline is
         self._refused_launch: BeamEntraError | None = None
         self._interim_seals: PeriodicSeals | None = None
         super().__init__(runner=runner, options=chosen)
+        own = self.options  # a copy: the caller's may serve another job
+        own.view_as(EntraOptions).entra_job_scope = self.scope.to_json()
+        setup = own.view_as(SetupOptions)
+        setup.beam_plugins = [*dict.fromkeys([*(setup.beam_plugins or ()), BEAM_PLUGIN])]
         self._own_workers = chosen.view_as(DirectOptions).direct_running_mode == "multi_processing"
         self._wait = not chosen.view_as(StandardOptions).no_wait_until_finish
         self._shows_progress = self._wait and not entra.no_progress

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import signal
 import subprocess
@@ -16,7 +17,7 @@ from typing import Any
 import apache_beam as beam
 import grpc
 import pytest
-from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
 from apache_beam.portability.api import beam_job_api_pb2, beam_job_api_pb2_grpc
 from apache_beam.runners.portability.portable_runner import PipelineResult
 from apache_beam.runners.runner import PipelineRunner
@@ -430,6 +431,22 @@ def test_a_pipeline_without_a_manifest_is_refused() -> None:
     with pytest.raises(ConfigError) as caught:
         ScopedPipeline(options=PipelineOptions(["--runner=DirectRunner"]))
     assert "--access_manifest" in caught.value.hint
+
+
+def test_a_job_leaves_the_callers_options_as_they_were(lake: Any) -> None:
+    """One that watches is a streaming job; the next one with the same options is none, and no part of it."""
+    options = EntraOptions(["--runner=DirectRunner", "--prism_location=none", "--beam_plugins=some.other"])
+    before = json.dumps(options.get_all_options(), default=str)
+    lake.raw.upload("in/a", b"1\n")
+    first = ScopedPipeline(options=options, access_manifest=lake.manifest())
+    first | ReadFromBlob(lake.raw.url("in/*"), watch=10)
+    assert first.options.view_as(StandardOptions).streaming
+    first.seal()
+    assert json.dumps(options.get_all_options(), default=str) == before
+    with ScopedPipeline(options=options, access_manifest=lake.manifest()) as second:
+        second | ReadFromBlob(lake.raw.url("in/*"))
+    assert not second.options.view_as(StandardOptions).streaming
+    assert second.scope.job != first.scope.job
 
 
 def test_flags_say_manifest_and_endpoints(lake: Any) -> None:
