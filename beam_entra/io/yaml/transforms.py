@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from datetime import timedelta
 from typing import Any
 
 import apache_beam as beam
@@ -18,6 +19,7 @@ from beam_entra.errors import ConfigError, Diagnosis, FormatError
 from beam_entra.io.batches import arrow_type, concrete
 from beam_entra.io.formats import Avro, BlobFormat, Csv, JsonLines, Lines, Parquet
 from beam_entra.io.read import BadRecord, ReadFromBlob
+from beam_entra.io.watch import Watch
 from beam_entra.io.write import WriteToBlob
 from beam_entra.session import CommittedBlob
 
@@ -42,12 +44,17 @@ class ReadRows(beam.PTransform):  # type: ignore[misc]  # Beam's PTransform is u
         compression: `auto`, which goes by names, `gzip`, `bzip2`, `zstd`, `deflate` or `none`.
         error_handling: `{output: NAME}` sends what is no such row to the output NAME, as rows of source, offset, reason
             and record. Without it, that is an error; and in any case it is if a file's own types are not the schema's.
+        watch: Seconds from one look for new blobs to the next, or `{interval: 30, until: 3600, stop: PATH}`, of which
+            `until` is in seconds from the launch on. What is written of it has to be in windows: `WindowInto`.
     """
 
-    def __init__(self, path, format, schema=None, compression="auto", error_handling=None) -> None:  # type: ignore[no-untyped-def]
+    def __init__(  # type: ignore[no-untyped-def]
+        self, path, format, schema=None, compression="auto", error_handling=None, watch=None
+    ) -> None:
         super().__init__()
         self._row = _Row(format, SafeLineLoader.strip_metadata(schema))
-        self._reading = ReadFromBlob(path, self._row.format(), compression=compression)
+        watching = _watch(SafeLineLoader.strip_metadata(watch))
+        self._reading = ReadFromBlob(path, self._row.format(), compression=compression, watch=watching)
         self._errors = str(error_handling["output"]) if error_handling else ""
 
     def expand(self, pbegin: beam.pvalue.PBegin) -> Any:
@@ -92,6 +99,23 @@ class WriteRows(beam.PTransform):  # type: ignore[misc]  # Beam's PTransform is 
             | "Write" >> WriteToBlob(self._path, chosen, **self._settings)
             | "Written" >> beam.Map(_written).with_output_types(RowTypeConstraint.from_fields(_WRITTEN))
         )
+
+
+def _watch(given: Any) -> Watch | None:
+    if given is None or isinstance(given, Watch):
+        return given
+    settings = dict(given) if isinstance(given, Mapping) else {"interval": given}
+    try:
+        interval, until, stop = settings.pop("interval"), settings.pop("until", None), settings.pop("stop", None)
+        ends = None if until is None else timedelta(seconds=until)
+    except (KeyError, TypeError):
+        settings = {"": given}
+    if settings:
+        raise ConfigError(
+            f"watch: {given!r} says no interval, or more than can be said",
+            Diagnosis(hint="watch: 30, or watch: {interval: 30, until: 3600, stop: PATH}; times in seconds"),
+        )
+    return Watch(interval, until=ends, stop=stop)
 
 
 def _format_of(kind: str, fields: Mapping[str, Any]) -> BlobFormat:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from datetime import timedelta
 from decimal import Decimal
 from typing import Any
 
@@ -20,8 +21,9 @@ from apache_beam.yaml.json_utils import json_schema_to_beam_schema
 
 from beam_entra import ScopedPipeline
 from beam_entra.errors import ConfigError, FormatError
+from beam_entra.io.watch import Watch
 from beam_entra.io.yaml import PROVIDERS
-from beam_entra.io.yaml.transforms import ReadRows, WriteRows
+from beam_entra.io.yaml.transforms import ReadRows, WriteRows, _watch
 from beam_entra.launch.yaml import load, main
 
 ORDER = {
@@ -208,6 +210,49 @@ def test_the_listing_provides_both(lake: Any) -> None:
         yaml_transform.expand_pipeline(p, json.dumps(spec))
     assert isinstance(p, ScopedPipeline)
     assert lake.curated.download(lake.parts()[0]) == b"one\n"
+
+
+def test_a_pattern_is_watched_and_windows_are_written(lake: Any) -> None:
+    """Until the blob is there that stops it; what is written is in windows."""
+    lake.raw.upload("in/a.txt", b"one\n")
+    lake.raw.upload("in/_STOP", b"")
+    watch = {"interval": 1, "stop": lake.raw.url("in/_STOP")}
+    reading = {"path": lake.raw.url("in/*"), "format": "text", "watch": watch}
+    windowing = {"type": "fixed", "size": "60s"}
+    spec = {
+        "providers": [{"include": str(PROVIDERS)}],
+        "pipeline": {
+            "type": "chain",
+            "transforms": [
+                {"type": "ReadFromBlob", "config": reading},
+                {"type": "WindowInto", "config": {"windowing": windowing}},
+                {"type": "WriteToBlob", "config": {"path": lake.curated.url("out/"), "format": "text"}},
+            ],
+        },
+    }
+    with lake.pipeline("--prism_location=none") as p:
+        yaml_transform.expand_pipeline(p, json.dumps(spec))
+    (part,) = [name for name in lake.curated.list("out/") if name.endswith(".txt")]
+    assert lake.curated.download(part) == b"one\n"
+    assert part.count("/") == 2, "in the folder of its window"
+
+
+@pytest.mark.parametrize(
+    "watch",
+    [{}, {"until": 60}, {"interval": 1, "every": 1}, {"interval": 1, "until": "noon"}, {"interval": "1s"}, "soon", 0],
+)
+def test_a_watch_that_makes_no_sense_is_refused(watch: Any) -> None:
+    """With what to write, before anything is sent."""
+    with pytest.raises(ConfigError, match="watch") as refusal:
+        ReadRows("abfss://raw@contosolake.dfs.core.windows.net/in/*", "text", watch=watch)
+    assert refusal.value.hint or watch == 0
+
+
+def test_a_watch_is_an_interval_in_seconds_or_more() -> None:
+    """As `Watch` has it; its end is counted from the launch on."""
+    stop = "abfss://raw@contosolake.dfs.core.windows.net/in/_STOP"
+    assert _watch(30) == Watch(30)
+    assert _watch({"interval": 30, "until": 60, "stop": stop}) == Watch(30, until=timedelta(minutes=1), stop=stop)
 
 
 def test_the_launcher_says_where_the_listing_is(capsys: pytest.CaptureFixture[str]) -> None:
