@@ -1,17 +1,25 @@
-"""`pipelines.orders_stream` on a real engine: what came is there exactly once, window by window, while it runs."""
+"""`pipelines.orders_stream` on real engines: what came is there exactly once, window by window, while it runs.
+
+STREAM_TOKEN_LIVES=30 has the job on Prism run for 30 lives of its tokens, two minutes, in place of five.
+"""
 
 from __future__ import annotations
 
+import json
+import os
+import signal
 import subprocess
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from datetime import datetime
 from typing import Any
 
 import pytest
 
-from beam_entra.audit.verify import verify
-from tests.engines.clusters import JobServer
+from beam_entra.audit.verify import TrailSummary, verify
+from beam_entra.testing.storage_requests import matching
+from tests.engines.clusters import Flink, JobServer
 from tests.engines.plugin import Boot
 from tests.pipelines.conftest import Shop
 from tests.pipelines.test_orders_stream import manifest, rows, upload
@@ -20,6 +28,10 @@ pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
 
 BLOB = 10
 PATIENCE_S = 240
+LIFE_S = 5
+# The earliest: of a life, which ends at a whole second, a fifth is left, and a twentieth is jitter.
+REFRESHED_S = (LIFE_S - 1) * 0.75
+LIVES = int(os.environ.get("STREAM_TOKEN_LIVES", "5"))
 
 
 class Stream:
@@ -29,6 +41,12 @@ class Stream:
         self.shop, self.boot = shop, boot
         self._blobs = 0
         self.launched: subprocess.Popen[str] | None = None
+
+    @property
+    def pid(self) -> int:
+        """The launcher's process."""
+        assert self.launched is not None
+        return self.launched.pid
 
     def feed(self, blobs: int = 1) -> None:
         """Put so many blobs of new orders there."""
@@ -75,6 +93,16 @@ class Stream:
                 pytest.fail(f"no {what} after {PATIENCE_S} s: {self.written - self.expected}, {asked}")
             time.sleep(0.25)
 
+    def wait_until_written(self, what: str) -> None:
+        """Until all that was fed is in windows that are complete."""
+        self.wait_for(lambda: self.written == self.expected, what)
+
+    def wait_for_staging(self) -> None:
+        """Until one more block is staged."""
+        proxy, staged = self.shop.cloud.proxy, matching("PutBlock", container=self.shop.curated.name)
+        before = proxy.count(staged)
+        self.wait_for(lambda: proxy.count(staged) > before, "staged block")
+
     def stop(self) -> None:
         """Have the watch end."""
         self.shop.raw.upload("orders/_STOP", b"")
@@ -96,21 +124,79 @@ def stream(shop: Shop, boot: Boot) -> Iterator[Stream]:
         made.launched.communicate()
 
 
-def verified(shop: Shop) -> Any:
-    """The trail of the last run verifies; what it says of its segments."""
-    return verify(shop.trail(), seal_digest=shop.report()["seal_digest"])
+@pytest.fixture
+def short_tokens(shop: Shop) -> Iterator[None]:
+    """Tokens that live for some seconds."""
+    shop.cloud.tenant.token_life_s = LIFE_S
+    yield
+    shop.cloud.tenant.token_life_s = 3600
 
 
-def test_on_prism(stream: Stream, prism: JobServer) -> None:
-    """Windows are committed while the job runs; it ends by itself when it is told to stop."""
-    stream.feed(3)
-    stream.launch(prism.endpoint, runner="PrismRunner")
-    stream.wait_for(lambda: stream.written == stream.expected, "first windows")
-    stream.feed(3)
-    stream.wait_for(lambda: stream.written == stream.expected, "next windows")
-    stream.feed(1)
+def drained(stream: Stream) -> TrailSummary:
+    """Feed once more and stop: the job ends by itself, all is written once, and its trail, which is given, verifies."""
+    stream.feed()
     stream.stop()
     status, said = stream.ended()
     assert status == 0, said
     assert stream.written == stream.expected
-    verified(stream.shop)
+    return verify(stream.shop.trail(), seal_digest=stream.shop.report()["seal_digest"])
+
+
+def lives(shop: Shop) -> dict[int, list[datetime]]:
+    """When each process of the last run got its tokens."""
+    trail, found = shop.trail(), dict[int, list[datetime]]()
+    for name in trail.names():
+        opened, *records = [json.loads(line) for line in trail.read(name).splitlines()]
+        times = [datetime.fromisoformat(each["time"]) for each in records if each["kind"] == "token_acquired"]
+        if times:
+            found.setdefault(opened["pid"], []).extend(times)
+    return found
+
+
+@pytest.mark.usefixtures("short_tokens")
+def test_on_prism_over_many_token_lives(stream: Stream, prism: JobServer) -> None:
+    """Windows are committed while the job runs, a process asks once a life, nobody is refused, and it ends as told."""
+    shop, tenant = stream.shop, stream.shop.cloud.tenant
+    tenant.clear()
+    first = len(shop.cloud.proxy.requests)
+    stream.feed(3)
+    stream.launch(prism.endpoint, runner="PrismRunner")
+    stream.wait_until_written("first windows")
+    while tenant.token_requests <= LIVES:
+        stream.feed()
+        stream.wait_until_written("next windows")
+    summary = drained(stream)
+    assert {request.outcome for request in tenant.requests} == {"issued"}
+    assert [each.status for each in shop.cloud.proxy.requests[first:] if each.status in {401, 403}] == []
+    assert summary.counts["token_acquired"] == tenant.token_requests
+    tokens = lives(shop)
+    assert stream.boot.pids() == set(tokens) - {stream.pid}
+    for got in tokens.values():
+        span_s = (max(got) - min(got)).total_seconds()
+        assert len(got) <= 1 + span_s / REFRESHED_S, "once a life, however many looks, bundles and windows"
+    report, windows = shop.report(), len([name for name in shop.curated.list("") if name.endswith("/_SUCCESS")])
+    looks, wall_s = report["metrics"]["looks"], report["wall_s"]
+    print(f"{wall_s:.0f} s: {tenant.token_requests} token requests, {looks} looks, {windows} windows")
+
+
+def test_on_a_flink_cluster_where_a_worker_dies(stream: Stream, flink: Flink) -> None:
+    """The job goes back to a checkpoint, and each window is committed once; it ends as told, after its idle source."""
+    stream.feed(3)
+    stream.launch(
+        flink.endpoint,
+        runner="FlinkRunner",
+        parallelism="2",
+        checkpointing_interval="1000",
+        shutdown_sources_after_idle_ms="20000",
+    )
+    stream.wait_until_written("first windows")
+    stream.feed(2)
+    stream.wait_for_staging()
+    before = stream.boot.pids()
+    died = max(before)
+    os.kill(died, signal.SIGKILL)
+    stream.feed(2)
+    stream.wait_until_written("windows after a death")
+    drained(stream)
+    assert died in lives(stream.shop)
+    assert len(stream.boot.pids()) > len(before)
