@@ -17,14 +17,13 @@ from typing import Any
 
 from beam_entra.errors import AccessDenied, BlobExists, BlobNotFound, Diagnosis, FormatError, StorageError
 from beam_entra.io.formats import BlockFormat
-from beam_entra.io.sink import COMMITTING, SUCCESS, Dealt, Staged, WriteSettings, marker
+from beam_entra.io.sink import COMMITTING, SUCCESS, Dealt, Staged, WriteSettings, check_blocks, marker
 from beam_entra.paths import BlobPath
 from beam_entra.session import BundleSession, CommittedBlob, read_marker
 
 __all__ = ["check_dealt", "commit"]
 
 _LOGGER = logging.getLogger(__name__)
-_MOST_BLOCKS = 50_000
 _MOST_PLANNED = 200_000  # blocks that a marker names, at some 80 bytes each
 _THREADS = 16
 
@@ -69,6 +68,7 @@ def commit(
     Raises:
         BlobExists: Another commit has begun under the prefix, or a blob of the same name is there.
         FormatError: Two elements have the same name. Nothing was made visible.
+        StorageError: A blob would have too many blocks. Nothing was made visible.
     """
     parts: dict[str, list[Staged]] = defaultdict(list)
     for part in sorted(staged, key=lambda part: (part.path, part.blocks)):
@@ -79,7 +79,7 @@ def commit(
     elif header and not parts:
         parts[str(settings.shard(0) if settings.shards else settings.prefix.child(f"part-00000{settings.suffix}"))] = []
     for path, of_blob in parts.items():
-        _check_blocks(path, sum(len(part.blocks) for part in of_blob))
+        check_blocks(path, sum(len(part.blocks) for part in of_blob))
         if not isinstance(settings.format, BlockFormat) and len(of_blob) > 1:
             raise FormatError(
                 f"{len(of_blob)} elements are named {path}; nothing was made visible",
@@ -243,11 +243,3 @@ def _put_json(
 def _block_id(commit_id: str, name: str) -> str:
     """The id of a block that the commit step itself stages: the same in every attempt, and nobody else's."""
     return b64encode(uuid.uuid5(uuid.UUID(commit_id), name).bytes).decode("ascii")
-
-
-def _check_blocks(path: str, blocks: int) -> None:
-    if blocks >= _MOST_BLOCKS:
-        raise StorageError(
-            f"{path} would have {blocks} blocks; a blob holds {_MOST_BLOCKS}",
-            Diagnosis(hint="write more shards, or larger blocks: WriteToBlob(..., shards=..., block_bytes=...)"),
-        )

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import random
 import threading
 import uuid
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from dataclasses import dataclass, replace
 from datetime import UTC
 from typing import Any
@@ -14,12 +15,14 @@ from typing import Any
 from apache_beam.transforms.window import GlobalWindow, IntervalWindow
 from apache_beam.utils.timestamp import Timestamp
 
-from beam_entra.errors import ConfigError, Diagnosis
+from beam_entra.errors import ConfigError, Diagnosis, StorageError
 from beam_entra.io.compression import Codec, Compression, codec_to_write
 from beam_entra.io.formats import BlobFormat, BlockFormat
 from beam_entra.paths import BlobPath
+from beam_entra.storage import MOST_BLOCKS
 
 __all__ = [
+    "BLOB_BLOCKS",
     "BLOB_BYTES",
     "COMMITTING",
     "MARKERS",
@@ -30,6 +33,7 @@ __all__ = [
     "Staged",
     "WindowShards",
     "WriteSettings",
+    "check_blocks",
     "marker",
     "new_name",
     "shards_of",
@@ -37,10 +41,16 @@ __all__ = [
 
 MARKERS = COMMITTING, SUCCESS = "_COMMITTING", "_SUCCESS"
 
-BLOB_BYTES = 512 << 20
-_BLOCKS_A_BLOB = 10_000
+BLOB_BYTES, BLOB_BLOCKS = 512 << 20, 10_000  # then another blob is begun, where it may be
+_WARNED_AT = 5  # of what a blob holds: a fifth
 _WINDOWS_KEPT = 1000
 _SPREAD_BUNDLES = 16  # of a process, that stage to every shard however little they have
+_FEWER_BLOCKS = (
+    "leave shards out, so that a blob that grows long is followed by another; or have more shards, larger blocks, "
+    "larger bundles or shorter windows: WriteToBlob(..., shards=..., block_bytes=...)"
+)
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,7 +158,7 @@ class AutoShards:
     def path_for(self, _number: int, size_bytes: int) -> BlobPath:
         """Where a block of this size goes."""
         with self._lock:
-            if self._blocks >= _BLOCKS_A_BLOB or self._bytes >= BLOB_BYTES:
+            if self._blocks >= BLOB_BLOCKS or self._bytes >= BLOB_BYTES:
                 self._next()
             self._blocks += 1
             self._bytes += size_bytes
@@ -159,10 +169,18 @@ class AutoShards:
 
 
 class FixedShards:
-    """As many blobs as asked for. The bundles of a process begin at one after the other, so that they fill alike."""
+    """As many blobs as asked for. The bundles of a process begin at one after the other, so that they fill alike.
 
-    def __init__(self, settings: WriteSettings) -> None:
-        self._settings = settings
+    Blocks that were staged can go to no other blob. So that the commit is not the first to say that there are too many,
+    a process counts its own: it warns when it alone has made a good part of them, and stops before there are too many.
+
+    Args:
+        most_blocks: How many a blob holds.
+    """
+
+    def __init__(self, settings: WriteSettings, *, most_blocks: int = MOST_BLOCKS) -> None:
+        self._settings, self._most_blocks = settings, most_blocks
+        self._blocks: Counter[int] = Counter()
         self.count = settings.shards or 1
         self._lock = threading.Lock()
         self._first = random.randrange(self.count)  # noqa: S311 - no secret
@@ -179,7 +197,26 @@ class FixedShards:
             return (self._first + self._begun) % self.count, self._begun <= _SPREAD_BUNDLES
 
     def path_for(self, number: int, _size_bytes: int) -> BlobPath:
-        return self._settings.shard(number)
+        """Where a block of this shard goes.
+
+        Raises:
+            StorageError: This process alone has staged as many as the blob holds.
+        """
+        path = self._settings.shard(number)
+        with self._lock:
+            self._blocks[number] += 1
+            blocks = self._blocks[number]
+        check_blocks(path, blocks, most=self._most_blocks)
+        if blocks == self._most_blocks // _WARNED_AT:
+            _LOG.warning(
+                "this process alone has staged %s blocks of %s; a blob holds %s of all processes together, and if "
+                "there are more, none of them can be committed: %s",
+                f"{blocks:,}",
+                path,
+                f"{self._most_blocks:,}",
+                _FEWER_BLOCKS,
+            )
+        return path
 
 
 class WindowShards:
@@ -197,6 +234,19 @@ class WindowShards:
             while len(self._shards) > _WINDOWS_KEPT:
                 self._shards.popitem(last=False)
         return shards
+
+
+def check_blocks(path: BlobPath | str, blocks: int, *, most: int = MOST_BLOCKS) -> None:
+    """See that a blob of so many blocks can be committed, with a header in front of them.
+
+    Raises:
+        StorageError: It cannot.
+    """
+    if blocks >= most:
+        raise StorageError(
+            f"{path} would have {blocks} blocks; a blob holds {most}",
+            Diagnosis(tried=f"stage {path}", hint=_FEWER_BLOCKS),
+        )
 
 
 def window_name(window: Any) -> str:

@@ -27,11 +27,22 @@ import pyarrow as pa
 
 from beam_entra.errors import Diagnosis, FormatError
 from beam_entra.io.formats import BlockFormat, FileFormat, FileWriter
-from beam_entra.io.sink import BLOB_BYTES, MARKERS, AutoShards, FixedShards, Staged, WriteSettings, new_name, shards_of
+from beam_entra.io.sink import (
+    BLOB_BLOCKS,
+    BLOB_BYTES,
+    MARKERS,
+    AutoShards,
+    FixedShards,
+    Staged,
+    WriteSettings,
+    check_blocks,
+    new_name,
+    shards_of,
+)
 from beam_entra.io.threads import stage_threads
 from beam_entra.paths import BlobPath
 from beam_entra.session import BundleSession
-from beam_entra.storage import new_block_id
+from beam_entra.storage import MOST_BLOCKS, new_block_id
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
@@ -256,8 +267,8 @@ class BlockStager(Stager):
 class _BlobFile(io.RawIOBase):
     """What is written to it is staged, a block at a time."""
 
-    def __init__(self, uploads: _Uploads, part: _Part, settings: WriteSettings) -> None:
-        self._uploads, self._part, self._settings = uploads, part, settings
+    def __init__(self, uploads: _Uploads, part: _Part, settings: WriteSettings, most_blocks: int) -> None:
+        self._uploads, self._part, self._settings, self._most_blocks = uploads, part, settings, most_blocks
         self._buffer = bytearray()
         self._length = 0
 
@@ -284,6 +295,7 @@ class _BlobFile(io.RawIOBase):
         data = bytes(self._buffer)
         self._buffer = bytearray()
         if data:
+            check_blocks(self._part.path, len(self._part.blocks) + 1, most=self._most_blocks)
             self._uploads.begin(self._part, data, self._settings.encoded)
 
 
@@ -292,7 +304,8 @@ class FileStager(Stager):
 
     Args:
         path: The blob that all is written to, be it nothing; by default one after the other, each of a name of its own.
-        blob_bytes: How long one grows, without a path, before the next is begun.
+        blob_bytes, blob_blocks: How long one grows, without a path, before the next is begun.
+        most_blocks: How many a blob holds.
     """
 
     def __init__(
@@ -302,12 +315,15 @@ class FileStager(Stager):
         path: BlobPath | None = None,
         *,
         blob_bytes: int = BLOB_BYTES,
+        blob_blocks: int = BLOB_BLOCKS,
+        most_blocks: int = MOST_BLOCKS,
     ) -> None:
         super().__init__(bundle, settings)
         assert isinstance(settings.format, FileFormat)  # noqa: S101 - narrows the type
         self._format = settings.format
         self._parts: list[_Part] = []
-        self._blob_bytes = blob_bytes if path is None else None
+        self._grows_on = path is not None
+        self._blob_bytes, self._blob_blocks, self._most_blocks = blob_bytes, blob_blocks, most_blocks
         self._name, self._numbers = new_name(), itertools.count()
         self._file: _BlobFile | None = None
         self._writer: FileWriter | None = None
@@ -325,14 +341,16 @@ class FileStager(Stager):
     def _added(self, rows: int) -> None:
         self._parts[-1].rows += rows
         self.rows += rows
-        if self._blob_bytes is not None and self._file is not None and self._file.tell() >= self._blob_bytes:
+        if self._grows_on or self._file is None:
+            return
+        if self._file.tell() >= self._blob_bytes or len(self._parts[-1].blocks) >= self._blob_blocks:
             self._close()
 
     def _open(self, path: BlobPath | None) -> FileWriter:
         """Begin a blob; without a path, of a name that no other attempt has."""
         part = _Part(path or self._settings.unique(self._name, next(self._numbers)), unique=path is None)
         self._parts.append(part)
-        self._file = _BlobFile(self._uploads, part, self._settings)
+        self._file = _BlobFile(self._uploads, part, self._settings, self._most_blocks)
         self._writer = self._format.open(cast("IO[bytes]", self._file))
         return self._writer
 

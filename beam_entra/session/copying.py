@@ -8,20 +8,17 @@ from beam_entra.access import Permission
 from beam_entra.errors import BeamEntraError, BlobChanged, Diagnosis, StorageError
 from beam_entra.paths import BlobPath
 from beam_entra.session.bundle import BundleSession, CommittedBlob
-from beam_entra.storage import BlobProperties, new_block_id
+from beam_entra.storage import MOST_BLOCKS, BlobProperties, new_block_id
 
 __all__ = ["copy_blob"]
 
 _COPIED_BYTES = 64 << 20  # by Storage in one request, which it answers when it is done
 _CARRIED_BYTES = 4 << 20
-_MOST_BLOCKS = 50_000
 _CANNOT_REACH_SOURCE = frozenset({"CannotVerifyCopySource", "CopyAcrossAccountsNotSupported"})
 _NOT_IMPLEMENTED = 501
 
 
-def copy_blob(
-    bundle: BundleSession, source: BlobProperties, target: BlobPath, *, copied_bytes: int = _COPIED_BYTES
-) -> CommittedBlob:
+def copy_blob(bundle: BundleSession, source: BlobProperties, target: BlobPath) -> CommittedBlob:
     """Make `target` a copy of this version of `source`, over what is there. When this returns, the copy is whole.
 
     1. Each range of the source becomes a staged block: Put Block From URL, the source pinned by its ETag and opened by
@@ -35,7 +32,7 @@ def copy_blob(
         NotGranted: The job may not read the one or not write the other.
         BlobChanged: The source is no longer this version, or somebody else has written the target meanwhile.
     """
-    step = max(copied_bytes, -(-source.size_bytes // _MOST_BLOCKS))
+    step = _copied_bytes(source.size_bytes)
     content_type = source.content_type or "application/octet-stream"
     commit_id = str(uuid.uuid4())
     if not source.size_bytes:
@@ -75,10 +72,21 @@ def _copy_range(
         else:
             return [block]
     blocks = []
-    for begin in range(start, stop, _CARRIED_BYTES):
+    carried = _carried_bytes(source.size_bytes)
+    for begin in range(start, stop, carried):
         blocks.append(new_block_id())
-        bundle.stage(target, blocks[-1], bytes(bundle.read(source, begin, min(begin + _CARRIED_BYTES, stop))))
+        bundle.stage(target, blocks[-1], bytes(bundle.read(source, begin, min(begin + carried, stop))))
     return blocks
+
+
+def _copied_bytes(size_bytes: int) -> int:
+    """How much Storage is asked to copy at a time: a blob holds so many blocks and no more."""
+    return max(_COPIED_BYTES, -(-size_bytes // MOST_BLOCKS))
+
+
+def _carried_bytes(size_bytes: int) -> int:
+    """How much is read and staged at a time; the last piece of what Storage would copy at a time may be a short one."""
+    return max(_CARRIED_BYTES, 2 * -(-size_bytes // MOST_BLOCKS))
 
 
 def _verify(bundle: BundleSession, source: BlobProperties, target: BlobPath, done: CommittedBlob) -> None:

@@ -27,6 +27,7 @@ __all__ = ["RETRIED_CODES", "RETRIED_STATUSES", "Answer", "are_claims", "claims_
 
 RETRIED_STATUSES = frozenset({408, 429, 500, 502, 503, 504})
 RETRIED_CODES = frozenset({"Md5Mismatch"})  # damaged on the way
+_TOO_MANY_BLOCKS = frozenset({"BlockCountExceedsLimit", "BlockListTooLong"})
 _UNAUTHORISED, _FORBIDDEN, _NOT_FOUND, _PRECONDITION, _TOO_MANY, _BUSY = 401, 403, 404, 412, 429, 503
 _NUMBER = re.compile(r"[0-9]{1,18}")
 _BEARER = re.compile(r"\bBearer\b((?:\s*(?:,\s*)?[a-z_]+=(?:\"[^\"]*\"|[^\s,\"]+))+)", re.IGNORECASE)
@@ -142,6 +143,9 @@ def refusal(answer: Answer, *, tried: str, attempts: int) -> BeamEntraError:
         )
     if status in (_TOO_MANY, _BUSY):
         return made(Throttled, "Storage is throttling this account", "run fewer workers, or ask for a higher limit")
+    if code in _TOO_MANY_BLOCKS:
+        hint = "spread it over more blobs, or bring more of it together in each block"
+        return made(StorageError, "the blob would have more blocks than Storage takes", hint)
     return made(StorageError, "Storage could not do it", "look the request id up in the account's storage log")
 
 

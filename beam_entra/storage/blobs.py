@@ -17,7 +17,17 @@ from xml.sax.saxutils import escape
 from beam_entra.errors import ConfigError, Diagnosis, StorageError
 from beam_entra.paths import BlobPath
 
-__all__ = ["BlobProperties", "ListPage", "block_list_xml", "new_block_id", "parse_list_page", "parse_size"]
+__all__ = [
+    "MOST_BLOCKS",
+    "BlobProperties",
+    "ListPage",
+    "block_list_xml",
+    "new_block_id",
+    "parse_list_page",
+    "parse_size",
+]
+
+MOST_BLOCKS = 50_000  # of a committed blob
 
 _SIZE = re.compile(r"[0-9]{1,18}")
 

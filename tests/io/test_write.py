@@ -33,14 +33,15 @@ from beam_entra import Bytes, Csv, Format, JsonLines, Lines, Parquet, ReadFromBl
 from beam_entra.clock import utc_now
 from beam_entra.errors import AccessDenied, BlobExists, ConfigError, FormatError, NotGranted, StorageError
 from beam_entra.io.batches import RecordBatchCoder
-from beam_entra.io.commit import _check_blocks, _planned, commit
+from beam_entra.io.commit import _planned, commit
 from beam_entra.io.compression import Compression
 from beam_entra.io.formats import BlobFormat, BlockFormat, FileFormat
-from beam_entra.io.sink import AutoShards, Staged, WriteSettings, shards_of
+from beam_entra.io.sink import AutoShards, FixedShards, Staged, WriteSettings, check_blocks, shards_of
 from beam_entra.io.staging import BlockStager, FileStager, stager_for
 from beam_entra.io.write import _NOBODYS, _Commit, _Deal, _Stage, _StageShard
 from beam_entra.paths import BlobPath
 from beam_entra.session import JobScope, Session, close_session, open_session, read_marker
+from beam_entra.storage import MOST_BLOCKS
 from beam_entra.testing.storage_requests import StorageRequest
 
 COMMIT_ID = "6ba7b810-9dad-11d1-80b4-00c04fd430c8"
@@ -980,10 +981,60 @@ def test_arguments_that_do_not_go_together_are_refused(arguments: dict[str, Any]
 
 def test_a_blob_of_too_many_blocks_is_refused_before_anything_is_committed() -> None:
     """Storage takes 50,000 blocks in a blob, one of which may be the header."""
-    _check_blocks("a", 49_999)
+    check_blocks("a", 49_999)
     with pytest.raises(StorageError, match="50000 blocks") as caught:
-        _check_blocks("a", 50_000)
+        check_blocks("a", 50_000)
     assert "more shards" in caught.value.hint
+
+
+def test_a_commit_of_too_many_blocks_makes_nothing_visible(lake: Any, bundle: Any) -> None:
+    """Though only the commit sees what all processes have staged: it is told before the first blob, with what to do."""
+    settings = settings_for(lake, shards=2)
+    good = stage(bundle, settings, [1, 2])
+    blocks = tuple(f"{number:024d}" for number in range(MOST_BLOCKS))
+    much = Staged(path=str(settings.shard(1)), blocks=blocks, size_bytes=1, rows=1)
+    with pytest.raises(StorageError, match=r"part-00001-of-00002.* blocks; a blob holds 50000") as caught:
+        commit(bundle, settings, [*good, much], str(uuid.uuid4()))
+    assert "leave shards out" in caught.value.hint
+    assert lake.curated.list() == []
+
+
+def test_a_process_stops_before_a_blob_has_too_many_blocks(
+    lake: Any, bundle: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It has warned before; what was staged so far is committed all the same."""
+    settings = settings_for(lake, shards=1)
+    shards = FixedShards(settings, most_blocks=10)
+    staged: list[Staged] = []
+
+    def one_more(value: int) -> None:
+        stager = BlockStager(bundle, settings, shards)
+        stager.add(value)
+        staged.extend(stager.finish())
+
+    for value in range(9):
+        assert ("has staged" in caplog.text) == (value >= 2)
+        one_more(value)
+    with pytest.raises(StorageError, match=r"part-00000-of-00001.* would have 10 blocks") as caught:
+        one_more(9)
+    assert "leave shards out" in caught.value.hint
+    assert caplog.text.count("has staged 2 blocks of") == 1
+    commit(bundle, settings, staged, str(uuid.uuid4()))
+    assert sorted(lake.written()) == list(range(9))
+
+
+def test_a_file_of_too_many_blocks_is_refused_while_it_is_written(lake: Any, bundle: Any) -> None:
+    """One that must be one blob; others are followed by another before."""
+    settings = settings_for(lake, Bytes(), block_bytes=10)
+    whole = FileStager(bundle, settings, settings.prefix.child("whole"), most_blocks=4)
+    whole.add(b"x" * 39)
+    with pytest.raises(StorageError, match="whole would have 4 blocks"):
+        whole.add(b"x")
+    whole.abandon()
+    several = FileStager(bundle, settings, blob_blocks=3, most_blocks=4)
+    for _ in range(7):
+        several.add(b"x" * 10)
+    assert [len(part.blocks) for part in several.finish()] == [3, 3, 1]
 
 
 # Retries and zombies
