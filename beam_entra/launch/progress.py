@@ -5,8 +5,8 @@ Three tell it, and each is behind what there is and never ahead, so of each figu
 1. What this process has counted: all that there is to tell where the workers are threads of the launcher.
 2. The runner's counters, where it has them before the end: Prism and Dataflow do; the job servers of Flink and Spark,
    and Beam's own runner, do not.
-3. Where the workers are elsewhere, what they have added to the audit trail. It holds no number of records, and not how
-   many blobs there are.
+3. Where the workers are elsewhere, what they have added to the audit trail. It holds no number of records, not how many
+   blobs there are, and of a blob that it was begun, not that it was read.
 
 What was tried twice is counted twice. The report that follows is of what was committed, and right.
 """
@@ -60,7 +60,7 @@ class Figures:
     def __str__(self) -> str:
         count = Counter(self.counts)
         read = [
-            *([_blobs(count)] if count["blobs_read"] or count["blobs_matched"] else []),
+            *([_blobs(count)] if any(count[f"blobs_{each}"] for each in ("begun", "matched", "read")) else []),
             *([f"{count['records_read']:,} records"] if count["records_read"] else []),
             *([_size(count["bytes_read"])] if count["bytes_read"] else []),
         ]
@@ -78,8 +78,9 @@ class Figures:
 
 
 def _blobs(count: Mapping[str, int]) -> str:
-    total = max(count["blobs_matched"], count["blobs_read"])
-    return f"{count['blobs_read']:,}/{total:,} blobs" if count["blobs_matched"] else f"{total:,} blobs"
+    if not count["blobs_matched"]:
+        return f"{max(count['blobs_read'], count['blobs_begun']):,} blobs"
+    return f"{count['blobs_read']:,}/{max(count['blobs_matched'], count['blobs_read']):,} blobs"
 
 
 def _size(size_bytes: float) -> str:

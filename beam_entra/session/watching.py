@@ -36,6 +36,8 @@ class TrailWatch:
     def look(self) -> Counter[str]:
         """The sums by now, named like Beam's counters of the namespace `beam_entra`; no records, which no trail holds.
 
+        Nor does it say how long a blob is: `blobs_begun` are those of which something has been read.
+
         Raises:
             BeamEntraError: The trail cannot be listed or read now.
         """
@@ -75,7 +77,7 @@ class TrailWatch:
             case "read" if record["end"] > record["start"]:
                 sums["bytes_read"] += record["end"] - record["start"]
                 self._blobs.add(hash(record["path"]))
-                sums["blobs_read"] = len(self._blobs)
+                sums["blobs_begun"] = len(self._blobs)
             case "staged":
                 sums["bytes_staged"] += record["size"]
             case "committed":

@@ -321,6 +321,7 @@ def test_who_takes_up_a_commit_may_read_its_marker() -> None:
         (path("curated", "orders/_COMMITTING/"), LIST),
         (path("curated", "orders/_COMMITTING-00003"), READ),
         (path("curated", "orders/_COMMITTING.jsonl"), READ),
+        (path("curated", "orders/all_COMMITTING"), READ),
         (path("curated", "orders/_SUCCESS"), READ),
         (path("curated", "orders/part-a"), READ),
         (path("curated", "other/_COMMITTING"), READ),

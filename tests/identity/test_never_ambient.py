@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import socket
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from beam_entra.access import IdentitySettings
+from beam_entra.access import AccessManifest, IdentitySettings
 from beam_entra.clock import utc_now
-from beam_entra.errors import BeamEntraError
+from beam_entra.errors import BeamEntraError, IdentityUnavailable
 from beam_entra.identity import STORAGE_AUDIENCE, EntraSource
 from beam_entra.testing.certificates import write_private
 from beam_entra.testing.https import Answer, Request
@@ -151,6 +153,65 @@ def test_the_manifest_alone_says_who_the_job_is(surroundings: Surroundings, tmp_
     assert token.source == ("federated_file" if source == "chain" else source)
     surroundings.check_that_nobody_followed()
     assert cloud.tenant.token_requests == 1
+
+
+@pytest.fixture
+def way_out(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """Where this process would go, if there were a way out of the machine: what it asks its proxy for."""
+    asked: list[str] = []
+
+    def answer() -> None:
+        while True:
+            try:
+                connection, _ = listener.accept()
+            except OSError:
+                return
+            with connection, connection.makefile("rb") as received:
+                asked.append(received.readline().decode("latin-1").rpartition(" ")[0])
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        proxy = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        for name, value in {"HTTPS_PROXY": proxy, "HTTP_PROXY": proxy, "NO_PROXY": ""}.items():
+            monkeypatch.setenv(name, value)
+            monkeypatch.setenv(name.lower(), value)
+        thread = threading.Thread(target=answer)
+        thread.start()
+        yield asked
+        listener.shutdown(socket.SHUT_RDWR)
+        thread.join()
+
+
+@pytest.mark.parametrize("credential", ["client_secret", "certificate", "federated_file", "workload_identity"])
+def test_a_manifest_that_names_no_authority_means_entras_own(
+    surroundings: Surroundings, way_out: list[str], tmp_path: Path, credential: str
+) -> None:
+    """`AZURE_AUTHORITY_HOST` names another, which would get the secret or assertion: nobody asks it for anything."""
+    identity = SOURCES[credential](surroundings.cloud, tmp_path)
+    settings = "\n".join(f"{name} = {json.dumps(value)}" for name, value in identity.settings.items())
+    manifest = AccessManifest.parse(
+        f"""
+        pipeline = "orders"
+        environment = "test"
+        [identity]
+        tenant = "{identity.tenant}"
+        client = "{identity.client}"
+        credential = "{credential}"
+        {settings}
+        [lifetime]
+        job = "1h"
+        [grants]
+        read = ["abfss://raw@contosolake.dfs.core.windows.net/orders/"]
+        [audit]
+        path = "abfss://audit@contosolake.dfs.core.windows.net/orders/"
+        """,
+        file="orders.access.toml",
+    )
+    with pytest.raises(IdentityUnavailable) as caught:
+        EntraSource(manifest.identity, clock=utc_now).acquire(STORAGE_AUDIENCE)
+    assert "https://login.microsoftonline.com/" in caught.value.diagnosis.tried
+    assert set(way_out) == {"CONNECT login.microsoftonline.com:443"}
+    surroundings.check_that_nobody_followed()
+    assert surroundings.cloud.tenant.token_requests == 0
 
 
 ABSENT: dict[str, dict[str, str]] = {

@@ -26,9 +26,11 @@ from beam_entra.errors import (
     NotGranted,
 )
 from beam_entra.io.match import match
+from beam_entra.io.packs import Pack
+from beam_entra.io.read import ReadSettings, _ReadBlocks
 from beam_entra.io.source import BlobSource
-from beam_entra.paths import BlobPattern
-from beam_entra.session import JobScope, Session
+from beam_entra.paths import BlobPath, BlobPattern
+from beam_entra.session import JobScope, Session, tallied
 from beam_entra.testing.storage_requests import matching
 
 
@@ -530,3 +532,38 @@ def test_a_pipeline_that_reads_can_be_made_of_its_proto(lake: Any) -> None:
     proto = pipeline.to_runner_api()
     again = beam.Pipeline.from_runner_api(proto, pipeline.runner, pipeline.options)
     assert len(again.to_runner_api().components.transforms) == len(proto.components.transforms)
+
+
+@pytest.mark.parametrize(
+    ("lines", "blobs", "block_bytes"),
+    [(8, 1, 64), (2, 1, 64), (2, 3, 64), (0, 2, 64)],
+    ids=["one in pieces", "a small one", "a pack", "a pack of empty ones"],
+)
+def test_a_blob_counts_as_read_when_its_end_has_been(lake: Any, lines: int, blobs: int, block_bytes: int) -> None:
+    """While something of it is on its way to whoever decodes it, it does not; in the end each does, once."""
+    scope = JobScope.launch(lake.manifest(), now=utc_now())
+    session = Session(scope)
+    names = [f"in/{number}" for number in range(blobs)]
+    for name in names:
+        lake.raw.upload(name, b"%015d\n" % 7 * lines)
+    with session.bundle("look") as bundle:
+        pack = Pack([bundle.properties(BlobPath.parse(lake.raw.url(name))) for name in names])
+    settings = ReadSettings(
+        format=Lines(),
+        compression="auto",
+        block_bytes=block_bytes,
+        prefetch_bytes=4 * block_bytes,
+        max_record_bytes=1 << 20,
+        allow_empty=False,
+    )
+    fn = _ReadBlocks(settings).scoped(scope, "Read")
+    fn._session = session
+    fn.start_bundle()
+    tracker = fn.create_tracker(fn.initial_restriction(pack))
+    counted = [tallied(scope.job)["blobs_read"] for _ in fn.process(pack, tracker)]
+    assert tallied(scope.job)["blobs_read"] == blobs
+    assert counted == sorted(counted)
+    assert counted[:1] == ([0] if lines else [])
+    assert all(each < blobs for each in counted)
+    fn.finish_bundle()
+    session.close()

@@ -282,6 +282,33 @@ def test_what_stops_it_in_the_midst_of_a_look_loses_nothing(lake: Any) -> None:
     over(runner)
 
 
+def test_a_look_that_was_split_off_meanwhile_gives_nothing(lake: Any) -> None:
+    """Whoever has what was split off looks for himself: given here as well, a version would be given twice."""
+    lake.raw.upload("in/a", b"1")
+    runner = Runner(lake, Watch(10))
+    fn = runner._new()
+    session = fn._session = Session(runner.scope)
+    tracker = ThreadsafeRestrictionTracker(fn.create_tracker(Watched()))
+    held = lake.cloud.proxy.hold(answer=True, where=matching("ListBlobs", container=lake.raw.name), times=1)
+    given: list[Any] = []
+    fn.start_bundle()
+    estimator = ManualWatermarkEstimator(None)
+    look = threading.Thread(
+        target=lambda: given.extend(fn.process(runner._pattern, RestrictionTrackerView(tracker), estimator))
+    )
+    look.start()
+    held.gate.wait_for_arrivals()
+    assert tracker.try_split(0.0) == (Watched(over=True), Watched())
+    held.gate.open()
+    look.join()
+    fn.finish_bundle()
+    tracker.check_done()
+    session.close()
+    assert given == []
+    assert (tracker.deferred_status(), estimator.current_watermark()) == (None, None)
+    assert runner.look() == ["in/a"], "from what was split off"
+
+
 def test_a_container_that_is_not_there_is_an_error(lake: Any) -> None:
     """Nothing will ever turn up in it; a blob or a prefix that is not there may."""
     nowhere = lake.raw.url("in/").replace(lake.raw.name, "no-such")

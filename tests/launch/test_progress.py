@@ -84,6 +84,11 @@ SAYINGS = {
         Figures(counts={"blobs_read": 4, "blobs_matched": 3}),
         "4/4 blobs read; 0 tokens",
     ),
+    "begun, by the trail": (Figures(counts={"blobs_begun": 4}), "4 blobs read; 0 tokens"),
+    "begun, and fewer done": (
+        Figures(counts={"blobs_begun": 4, "blobs_read": 2, "blobs_matched": 5}),
+        "2/5 blobs read; 0 tokens",
+    ),
 }
 
 
@@ -334,10 +339,10 @@ def test_workers_elsewhere_are_told_by_the_trail(lake: Any) -> None:
     report = pipeline.report
     last = told[-1]
     assert last["bytes_read"] == report.metrics["bytes_read"]
-    assert last["blobs_read"] == 4
+    assert (last["blobs_begun"], last["blobs_read"]) == (4, 0)
     assert 0 < last["bytes_staged"] <= report.metrics["bytes_staged"]
     assert 2 <= last["tokens_acquired"] <= report.records["token_acquired"]
-    lake.trail(report.job).verify()
+    assert lake.trail(report.job).verify().open_bundles == 0, "the look at the trail has an end in it"
 
 
 def test_where_this_process_works_nobody_looks_at_the_trail(lake: Any) -> None:

@@ -357,6 +357,20 @@ def test_tampering_is_said_while_the_job_runs(job, sealed_now_and_then, caplog):
     assert f"{name} line 1: rule 19" in said.getMessage()
 
 
+def test_an_interim_seal_that_is_gone_is_said_while_the_job_runs(job, sealed_now_and_then, caplog):
+    """The launcher knows which it has made: it is missed at the next one, though all that is left is consistent."""
+    session, ticks, _ = sealed_now_and_then
+    read_blob(session, job)
+    ticks.tick()
+    client = job.audit.admin.client("contosolake")
+    client.get_blob_client(job.audit.name, f"{job.scope.folder.name}seal-000000.jsonl").delete_blob()
+    ticks.tick()
+    (said,) = [record for record in caplog.records if record.name == "beam_entra.session.interim"]
+    assert said.levelno == logging.ERROR
+    assert "seal-000000.jsonl line 1: rule 18" in said.getMessage()
+    assert "seal-000000.jsonl" not in job.trail.names(), "and nothing is put in its place"
+
+
 # ---------------------------------------------------------------- from outside
 
 
@@ -399,7 +413,8 @@ def test_from_the_command_line(job, manifest_file):
     ended = run(job, manifest_file, "verify", folder, "--running", f"--seal-digest={digest}")
     assert ended.exit_code == 0, ended.output
     assert "the digest is that of seal-000000.jsonl: what came later it does not hold" in ended.stdout
-    assert run(job, manifest_file, "seal", "--interim", above).stdout == "", "it has its seal"
+    done = run(job, manifest_file, "seal", "--interim", above)
+    assert (done.exit_code, done.output) == (0, ""), "it has its seal"
 
 
 @pytest.mark.parametrize("gone", [False, True])

@@ -47,7 +47,7 @@ def test_what_other_processes_did(job):
     assert watch.look() == {
         "tokens_acquired": 2,
         "bytes_read": 2 * len(DATA),
-        "blobs_read": 1,  # the same
+        "blobs_begun": 1,  # the same
         "bytes_staged": 10,
         "blobs_committed": 1,
     }
@@ -78,11 +78,11 @@ def test_a_line_that_is_half_there_is_waited_for(job):
     whole = read_line("a") + read_line("b")
     name = segment(job, whole[:-9])
     watch = TrailWatch(job.session())
-    assert watch.look()["blobs_read"] == 1
+    assert watch.look()["blobs_begun"] == 1
     job.audit.upload(name, whole[:-4])
-    assert watch.look()["blobs_read"] == 1
+    assert watch.look()["blobs_begun"] == 1
     job.audit.upload(name, whole)
-    assert watch.look() == {"bytes_read": 20, "blobs_read": 2}
+    assert watch.look() == {"bytes_read": 20, "blobs_begun": 2}
 
 
 def test_a_look_is_bounded_and_the_next_one_goes_on(job):
