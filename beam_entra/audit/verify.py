@@ -223,8 +223,11 @@ def _held_by(seal_digest: str | None, digests: list[str], last: str) -> str:
 
 def _parse_seal(data: bytes) -> tuple[Sealed, bytes]:
     line, newline, rest = data.partition(b"\n")
-    if not newline or rest:
-        raise broken(SEAL_NAME, 2 if rest else 1, 14, "a seal is exactly one line")
+    if not newline:
+        what = "its line does not end: who wrote it did not live to end it, or it was cut"
+        raise broken(SEAL_NAME, 1, 14, what, "beam-entra audit seal ends it, if nothing else was changed")
+    if rest:
+        raise broken(SEAL_NAME, 2, 14, "a seal is exactly one line")
     try:
         record = parse_line(line)
     except ValueError as error:

@@ -122,7 +122,8 @@ def seal_command(path: str, interim: bool, access_manifest: Path | None, endpoin
     """Seal the trail of a job whose launcher was killed. Prints the seal's digest.
 
     PATH is the job's folder, abfss://. Be sure that none of its workers is at work any more. The seal's outcome is
-    "late", which says that nobody knows how the job ended; standard error tells what was sealed.
+    "late", which says that nobody knows how the job ended; standard error tells what was sealed. A seal that the
+    launcher had begun, and was killed before it ended it, is ended, and keeps its outcome.
 
     With --interim, PATH may be the folder of several jobs, too. Each that has no seal gets an interim seal, if
     anything was added since the last one: what stands can no longer be changed unnoticed, and the job goes on. Prints
@@ -141,10 +142,12 @@ def seal_command(path: str, interim: bool, access_manifest: Path | None, endpoin
     told, counts = seal.record, seal.record.counts
     opened = counts.get("bundle_opened", 0)
     unclosed = opened - counts.get("bundle_closed", 0)
+    ended = f"ended {told.outcome}, as the seal says that its launcher had begun"
     _console(stderr=True).print(
         Text.assemble(
             ("sealed late", "bold yellow"),
-            f"  {told.job}  as it stood at {told.time:%Y-%m-%dT%H:%M:%SZ}; {_UNKNOWN}; ",
+            f"  {told.job}  as it stood at {told.time:%Y-%m-%dT%H:%M:%SZ}; ",
+            f"{_UNKNOWN if told.outcome == 'late' else ended}; ",
             f"{_many(sum(counts.values()), 'record')} in {_many(len(told.segments), 'segment')}, ",
             f"{_many(opened, 'bundle')}" + (f", {unclosed} ended without closing" if unclosed else ""),
         ),

@@ -43,7 +43,7 @@ __all__ = ["StorageTrail", "open_trail", "seal_job", "seal_late"]
 
 _FIRST = "00000.jsonl"
 _LONG_AGO = datetime.min.replace(tzinfo=UTC)
-_A_MOMENT = timedelta(seconds=5)  # so much before its end the job's time may be over for Storage
+_A_MOMENT = timedelta(seconds=2)  # so much before its end the job's time may be over for Storage
 _GRANTED = timedelta(minutes=5)  # for so long at most what was recorded is presented after the trail's end
 _MOST_OF_IT = 0.75
 
@@ -418,6 +418,8 @@ def seal_late(
     path: str, access_manifest: str | PathLike[str], endpoints: str | PathLike[str] | None, *, clock: Clock = utc_now
 ) -> Seal:
     """Seal the trail of a job whose launcher did not live to do it, as the manifest's identity; the outcome is `late`.
+
+    A seal that the launcher had begun is ended: it keeps its outcome.
 
     It must be certain that no worker of the job is at work any more.
 

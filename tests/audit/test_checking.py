@@ -1,0 +1,175 @@
+"""Segments that several processes check: what is found is the same as one after the other, and so is what is wrong."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from beam_entra.audit import Segments, checking
+from beam_entra.audit.checking import check_segments
+from beam_entra.audit.record import Denied
+from beam_entra.audit.segments import Mark
+from beam_entra.audit.trail import SegmentWriter
+from beam_entra.errors import AuditUnavailable, TrailBroken
+
+Files = dict[str, bytes]
+
+
+@pytest.fixture(scope="module")
+def files(trails: ModuleType) -> Files:
+    """Five processes: one that died at once, two that did things and of which one rolled, and two that were refused."""
+    store, _ = trails.sample()
+    for number in (4, 5):
+        process = f"{number}0000000-0000-4000-8000-00000000000{number}"
+        writer = SegmentWriter(store, trails.facts(), trails.Clock(), process=process)
+        writer.append(Denied, **trails.valid_facts()[Denied])
+        writer.close()
+    store.files["segment-00000000-0000-4000-8000-000000000000-00000.jsonl"] = b""
+    return {name: data for name, data in sorted(store.files.items()) if name.startswith("segment-")}
+
+
+def outcome(trails: ModuleType, files: Files, **how: Any) -> Segments | str:
+    """What is found, or what is wrong."""
+    try:
+        return check_segments(trails.MemoryTrail(files), **how)
+    except TrailBroken as broken:
+        return str(broken)
+
+
+def segment(files: Files, at: int) -> str:
+    """The name of one of the segments."""
+    return list(files)[at]
+
+
+def edited(*places: int) -> Callable[[Files], Files]:
+    """The last line of these segments is of another time."""
+
+    def change(files: Files) -> Files:
+        names = [segment(files, place) for place in places]
+        return files | {name: files[name][::-1].replace(b'"emit"', b'"emix"', 1)[::-1] for name in names}
+
+    return change
+
+
+def gone(place: int) -> Callable[[Files], Files]:
+    """A segment is missing."""
+    return lambda files: {name: data for name, data in files.items() if name != segment(files, place)}
+
+
+def of_another_job(place: int) -> Callable[[Files], Files]:
+    """A process whose segment says that it is of another job, and hangs together."""
+    return lambda files: (
+        files | {segment(files, place): files[segment(files, place)].replace(b"orders-2030", b"other-1999")}
+    )
+
+
+CHANGES: dict[str, Callable[[Files], Files]] = {
+    "whole": lambda files: files,
+    "of two the first": edited(-1, -2),
+    "one that continues another": gone(2),
+    "another job": of_another_job(-1),
+    "another job first": of_another_job(1),
+    "no record at all": lambda files: {segment(files, 0): b"", segment(files, -1): b""},
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_it_is_found_as_one_after_the_other(trails: ModuleType, files: Files, change: Callable[[Files], Files]) -> None:
+    """Segments, counts, sources, in the same order; or the same first error, by segment, line and rule."""
+    changed = change(files)
+    alone = outcome(trails, changed, processes=1)
+    apart = outcome(trails, changed, processes=2)
+    assert apart == alone
+    assert isinstance(alone, str) is (change not in {CHANGES["whole"], CHANGES["no record at all"]})
+
+
+def test_what_interim_seals_say_is_held_against_them(trails: ModuleType, files: Files) -> None:
+    """By whichever process has the segment; and one that they name and that is gone is missed in the end."""
+    found = check_segments(trails.MemoryTrail(files), processes=2)
+    stood = [each.sealed for each in found.segments if each.sealed.records]
+    marks = {
+        each.segment: [
+            Mark("seal-000000.jsonl", each.records, each.bytes, each.head, each.opened_bundles, each.closed_bundles)
+        ]
+        for each in stood
+    }
+    assert outcome(trails, files, marks=marks, processes=2) == found
+    for wrong in (
+        marks | {segment(files, -1): [Mark("seal-000000.jsonl", 1, 5, "0" * 64, 0, 0)]},
+        marks | {segment(files, -1).replace("5", "6"): marks[segment(files, -1)]},
+    ):
+        alone = outcome(trails, files, marks=wrong, processes=1)
+        assert "rule 19" in str(alone)
+        assert outcome(trails, files, marks=wrong, processes=2) == alone
+
+
+def test_a_segment_that_cannot_be_read(trails: ModuleType, files: Files) -> None:
+    """The error of the first, as it is, though others fail before; no process is left."""
+
+    class Trail(trails.MemoryTrail):  # type: ignore[misc, name-defined]  # the fixture's module
+        def read(self, name: str) -> bytes:
+            if name >= segment(files, 4):
+                raise AuditUnavailable(name)
+            return self.files[name]  # type: ignore[no-any-return]
+
+    with pytest.raises(AuditUnavailable, match=segment(files, 4)):
+        check_segments(Trail(files), processes=2)
+    assert children() == []
+
+
+def test_a_process_that_is_killed_is_said(trails: ModuleType, files: Files) -> None:
+    """By the kernel, for want of memory, say: the trail is not taken for whole, nor for broken."""
+
+    class Trail(trails.MemoryTrail):  # type: ignore[misc, name-defined]  # the fixture's module
+        def read(self, name: str) -> bytes:
+            if name == segment(files, 4):
+                for child in children():
+                    os.kill(child, signal.SIGKILL)
+            return self.files[name]  # type: ignore[no-any-return]
+
+    with pytest.raises(AuditUnavailable, match="ended with -9") as caught:
+        check_segments(Trail(files), processes=2)
+    assert "memory" in caught.value.hint
+    assert children() == []
+
+
+def test_a_small_trail_is_checked_at_once(trails: ModuleType, files: Files) -> None:
+    """To begin a process takes longer than to check some thousand records."""
+
+    class Trail(trails.MemoryTrail):  # type: ignore[misc, name-defined]  # the fixture's module
+        def read(self, name: str) -> bytes:
+            assert children() == []
+            return self.files[name]  # type: ignore[no-any-return]
+
+    check_segments(Trail(files))
+
+
+def test_a_large_one_by_as_many_as_there_are_cpus(trails: ModuleType, files: Files) -> None:
+    """Where a machine has but one, by this process."""
+    seen: set[int] = set()
+
+    class Trail(trails.MemoryTrail):  # type: ignore[misc, name-defined]  # the fixture's module
+        def read(self, name: str) -> bytes:
+            seen.update(children())
+            return self.files[name]  # type: ignore[no-any-return]
+
+        def sizes(self) -> dict[str, int]:
+            return {name: len(data) << 14 for name, data in self.files.items()}
+
+    assert check_segments(Trail(files)) == check_segments(trails.MemoryTrail(files), processes=1)
+    cpus = checking._cpus()
+    assert len(seen) == (0 if cpus == 1 else min(cpus, 5))
+
+
+def children() -> list[int]:
+    """The processes that check for this one."""
+    found = []
+    for thread in Path("/proc/self/task").iterdir():
+        found += [int(child) for child in (thread / "children").read_text().split()]
+    return [child for child in found if b"serve()" in Path(f"/proc/{child}/cmdline").read_bytes()]
