@@ -176,8 +176,9 @@ class _FlinkOptions(EntraOptions):
 def flush_before_checkpoints(pipeline: beam.Pipeline) -> None:
     """Have Flink's runner end its bundles before a checkpoint, and not in it.
 
-    Else it keeps what a bundle gives at its end until the step's next bundle. Where none follows, as behind the one
-    element that a watch begins with, it is kept for ever; and the watermark goes ahead of it, so that it can be late.
+    Else it keeps what a bundle gives at its end until the step's next bundle or watermark. Where none follows, as
+    behind the one element that a watch begins with, that is for ever; and a watermark can go ahead of it, so that it is
+    late.
     """
     from apache_beam.runners.portability.portable_runner import PortableRunner  # noqa: PLC0415  # a batch needs it not
 
