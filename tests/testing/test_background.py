@@ -235,6 +235,18 @@ def _hang_up_on_one(listener: socket.socket) -> None:
     connection.close()
 
 
+def test_that_azurite_is_fetched_is_said(tmp_path: Path) -> None:
+    """It takes a while, the first time; what npm says when it fails comes after."""
+    for name, says in {"node": "echo v24.1.0", "npm": "echo no network today; exit 1"}.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{says}\n")
+        (tmp_path / name).chmod(0o755)
+    environment = {"BEAM_ENTRA_CACHE": str(tmp_path / "cache"), "PATH": str(tmp_path)}
+    done = CliRunner().invoke(local, ["--folder", str(tmp_path / "cloud"), "up"], env=environment)
+    assert done.output == f"Fetching Azurite into {tmp_path / 'cache'}, once; that takes npm a while.\n"
+    assert isinstance(done.exception, ConfigError)
+    assert "no network today" in str(done.exception)
+
+
 def test_a_stale_state_is_nobody(tmp_path: Path) -> None:
     """A state file whose process is gone, or whose port is somebody else's now, is not a running cloud."""
     state = {
