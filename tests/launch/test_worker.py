@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import logging
 import os
 import subprocess
@@ -27,6 +28,7 @@ from apache_beam.portability.api import (
 from apache_beam.runners.worker import sdk_worker_main
 from google.protobuf import struct_pb2
 
+from beam_entra.cli.worker import worker
 from beam_entra.errors import ConfigError, find_rendered_error
 from beam_entra.launch.worker import WorkerPool, run_worker
 
@@ -255,3 +257,9 @@ def test_a_pool_starts_and_ends_workers(runner: Callable[..., Runner]) -> None:
             assert stub.StartWorker(request).error == "", "it has ended, so it may be started again"
     finally:
         pool.close()
+
+
+def test_a_pool_is_on_the_loopback_interface_unless_told() -> None:
+    """Of the command, too: the protocol has no authentication."""
+    (host,) = [each.default for each in worker.params if each.name == "host"]
+    assert ipaddress.ip_address(host).is_loopback
