@@ -257,6 +257,7 @@ def test_a_stale_state_is_nobody(tmp_path: Path) -> None:
         "clients": [],
         "endpoints": {},
         "keys": {},
+        "secrets": {},
     }
     with socket.create_server(("127.0.0.1", 0)) as other:
         answering = threading.Thread(target=_hang_up_on_one, args=(other,), daemon=True)
@@ -264,6 +265,7 @@ def test_a_stale_state_is_nobody(tmp_path: Path) -> None:
         (tmp_path / "state.json").write_text(json.dumps(state | {"control": other.getsockname()[1]}))
         assert find_running(tmp_path) is None
         answering.join(5)
+        assert not answering.is_alive(), "it was asked"
     assert find_running(tmp_path) is None
     for text in ("", "{}", "[]", "not json"):
         (tmp_path / "state.json").write_text(text)
