@@ -246,9 +246,24 @@ class _Closing:
     def authorise(self, path: BlobPath, permission: Permission) -> Authorization:
         """For what comes after the own segment's end: what was recorded in it, as long as that will do."""
         granted = self._granted.get((path, permission))
-        if granted is not None and self._session.clock() < self._granted_until and not self._overtime.begun:
+        if granted is not None and self._lives:
             return granted
         return self._overtime.authorise(path, permission)
+
+    @property
+    def _lives(self) -> bool:
+        """Whether that will do still."""
+        return self._session.clock() < self._granted_until and not self._overtime.begun
+
+    def _ask(self, request: Callable[[], T]) -> T:
+        """Once more, if what was presented has ended on the way."""
+        lived = self._lives
+        try:
+            return request()
+        except BeamEntraError:
+            if not lived or self._lives:
+                raise
+        return request()
 
     def finish(self) -> Segments:
         """Check the own segment, which has ended; all that is there has been checked then.
@@ -274,14 +289,16 @@ class _Closing:
 
     def _list(self) -> dict[str, BlobProperties]:
         authorise = partial(self.authorise, self._folder, Permission.LIST)
-        pages = self._session.service.list_pages(self._folder, self._folder.name, authorise, _request_id)
-        return {blob.path.name.removeprefix(self._folder.name): blob for page, _ in pages for blob in page.blobs}
+        service, name = self._session.service, self._folder.name
+        pages = self._ask(lambda: list(service.list_pages(self._folder, name, authorise, _request_id)))
+        return {blob.path.name.removeprefix(name): blob for page, _ in pages for blob in page.blobs}
 
     def read(self, path: BlobPath, start: int, stop: int) -> bytes:
         """Bytes [start, stop) of what stands there, whoever wrote it."""
         service, authorise = self._session.service, partial(self.authorise, path, Permission.READ)
         there = _unknown(path, stop)
-        return bytes(service.read_range(there, start, stop, authorise, _request_id, _unrecorded, grows=True))
+        read = partial(service.read_range, there, start, stop, authorise, _request_id, _unrecorded, grows=True)
+        return bytes(self._ask(read))
 
 
 def seal_job(session: Session, *, outcome: str, error: str | None, known: Interims | None = None) -> Seal:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from heapq import heappush, heapreplace
 from typing import Any
 
 from beam_entra.session.sealing import StorageTrail, _SealingBundle
@@ -13,6 +14,8 @@ __all__ = ["TrailWatch"]
 
 _SEGMENTS_A_LOOK = 32
 _BYTES_A_SEGMENT = 1 << 20
+_LEAST = 1 << 16
+_HASHES = 1 << 64
 
 
 class TrailWatch:
@@ -21,6 +24,7 @@ class TrailWatch:
     A look asks Storage for one list, and for what is new of a few segments: those that it has not read for longest.
     It has the right that the seal needs, and stands in the launcher's own segment like any access. With hundreds of
     processes, or segments that grow by more than 100 KB/s, it is behind: it never tells of more than there was.
+    But for blobs: up to 65,536 it knows how many, of more it tells about how many, to within 2 %.
 
     Close it before the trail is sealed.
     """
@@ -30,7 +34,7 @@ class TrailWatch:
         self._bundle: _SealingBundle | None = None
         self._begun: dict[str, bytes] = {}  # the last line of a segment, which may go on
         self._read_bytes: dict[str, int] = {}  # of each segment; those read last are last
-        self._blobs: set[int] = set()
+        self._blobs = _Distinct()
         self._sums: Counter[str] = Counter()
 
     def look(self) -> Counter[str]:
@@ -76,9 +80,34 @@ class TrailWatch:
                 sums["tokens_acquired"] += 1
             case "read" if record["end"] > record["start"]:
                 sums["bytes_read"] += record["end"] - record["start"]
-                self._blobs.add(hash(record["path"]))
-                sums["blobs_begun"] = len(self._blobs)
+                sums["blobs_begun"] = self._blobs.add(record["path"])
             case "staged":
                 sums["bytes_staged"] += record["size"]
             case "committed":
                 sums["blobs_committed"] += 1
+
+
+class _Distinct:
+    """How many different names there were, in the memory of 65,536.
+
+    It keeps the least of their hashes. These are spread evenly, so that how densely they lie tells how many there are:
+    the k-th of n is about k/n of the way up, right to one part in the root of k.
+    """
+
+    def __init__(self) -> None:
+        self._least: list[int] = []  # negative, so that the greatest of them is first
+        self._known: set[int] = set()
+
+    def add(self, name: str) -> int:
+        """Count a name; how many there were by now."""
+        value = hash(name) % _HASHES
+        if value not in self._known:
+            if len(self._least) < _LEAST:
+                heappush(self._least, -value)
+                self._known.add(value)
+            elif value < -self._least[0]:
+                self._known.add(value)
+                self._known.discard(-heapreplace(self._least, -value))
+        if len(self._least) < _LEAST:
+            return len(self._least)
+        return max(_LEAST, _LEAST * _HASHES // -self._least[0])

@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import queue
 import threading
+import uuid
 from contextlib import closing
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -342,6 +344,45 @@ def test_one_that_fails_is_made_up_for(job, sealed_now_and_then, caplog):
     assert verify_running(job.trail).interim_seals == 1
 
 
+def test_whatever_happens_there_is_a_next_one(job, caplog):
+    """An error that nobody foresaw ends nothing: it is said, without a word of what it says, and the next is made."""
+    session, ticks = job.session(), Ticks()
+    session.bundle("launch").close()
+    secret = str(uuid.uuid4())
+    trouble = [RuntimeError(secret), MemoryError()]
+
+    def troubled() -> Session:
+        if trouble:
+            raise trouble.pop()
+        return session
+
+    seals = PeriodicSeals(troubled, every=timedelta(minutes=15), wait=ticks)
+    try:
+        ticks.tick()
+        ticks.tick()
+        said = [record for record in caplog.records if record.name == "beam_entra.session.interim"]
+        assert [record.levelno for record in said] == [logging.ERROR, logging.ERROR]
+        assert "MemoryError at " in said[0].getMessage()
+        assert f"RuntimeError at {__file__} line " in said[1].getMessage()
+        assert secret not in caplog.text
+        ticks.tick()
+        assert verify_running(job.trail).interim_seals == 1
+    finally:
+        ticks.end()
+        seals.stop()
+
+
+def test_when_the_time_of_the_job_is_over_it_says_so_and_ends(make_job, caplog):
+    """No other could be made; the final seal does not need the job's time."""
+    job = make_job(lasts=timedelta(0))
+    session = job.session()
+    with caplog.at_level(logging.WARNING, "beam_entra.session.interim"):
+        seals = PeriodicSeals(lambda: session, every=timedelta(0), wait=lambda seconds: False)
+        seals._thread.join(30)
+    assert not seals._thread.is_alive()
+    assert "the job's time is over" in caplog.text
+
+
 def test_tampering_is_said_while_the_job_runs(job, sealed_now_and_then, caplog):
     """A launcher that finds a segment shorter than it was says so, as an error, and goes on looking."""
     _, ticks, _ = sealed_now_and_then
@@ -433,6 +474,29 @@ def test_one_broken_trail_does_not_keep_others_from_their_seal(job, manifest_fil
     assert "segment-f0000000" in made.stderr
 
 
+@pytest.mark.parametrize("stray", ["JOB/notes/readme.txt", "JOB/readme.txt", "notes/old/readme.txt", "readme.txt"])
+def test_a_stray_file_keeps_no_other_trail_from_its_seal(job, manifest_file, stray):
+    """It is named, with exit code 1. A trail that holds it gets no seal, on the way or in the end; all others do."""
+    other = Session(replace(job.scope, job="orders-other"))
+    for session in (job.session(), other):
+        with closing(session):
+            session.bundle("launch").close()
+    where = stray.replace("JOB", job.scope.job)
+    job.audit.upload(f"trails/{where}", b"hello")
+    made = run(job, manifest_file, "seal", "--interim", str(job.manifest.audit))
+    assert made.exit_code == 1
+    within = stray.startswith("JOB")
+    sealed = {line.split()[0] for line in made.stdout.splitlines()}
+    assert sealed == {"orders-other"} | (set() if within else {job.scope.job})
+    assert made.stderr.count("NOT SEALED") == 1
+    assert f"NOT SEALED  {where.partition('/')[0]}: " in made.stderr
+    if within:
+        said = f"'{stray.removeprefix('JOB/')}' line 1: rule 1: neither a segment nor a seal"
+        assert said in made.stderr
+        final = run(job, manifest_file, "seal", str(job.scope.folder))
+        assert (final.exit_code, said in " ".join(final.output.split())) == (1, True)
+
+
 @pytest.mark.parametrize("below", ["", "nothing/", "a/b/"])
 def test_where_no_job_is(job, manifest_file, below):
     """Neither an empty folder nor one within a job's is sealed."""
@@ -452,5 +516,3 @@ def test_a_job_cannot_seal_another(job):
     late = job.session()
     with pytest.raises(AuditError, match="sealed already"):
         seal_job_interim(late)
-
-

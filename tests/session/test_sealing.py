@@ -6,7 +6,7 @@ import inspect
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -23,7 +23,9 @@ from beam_entra.errors import (
     NotGranted,
     TrailBroken,
 )
-from beam_entra.session import BundleSession, Session, open_trail, seal_job
+from beam_entra.session import BundleSession, Session, open_trail, seal_job, seal_late
+from beam_entra.session.sealing import _UnrecordedSession
+from beam_entra.testing.clock import FakeClock
 from beam_entra.testing.storage_requests import matching
 from tests.session.conftest import Job, read_blob, write_blob
 
@@ -123,6 +125,13 @@ def test_a_sealing_that_was_interrupted_can_be_done_again(job):
     assert job.seal_and_verify(session).seal.outcome == "ok"
 
 
+def until(instant: datetime) -> None:
+    """Wait until then."""
+    passed = threading.Event()
+    while utc_now() < instant:
+        passed.wait((instant - utc_now()).total_seconds())
+
+
 def test_after_the_deadline(make_job):
     """A job whose time is over is sealed all the same, and its trail verifies."""
     job = make_job(sas_life="5s", lasts=timedelta(seconds=4))
@@ -130,13 +139,83 @@ def test_after_the_deadline(make_job):
     worker = job.session()
     read_blob(worker, job)
     worker.close()
-    passed = threading.Event()
-    while utc_now() < job.scope.deadline:
-        passed.wait((job.scope.deadline - utc_now()).total_seconds())
+    until(job.scope.deadline)
     sealed = seal_job(job.session(), outcome="late", error=None)
     summary = verify(job.trail, seal_digest=sealed.digest)
     assert summary.seal.outcome == "late"
     assert summary.counts["read"] >= 1
+
+
+@pytest.mark.parametrize(
+    ("scoping", "reads"), [("sas", "a worker's segment"), ("bearer", "a worker's segment"), ("sas", "its own")]
+)
+def test_it_takes_longer_than_the_job_had(make_job, scoping, reads):
+    """The deadline comes while a segment is read: the rest is done without a record, and no SAS on record outlives it.
+
+    So it is when the launcher's own segment takes longer to read than what was recorded for that lives.
+    """
+    job = make_job(scoping=scoping, lasts=timedelta(seconds=5))
+    job.raw.upload("orders/a.jsonl", b"1")
+    launcher, worker = job.session(), job.session()
+    launcher.bundle("launch").close()
+    read_blob(worker, job)
+    worker.close()
+    process = launcher.process if reads == "its own" else worker.process
+    segment = f"{job.scope.folder.name}segment-{process}-00000.jsonl"
+    held = job.cloud.proxy.hold(where=matching("GetBlob", blob=segment), times=1)
+    with ThreadPoolExecutor(1) as other:
+        sealing = other.submit(seal_job, launcher, outcome="ok", error=None)
+        try:
+            held.gate.wait_for_arrivals()
+            until(job.scope.deadline)
+        finally:
+            held.gate.open()
+        sealed = sealing.result()
+    summary = verify(job.trail, seal_digest=sealed.digest)
+    assert summary.counts["segment_opened"] == 2
+    assert summary.open_bundles == (1 if reads == "a worker's segment" else 0), "the launcher's that sealed"
+
+
+def test_who_seals_has_as_long_as_it_takes_and_no_longer_lived_key(job):
+    """Its deadline moves on before a SAS could meet it; no key that it gets lives longer than two SAS."""
+    clock = FakeClock(utc_now())
+    sealer = _UnrecordedSession(job.scope, clock=clock)
+    job.sessions.append(sealer)
+    life, begun = job.manifest.lifetime.token, clock()
+    while clock() < begun + timedelta(days=9):
+        assert timedelta(0) < sealer.deadline - clock() - life
+        assert sealer.deadline - clock() <= 2 * life + timedelta(seconds=2)
+        assert sealer.check_deadline("seal") == clock()
+        assert not sealer.over
+        clock.advance(timedelta(hours=5, minutes=7))
+    before = sealer.deadline
+    clock.advance(life / 2)
+    assert sealer.deadline == before, "one key serves for a while"
+
+
+def test_a_seal_that_the_launcher_began_is_ended(job, manifest_file):
+    """It was killed between two appends: whoever seals late writes the rest, and the seal says how the job ended."""
+    session = job.session()
+    read_blob(session, job)
+    seal_job(session, outcome="failed", error="the disk is full")
+    whole = job.trail.read("seal.jsonl")
+    client = job.audit.admin.client("contosolake")
+    blob = client.get_blob_client(job.audit.name, f"{job.scope.folder.name}seal.jsonl")
+    blob.delete_blob()
+    blob.upload_blob(whole[:-40], blob_type="AppendBlob")
+    ended = seal_late(str(job.scope.folder), manifest_file, job.cloud.endpoints_file)
+    assert (ended.record.outcome, ended.record.error) == ("failed", "the disk is full")
+    assert job.trail.read("seal.jsonl") == whole
+    assert verify(job.trail, seal_digest=ended.digest).seal == ended.record
+
+
+def test_a_launcher_ends_no_seal_of_another(job):
+    """Its own segment, which it ends in sealing, is none of those that the seal was begun for."""
+    job.audit.upload(f"{job.scope.folder.name}seal.jsonl", b'{"seq":0,')
+    with pytest.raises(AuditError, match="was begun by somebody else") as caught:
+        seal_job(job.session(), outcome="ok", error=None)
+    assert caught.value.hint == f"beam-entra audit seal {job.scope.folder}"
+    assert job.trail.read("seal.jsonl") == b'{"seq":0,'
 
 
 def tamper(job: Job, change) -> None:
@@ -249,7 +328,7 @@ def test_a_segment_that_goes_meanwhile(job):
 @pytest.mark.parametrize("over", [False, True], ids=["in time", "when its time is over"])
 def test_of_two_who_seal_at_once_one_is_told(make_job, over):
     """Each has read the trail and seen no seal; the one whose attempt fails first finds the other's, not its own."""
-    job = make_job(lasts=timedelta(seconds=20) if over else None)
+    job = make_job(lasts=timedelta(0) if over else None)
     other = job.audit.admin.client("contosolake").get_blob_client(job.audit.name, f"{job.scope.folder.name}seal.jsonl")
 
     def is_faster(seconds: float) -> None:
@@ -266,7 +345,7 @@ def test_of_two_who_seal_at_once_one_is_told(make_job, over):
 @pytest.mark.parametrize("over", [False, True], ids=["in time", "when its time is over"])
 def test_a_seal_whose_answer_is_lost(make_job, over):
     """It is there, once: the next attempt finds its own."""
-    job = make_job(lasts=timedelta(seconds=20) if over else None)
+    job = make_job(lasts=timedelta(0) if over else None)
     session = job.session(pause=lambda seconds: None)
     seal_blob = f"{job.scope.folder.name}seal.jsonl"
     job.cloud.proxy.lose_answer(where=matching("AppendBlock", blob=seal_blob), times=1)

@@ -195,3 +195,22 @@ def test_a_session_that_is_closed_leaves_no_sums(job):
     assert tallied(job.scope.job)["bytes_read"] == len(DATA)
     session.close()
     assert tallied(job.scope.job) == {}
+
+
+def test_blobs_are_counted_in_the_memory_of_some(job):
+    """As many as 65,536 to the one; of more about as many, never fewer than a moment ago; no more memory for them."""
+    watch = TrailWatch(job.session())
+    read = {"kind": "read", "start": 0, "end": 1}
+    before = 0
+    for number in range(300_000):
+        watch._add(read | {"path": str(number)})
+        now = watch._sums["blobs_begun"]
+        assert now >= before
+        before = now
+        if number < 1 << 16:
+            assert now == number + 1
+    assert abs(now - 300_000) < 6_000
+    for number in range(0, 300_000, 97):
+        watch._add(read | {"path": str(number)})
+    assert watch._sums["blobs_begun"] == now, "these are known"
+    assert len(watch._blobs._least) == len(watch._blobs._known) == 1 << 16
