@@ -21,7 +21,7 @@ import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import takewhile
-from typing import Literal
+from typing import Literal, Required, TypedDict, Unpack
 
 from beam_entra.access.manifest import AccessManifest, AccountSettings, Grant, Permission
 from beam_entra.errors import Diagnosis, IdentityExpired, IdentityUnavailable, NotGranted
@@ -60,6 +60,14 @@ class SasSpec:
     permissions: str
     expires: datetime
     guarded_prefix: str
+
+
+class Times(TypedDict, total=False):
+    """What decides when a SAS ends; `downscope` says what each is."""
+
+    now: Required[datetime]
+    deadline: Required[datetime]
+    key_expires: datetime | None
 
 
 def granted(manifest: AccessManifest, path: BlobPath, permission: Permission) -> Grant | None:
@@ -109,17 +117,11 @@ def downscope(
     own = folder is not None and manifest.audit.covers(folder) and folder.covers(path)
     if not (permission is Permission.APPEND and own):
         require_grant(manifest, path, permission)  # rule 1
-    return _spec(manifest, path, permission, _ends(manifest, now, deadline, key_expires))
+    return _spec(manifest, path, permission, now=now, deadline=deadline, key_expires=key_expires)
 
 
 def downscope_audit(
-    manifest: AccessManifest,
-    path: BlobPath,
-    permission: Permission,
-    *,
-    now: datetime,
-    deadline: datetime,
-    key_expires: datetime | None = None,
+    manifest: AccessManifest, path: BlobPath, permission: Permission, **times: Unpack[Times]
 ) -> SasSpec:
     """Decide on a SAS for who seals the trail: READ and LIST below the audit path, and nothing else.
 
@@ -129,17 +131,11 @@ def downscope_audit(
         cause = f"the audit of pipeline {manifest.pipeline} is sealed without {permission} on {path}"
         hint = f"only read and list are given, below {manifest.audit}"
         raise NotGranted(cause, _diagnosis(manifest, path, permission, hint))
-    return _spec(manifest, path, permission, _ends(manifest, now, deadline, key_expires))
+    return _spec(manifest, path, permission, **times)
 
 
 def downscope_marker(
-    manifest: AccessManifest,
-    path: BlobPath,
-    permission: Permission,
-    *,
-    now: datetime,
-    deadline: datetime,
-    key_expires: datetime | None = None,
+    manifest: AccessManifest, path: BlobPath, permission: Permission, **times: Unpack[Times]
 ) -> SasSpec:
     """Decide on a SAS for who takes up a commit that died: READ of the marker that it left, where the job may write.
 
@@ -150,10 +146,13 @@ def downscope_marker(
         cause = f"a commit of pipeline {manifest.pipeline} is taken up without {permission} on {path}"
         hint = f"only read is given, of the {_MARKER} below what the job may write"
         raise NotGranted(cause, _diagnosis(manifest, path, permission, hint))
-    return _spec(manifest, path, permission, _ends(manifest, now, deadline, key_expires))
+    return _spec(manifest, path, permission, **times)
 
 
-def _spec(manifest: AccessManifest, path: BlobPath, permission: Permission, expires: datetime) -> SasSpec:
+def _spec(
+    manifest: AccessManifest, path: BlobPath, permission: Permission, **times: Unpack[Times]
+) -> SasSpec:
+    expires = _ends(manifest, **times)
     if path.is_prefix != (permission is Permission.LIST):  # rules 2 and 3
         cause, hint = (
             (f"{path} is a prefix, and {permission} is for one blob", "name the blob")
@@ -193,7 +192,9 @@ def _letters(permission: Permission, account: AccountSettings) -> str:  # rule 4
     }[permission]
 
 
-def _ends(manifest: AccessManifest, now: datetime, deadline: datetime, key_expires: datetime | None) -> datetime:
+def _ends(
+    manifest: AccessManifest, *, now: datetime, deadline: datetime, key_expires: datetime | None = None
+) -> datetime:
     """When a SAS ends: rule 5."""
     if any(instant is not None and instant.utcoffset() is None for instant in (now, deadline, key_expires)):
         raise ValueError("now, deadline and key_expires must be aware")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,10 +15,16 @@ from beam_entra.testing.certificates import write_private
 from beam_entra.testing.local import LocalCloud
 from tests.identity.leaks import everything_in
 from tests.identity.test_application import Made
-from tests.pipelines.conftest import Shop, ended
+from tests.pipelines.conftest import Shop
 from tests.witness.conftest import ENTRAS
 from tests.witness.npm_servers import Emulate, EmulateFront, OidcProvider, Registered, Seeded
-from tests.witness.test_orders import SHORT_LIFE_S, Job, claims_of, reads_an_order
+from tests.witness.test_orders import (
+    SHORT_LIFE_S,
+    Job,
+    claims_of,
+    ends_when_it_is_revoked,
+    goes_on_with_the_next_token,
+)
 
 pytestmark = [pytest.mark.witness, pytest.mark.long, pytest.mark.xdist_group("npm witnesses")]
 ProviderJob = Job[OidcProvider, Registered]
@@ -68,34 +73,13 @@ def test_a_certificate(shop: Shop, provider: OidcProvider, tmp_path: Path) -> No
 def test_tokens_that_end_before_the_job(brief: ProviderJob, monkeypatch: pytest.MonkeyPatch) -> None:
     """Storage is slower than a token lives: the job goes on with the next one."""
     monkeypatch.setenv("ORDERS_SECRET", brief.app.add_secret().reveal())
-    slow = brief.shop.cloud.proxy.hold(SHORT_LIFE_S, where=reads_an_order, times=1)
-    brief.run("client_secret", client_secret="env:ORDERS_SECRET")
-    assert slow.hits == 1
-    tokens = brief.tokens()
-    assert len(tokens) >= 2
-    assert len({record["uti"] for record in tokens}) == len(tokens)
+    goes_on_with_the_next_token(brief)
 
 
 def test_a_client_that_is_removed_in_the_middle(brief: ProviderJob, monkeypatch: pytest.MonkeyPatch) -> None:
     """The job ends with one clear refusal, and has written nothing that anybody could take for an outcome."""
-    shop = brief.shop
     monkeypatch.setenv("ORDERS_SECRET", brief.app.add_secret().reveal())
-    shop.upload_sample(200)
-    held = shop.cloud.proxy.hold(where=reads_an_order, times=1)
-    flags = brief.flags("client_secret", client_secret="env:ORDERS_SECRET")
-    manifest = Path(flags.pop("access_manifest"))
-    with shop.launch(manifest=manifest, **flags) as process:
-        assert held.gate is not None
-        held.gate.wait_for_arrivals(timeout_s=60)
-        brief.app.remove()
-        time.sleep(SHORT_LIFE_S)  # until the token at hand has ended, which nothing announces
-        held.gate.open()
-        done = ended(process)
-    assert done.status == 1, done.said
-    assert done.err.startswith("IdentityRejected: "), done.said
-    assert "invalid_client" in done.err
-    assert "fix:" in done.err
-    assert [name for name in shop.curated.list() if "_SUCCESS" in name] == []
+    ends_when_it_is_revoked(brief, brief.app.remove, "invalid_client")
 
 
 def test_a_client_secret_at_emulate(shop: Shop, emulate_front: EmulateFront, monkeypatch: pytest.MonkeyPatch) -> None:
