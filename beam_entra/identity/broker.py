@@ -190,7 +190,10 @@ class TokenBroker:
 
     def _check_open(self) -> None:
         if self._closed.is_set():
-            raise IdentityUnavailable("the session is closed: its tokens are gone")
+            raise IdentityUnavailable(
+                "the session is closed: its tokens are gone",
+                Diagnosis(hint="open another session, or wait for what is under way before closing this one"),
+            )
 
     def _due(self, slot: _Slot, now: datetime) -> bool:
         rested = slot.not_before is None or now >= slot.not_before

@@ -51,7 +51,7 @@ class Reply:
         """The body as a JSON object; empty when it is none."""
         try:
             found = json.loads(self.body)
-        except ValueError:
+        except (ValueError, RecursionError):  # the latter: it is nested too deep
             return {}
         return found if isinstance(found, dict) else {}
 

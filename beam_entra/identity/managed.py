@@ -131,8 +131,9 @@ class _ManagedIdentity:
                 Diagnosis(hint="run on a host with IMDS or App Service's endpoint, or choose another credential"),
             )
         if reply.status == 200:
+            hint = "see what answers there: a proxy, or another service at its address, is not the machine's own"
             return IdentityUnavailable(
-                f"{where} answered HTTP 200 with something that is no token", Diagnosis(status=200, hint=_ASSIGN)
+                f"{where} answered HTTP 200 with something that is no token", Diagnosis(status=200, hint=hint)
             )
         return refusal(reply, who=where, hint=_ASSIGN, sent=(os.environ.get("IDENTITY_HEADER", ""),))
 

@@ -116,7 +116,7 @@ def read_reference(
 
     Raises:
         NotHere: The variable is not set, or there is no such file.
-        ConfigError: The file can be read by others, is empty or unreadable.
+        ConfigError: The file can be read by others, is empty, too long or unreadable.
     """
     if reference.startswith(VAULT_SCHEME):
         return read_vault(setting)
@@ -154,7 +154,7 @@ def _read_private_file(path: Path, setting: str) -> Secured:
     try:
         with path.open("rb") as file:
             facts = os.fstat(file.fileno())
-            content = file.read(_MOST_BYTES)
+            content = file.read(_MOST_BYTES + 1)
     except OSError as error:
         unreadable = ConfigError(
             f"[identity] {setting} refers to the file {path}, which cannot be read: {error.strerror}",
@@ -173,5 +173,10 @@ def _read_private_file(path: Path, setting: str) -> Secured:
         raise ConfigError(
             f"[identity] {setting} refers to the file {path}, which is empty",
             Diagnosis(hint="write the secret into the file"),
+        )
+    if len(content) > _MOST_BYTES:
+        raise ConfigError(
+            f"[identity] {setting} refers to the file {path}, which is longer than {_MOST_BYTES >> 20} MiB",
+            Diagnosis(hint="name the file that holds the secret, and nothing else"),
         )
     return Secured(content=content, made=datetime.fromtimestamp(facts.st_mtime, UTC))

@@ -569,8 +569,9 @@ def test_closing_drops_every_token(clock):
     broker.get(STORAGE_AUDIENCE)
     broker.close()
     assert broker._slots == {}
-    with pytest.raises(IdentityUnavailable, match="the session is closed"):
+    with pytest.raises(IdentityUnavailable, match="the session is closed") as caught:
         broker.get(STORAGE_AUDIENCE)
+    assert "open another session" in caught.value.hint
 
 
 def test_a_token_that_arrives_after_closing_is_given_to_nobody(clock):

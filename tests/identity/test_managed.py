@@ -169,6 +169,7 @@ TROUBLE = {
     "broken": Trouble(Answer(status=500, body=b"<html>"), IdentityUnavailable, "HTTP 500"),
     "no token": Trouble(said(200, {"hello": "world"}), IdentityUnavailable, "something that is no token"),
     "no JSON": Trouble(Answer(body=b"<html>Sign in"), IdentityUnavailable, "something that is no token"),
+    "nested too deep": Trouble(Answer(body=b"[" * 100_000), IdentityUnavailable, "something that is no token"),
     "no life": Trouble(
         said(200, {"access_token": "opaque-and-short", "expires_in": "soon"}),
         IdentityUnavailable,

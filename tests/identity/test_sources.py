@@ -497,11 +497,12 @@ def test_a_folder_in_place_of_an_assertion_file(beam_entra_cloud, tmp_path):
     [
         (0o644, b"s", "others on the machine can read", "chmod 600"),
         (0o660, b"s", "others on the machine can read", "chmod 600"),
+        (0o600, b"s" * ((1 << 20) + 1), "which is longer than 1 MiB", "holds the secret"),
         (0o600, b"\n", "which is empty", "write the secret"),
         (0o600, b"\xff", "is not text", "check what it refers to"),
         (None, b"", "No such file", "check the path"),
     ],
-    ids=["world-readable", "group-readable", "empty", "no text", "missing"],
+    ids=["world-readable", "group-readable", "too long", "empty", "no text", "missing"],
 )
 def test_a_secret_file_that_will_not_do(beam_entra_cloud, tmp_path, mode, content, said, fix):
     """A secret that others can read, or that is none, is refused where it is read."""
