@@ -21,5 +21,8 @@ if not any(entry.value == "beam_entra.testing.plugin" for entry in entry_points(
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The long ones begin first: where tests are spread over processes, none is left waiting for them in the end."""
-    items.sort(key=lambda item: item.get_closest_marker("long") is None)
+    """The long ones begin first: where tests are spread over processes, none is left waiting for them in the end.
+
+    So do those on Flink, which are all in one process, that of their cluster.
+    """
+    items.sort(key=lambda item: not (item.get_closest_marker("long") or "flink" in getattr(item, "fixturenames", ())))
