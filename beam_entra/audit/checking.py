@@ -31,6 +31,7 @@ __all__ = ["check_all", "check_segments"]
 
 _AT_ONCE_BYTES = 1 << 30  # of segments that several processes check; each has another one on its way
 _MUCH_BYTES = 32 << 20  # half a minute's work; to begin a process takes half a second
+_OF_PYTHON = ("PATH", "PYTHONHOME", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT")
 _SERVE = "from beam_entra.audit.checking import serve; serve()"
 
 
@@ -131,12 +132,13 @@ class _Checker:
     """A process that checks. It reads segments from its input and writes what it found; it has no other way out."""
 
     def __init__(self) -> None:
+        known = {name: os.environ[name] for name in _OF_PYTHON if name in os.environ}  # a secret may be in the others
         path = os.pathsep.join(each or str(Path.cwd()) for each in sys.path)
         self._process = subprocess.Popen(  # noqa: S603  the command line is ours
             [sys.executable, "-P", "-c", _SERVE],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env={**os.environ, "PYTHONPATH": path},
+            env=known | {"PYTHONPATH": path},
         )
 
     def check(self, check: SegmentCheck, segments: Iterable[tuple[str, bytes]]) -> Segments:

@@ -101,8 +101,9 @@ def _alone(job: Job, load: Load) -> str:
     )
     longer = ", **longer than the job**" if load.verify_hours > load.hours else ""
     sealing = (
-        f"Sealing verifies {quantity(load.records, 'records')}, {quantity(load.audit_bytes, 'B')}, one segment after"
-        f" the other, in the launcher: {quantity(load.verify_hours, 'h')} at the pace of this machine{longer}. What"
+        f"Sealing verifies {quantity(load.records, 'records')}, {quantity(load.audit_bytes, 'B')}, in the launcher:"
+        f" {quantity(load.verify_hours, 'h')} of one CPU at the pace of this machine{longer}. Each CPU that the"
+        f" launcher has takes the segments of other workers: 16 would need {quantity(load.verify_hours / 16, 'h')}. What"
         " makes it less: longer requests, by `block_bytes` on both sides, since each has one record; larger blobs."
     )
     committing = (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -123,13 +124,15 @@ def test_a_segment_that_cannot_be_read(trails: ModuleType, files: Files) -> None
     assert children() == []
 
 
-def test_a_process_that_is_killed_is_said(trails: ModuleType, files: Files) -> None:
-    """By the kernel, for want of memory, say: the trail is not taken for whole, nor for broken."""
+def test_a_process_that_is_killed_is_said(trails: ModuleType, files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the kernel, for want of memory, say: the trail is taken neither for whole nor for broken. It has no secrets."""
+    monkeypatch.setenv("CLIENT_SECRET", secret := str(uuid.uuid4()))
 
     class Trail(trails.MemoryTrail):  # type: ignore[misc, name-defined]  # the fixture's module
         def read(self, name: str) -> bytes:
             if name == segment(files, 4):
                 for child in children():
+                    assert secret.encode() not in Path(f"/proc/{child}/environ").read_bytes()
                     os.kill(child, signal.SIGKILL)
             return self.files[name]  # type: ignore[no-any-return]
 
