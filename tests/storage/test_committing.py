@@ -272,6 +272,18 @@ def test_a_role_that_is_removed_within_a_commit_is_no_blob_that_exists(desk):
     assert desk.container.list() == []
 
 
+@pytest.mark.parametrize(
+    ("where", "status", "code"), [(PUT_BLOCK, 409, "BlockCountExceedsLimit"), (PUT_LIST, 400, "BlockListTooLong")]
+)
+def test_more_blocks_than_storage_takes(desk, where, status, code):
+    """Staged or committed: the error says what there is too much of, and what to do."""
+    desk.cloud.proxy.respond(status, code, where=where)
+    with pytest.raises(StorageError, match="more blocks than Storage takes") as caught:
+        commit(desk, staged(desk, b"one\n"))
+    assert "more blobs" in caught.value.hint
+    assert desk.container.list() == []
+
+
 def test_a_block_that_is_damaged_on_the_way_is_not_stored(desk):
     """Storage is told each block's MD5, and holds the block to it; what was damaged is sent again."""
     desk.cloud.proxy.corrupt(where=PUT_BLOCK, times=1)
