@@ -125,7 +125,7 @@ def test_a_segment_that_cannot_be_read(trails: ModuleType, files: Files) -> None
 
 
 def test_a_process_that_is_killed_is_said(trails: ModuleType, files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By the kernel, for want of memory, say: the trail is taken neither for whole nor for broken. It has no secrets."""
+    """By the kernel, for want of memory, say: the trail is neither whole nor broken then. It has no secrets."""
     monkeypatch.setenv("CLIENT_SECRET", secret := str(uuid.uuid4()))
 
     class Trail(trails.MemoryTrail):  # type: ignore[misc, name-defined]  # the fixture's module
