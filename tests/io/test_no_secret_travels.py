@@ -22,6 +22,7 @@ from apache_beam.transforms.display import DisplayData
 
 from beam_entra import BadRecord, JsonLines, ReadFromBlob, Scoped, ScopedDoFn, WriteToBlob
 from beam_entra.errors import BeamEntraError
+from beam_entra.launch.command_line import TRACEBACK_VARIABLE
 from beam_entra.paths import BlobPath
 from beam_entra.session import Session, adopt_session
 from beam_entra.storage import DelegationKey
@@ -194,8 +195,9 @@ def test_a_dofn_in_the_middle_of_a_bundle_holds_secrets_and_sends_none(lake: Any
     pipeline.seal()
 
 
-def test_workers_in_other_processes_leak_nothing_either(lake: Any) -> None:
-    """Options, environment, command line and DEBUG logs of worker processes, in a job that fails in one of them."""
+def test_workers_in_other_processes_leak_nothing_either(lake: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Options, environment, DEBUG logs and tracebacks of worker processes, in a job that fails in one of them."""
+    monkeypatch.setenv(TRACEBACK_VARIABLE, "1")
     lake.upload_json("in/a.jsonl", [{"id": 1}, {"id": 2}])
     flags = (
         "--runner=DirectRunner",
@@ -209,6 +211,8 @@ def test_workers_in_other_processes_leak_nothing_either(lake: Any) -> None:
     printed, logged = launched.communicate(timeout=60)
     assert launched.returncode == 1
     assert "DEBUG:urllib3" in logged, "workers log at DEBUG"
+    assert "\nTraceback (most recent call last)" in logged, "nothing is held back"
+    assert "\nbeam_entra.errors.NotGranted: " in logged
     trail = b"".join(lake.audit.download(name) for name in lake.audit.list())
     assert lake.cloud.find_leaks(printed + logged) == []
     assert lake.cloud.find_leaks(trail) == []

@@ -20,7 +20,7 @@ from azure.core.exceptions import ClientAuthenticationError
 from azure.storage.blob import BlobServiceClient
 
 from beam_entra.errors import ConfigError
-from beam_entra.testing.azurite import _SWEEP_SELDOM, Azurite
+from beam_entra.testing.azurite import _CLOSED, _SWEEP_SELDOM, Azurite
 from beam_entra.testing.certificates import RunCertificates
 from beam_entra.testing.local import LocalCloud
 from beam_entra.testing.node import Node, default_cache, find_node, install_azurite
@@ -88,7 +88,10 @@ def test_what_it_keeps_outlives_a_restart(certificates: RunCertificates, tmp_pat
             container = before.create_container("raw")
             container.upload_blob("a", b"kept")
             container.get_blob_client("b").stage_block("MQ==", b"staged")
-        azurite.restart()
+        azurite.stop()
+        said = "it was told to end, and has written what it had: nothing else makes that sure"
+        assert any(_CLOSED in line for line in azurite._last_words), said
+        azurite.start().wait_until_ready()
         with client(azurite, "contosolake", certificates) as after:
             assert after.get_blob_client("raw", "a").download_blob().readall() == b"kept"
             staged = after.get_blob_client("raw", "b")
