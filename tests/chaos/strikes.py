@@ -93,6 +93,7 @@ class Storm:
 
     Attributes:
         does: What a strike does, by name, to whom: called with the process that sent the request.
+        calm: Returns when every strike but the last may come.
         struck: Those that have.
         killed: The processes.
         bundles: The ids of the bundles whose requests these were, where they died of it.
@@ -101,6 +102,7 @@ class Storm:
     lake: Lake
     strikes: Sequence[Strike]
     does: dict[str, Callable[[int], set[int]]]
+    calm: Callable[[], object] = lambda: None
     struck: list[Strike] = field(default_factory=list)
     killed: set[int] = field(default_factory=set)
     bundles: set[str] = field(default_factory=set)
@@ -119,6 +121,8 @@ class Storm:
 
     def _strike(self, strike: Strike, request: StorageRequest) -> None:
         sender = sender_of(request)
+        if len(self.struck) + 1 < len(self.strikes):
+            self.calm()
         killed = self.does[strike.what](sender)
         self.killed |= killed
         if sender in killed and strike.moment.name != "record":

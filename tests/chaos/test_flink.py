@@ -1,7 +1,11 @@
 """Kills at random on a Flink cluster: it starts the job over, and in the end each order is there once.
 
 Every run has other kills. The seed is printed: CHAOS_SEED=... repeats them, as far as a cluster repeats anything;
-CHAOS_KILLS says how many.
+CHAOS_KILLS says how many. Those count that were struck in jobs that recovered.
+
+Beam's Flink runner does not recover from everything: a task that is cancelled while its worker starts leaves its
+TaskManager such that the next worker there that dies is kept for the job (docs/runners.md). So only the last strike at
+a job comes while workers start; the others wait until none does. A job that is given up all the same is launched again.
 """
 
 from __future__ import annotations
@@ -10,8 +14,9 @@ import os
 import random
 import secrets
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -25,8 +30,9 @@ from tests.io.conftest import Lake
 KILLS = int(os.environ.get("CHAOS_KILLS", "20"))
 SEED = int(os.environ.get("CHAOS_SEED", secrets.randbelow(1_000_000)))
 KILLS_A_JOB = 4
-# What a job fails with when Beam's Flink runner has kept a dead worker for it, which no restart mends: docs/runners.md.
-KEPT_DEAD = "CANCELLED"
+GIVEN_UP_AT_MOST = 2 + KILLS // 20
+KEPT_DEAD = "CANCELLED"  # what a job is given up with when a dead worker is kept for it
+CALM_S = 60
 TIME_S = 900  # a busy machine takes half a minute for each kill
 pytestmark = [
     pytest.mark.engine,
@@ -40,10 +46,21 @@ WHAT = ["worker"] * 5 + ["other worker"] * 2 + ["task manager", "machine", "stor
 
 
 class Blows:
-    """What can be done to the cluster, each known by the process that sent a request."""
+    """What can be done to the cluster under a job, each known by the process that sent a request."""
 
     def __init__(self, lake: Lake, flink: Flink, boot: Boot) -> None:
         self._lake, self._flink, self._boot = lake, flink, boot
+
+    def calm(self) -> None:
+        """Wait until no TaskManager has a worker that is only starting, but not for ever."""
+        self._flink.processes.wait_until(lambda: not any(self._starting()), CALM_S)
+
+    def _starting(self) -> Iterator[int]:
+        for pid, name in self._boot.workers().items():
+            with suppress(OSError):  # it has ended
+                number = self._flink.task_manager_number(parent_of(pid))
+                if number is not None and name not in self._flink.connected(number):
+                    yield pid
 
     def by_name(self) -> dict[str, Callable[[int], set[int]]]:
         """All of them."""
@@ -90,7 +107,7 @@ def test_kills_at_random(lakes: Callable[[], Lake], flink: Flink, boot: Boot) ->
     print(f"CHAOS_SEED={SEED} CHAOS_KILLS={KILLS}")
     chance = random.Random(SEED)  # noqa: S311 - no secret
     struck: Counter[str] = Counter()
-    given_up = 0
+    given_up: list[str] = []
     flags = (
         "--runner=FlinkRunner",
         f"--job_endpoint={flink.endpoint}",
@@ -101,24 +118,26 @@ def test_kills_at_random(lakes: Callable[[], Lake], flink: Flink, boot: Boot) ->
     while struck.total() < KILLS:
         lake = lakes()
         strikes = [at_random(chance, WHAT) for _ in range(min(KILLS_A_JOB, KILLS - struck.total()))]
-        storm = Storm(lake, strikes, Blows(lake, flink, boot).by_name())
         job = Job(lake, "a/", flags, shards=chance.choice([None, 3]))
+        blows = Blows(lake, flink, boot)
+        storm = Storm(lake, strikes, blows.by_name(), blows.calm)
         storm.arm()
         job.run(TIME_S)
-        struck.update(f"{strike.what} at {strike.moment.name}" for strike in storm.struck)
-        print(f"{job.id}: " + ", ".join(f"{each.what} at {each.moment.name}" for each in storm.struck), flush=True)
+        names = [f"{strike.what} at {strike.moment.name}" for strike in storm.struck]
+        print(f"{job.id}: {', '.join(names)}", flush=True)
         if job.error is None:
             check_output(lake, "out/a/")
             check_trail(lake, job, storm, "ok")
+            struck.update(names)
             continue
         assert KEPT_DEAD in str(job.error), job.error
         assert storm.killed
         check_trail(lake, job, storm, "failed")
-        given_up += 1
-        print(f"{job.id}: given up by Flink")
+        given_up.append(job.id)
+        print(f"{job.id}: given up by Flink", flush=True)
+        assert len(given_up) <= GIVEN_UP_AT_MOST, "that is the exception"
         again = Job(lake, "b/", flags)
         again.run(TIME_S)
         assert again.error is None
         check_output(lake, "out/b/")
-    assert given_up <= KILLS / KILLS_A_JOB / 2, "that is the exception"
     print("\n".join(f"{times:4} {what}" for what, times in sorted(struck.items())))

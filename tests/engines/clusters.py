@@ -13,10 +13,11 @@ import signal
 import socket
 import subprocess
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ __all__ = ["Flink", "JobServer", "Listener", "flink", "prism", "spark"]
 _PATIENCE_S = 90
 _TASK_MANAGERS = (1, 2)
 _REGISTERED = "Registering TaskManager with ResourceID"
+_CONNECTED = r"Fn Control client connected with id (\S+)"
 _OPENED = (
     "java.base/java.lang",
     "java.base/java.lang.invoke",
@@ -50,7 +52,8 @@ _OPENED = (
 )
 _OPENING = tuple(f"--add-opens={name}=ALL-UNNAMED" for name in _OPENED)
 _JAVA = ("java", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", *_OPENING)
-# Two TaskManagers, a JobManager and a job server take about 4 GiB. One that died is missed after some seconds.
+# Two TaskManagers, a JobManager and a job server take about 4 GiB. That a TaskManager has died is known before a job is
+# started over. Else that is deployed to it and fails, with what follows from it: docs/runners.md, "When workers die".
 _FLINK_CONF = """\
 jobmanager.rpc.address: 127.0.0.1
 jobmanager.rpc.port: {rpc}
@@ -58,10 +61,11 @@ jobmanager.memory.process.size: 1g
 rest.address: 127.0.0.1
 rest.bind-address: 127.0.0.1
 rest.port: {rest}
-heartbeat.interval: 1000
+heartbeat.interval: 300
+heartbeat.rpc-failure-threshold: 1
 heartbeat.timeout: 20000
 restart-strategy.type: fixed-delay
-restart-strategy.fixed-delay.attempts: 20
+restart-strategy.fixed-delay.attempts: 12
 restart-strategy.fixed-delay.delay: 1 s
 taskmanager.host: 127.0.0.1
 taskmanager.numberOfTaskSlots: 2
@@ -154,10 +158,14 @@ class _Processes:
         self._environment = dict(environment)
         self._running: dict[str, subprocess.Popen[bytes]] = {}
         self._lines: dict[str, list[str]] = {}
+        self._found: dict[tuple[str, str], tuple[int, list[re.Match[str]]]] = {}
         self._news = threading.Condition()
 
     def start(self, name: str, command: Sequence[str]) -> None:
-        """Start one; its log is NAME.log, which goes on where an earlier one of the name has ended."""
+        """Start one; its log is NAME.log, which goes on where an earlier one of the name has ended.
+
+        What that one has said is forgotten here.
+        """
         setpriv = shutil.which("setpriv")
         die_together = [setpriv, "--pdeathsig", "KILL"] if setpriv else []
         process = subprocess.Popen(
@@ -170,25 +178,38 @@ class _Processes:
             start_new_session=True,
         )
         self._running[name] = process
-        self._lines.setdefault(name, [])
-        threading.Thread(target=self._listen, args=(name, process), name=f"log of {name}", daemon=True).start()
+        lines: list[str] = []
+        with self._news:
+            self._lines[name] = lines
+            self._found = {key: found for key, found in self._found.items() if key[0] != name}
+        listen = partial(self._listen, name, process, lines)
+        threading.Thread(target=listen, name=f"log of {name}", daemon=True).start()
 
-    def _listen(self, name: str, process: subprocess.Popen[bytes]) -> None:
+    def _listen(self, name: str, process: subprocess.Popen[bytes], lines: list[str]) -> None:
         assert process.stdout is not None
         with (self.folder / f"{name}.log").open("ab", buffering=0) as log, process.stdout:
             for line in process.stdout:
                 log.write(line)
                 with self._news:
-                    self._lines[name].append(line.decode("utf-8", "replace").rstrip())
+                    lines.append(line.decode("utf-8", "replace").rstrip())
                     self._news.notify_all()
         process.wait()
         with self._news:
             self._news.notify_all()
 
     def said(self, name: str, pattern: str) -> list[re.Match[str]]:
-        """Where the pattern is in what it has said so far, one match a line."""
+        """Where the pattern is in what it has said so far, one match a line; only what is new is looked at."""
         with self._news:
-            return [found for line in self._lines[name] if (found := re.search(pattern, line))]
+            lines = self._lines[name]
+            seen, found = self._found.get((name, pattern), (0, []))
+            found = [*found, *(match for line in lines[seen:] if (match := re.search(pattern, line)))]
+            self._found[name, pattern] = len(lines), found
+            return found
+
+    def wait_until(self, holds: Callable[[], bool], most_s: float) -> bool:
+        """Look again whenever one of them says something, until it holds; whether it does in the end."""
+        with self._news:
+            return self._news.wait_for(holds, most_s)
 
     def wait(self, name: str, pattern: str, times: int = 1) -> re.Match[str]:
         """Return when it has said so many lines with the pattern: the last of them.
@@ -202,8 +223,7 @@ class _Processes:
             found[:] = self.said(name, pattern)
             return len(found) >= times or bool(self._ended())
 
-        with self._news:
-            self._news.wait_for(heard, _PATIENCE_S)
+        self.wait_until(heard, _PATIENCE_S)
         if len(found) >= times:
             return found[times - 1]
         culprit = next(iter(self._ended()), name)
@@ -261,6 +281,10 @@ class Flink(JobServer):
         """Which of the TaskManagers a process is; None if it is none."""
         found = (number for number in _TASK_MANAGERS if self.processes.is_running(f"taskmanager-{number}", pid))
         return next(found, None)
+
+    def connected(self, number: int) -> set[str]:
+        """The ids of the workers that have connected to a TaskManager since that was started: they can be used."""
+        return {found[1] for found in self.processes.said(f"taskmanager-{number}", _CONNECTED)}
 
     def jobs(self) -> dict[str, str]:
         """Flink's ids of the jobs so far, and in what state each is: RUNNING, FINISHED, CANCELED, FAILED, ..."""

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -42,7 +43,7 @@ class Boot:
 
     Attributes:
         command: For the environment's configuration.
-        notes: One line for each worker that was started.
+        notes: One line for each worker that was started: its process id and what it was started with.
         environment: Variables for the workers.
     """
 
@@ -57,7 +58,11 @@ class Boot:
 
     def pids(self) -> set[int]:
         """The process ids of the workers so far."""
-        return {int(line) for line in self.notes.read_text("utf-8").splitlines()}
+        return set(self.workers())
+
+    def workers(self) -> dict[int, str]:
+        """The same, and what the runner calls each."""
+        return {int(pid): name for pid, name in re.findall(r"^(\d+) .*--id=(\S+)", self.notes.read_text("utf-8"), re.M)}
 
 
 @pytest.fixture
@@ -66,7 +71,7 @@ def boot(tmp_path: Path) -> Boot:
     notes, command = tmp_path / "workers", tmp_path / "boot"
     notes.touch()
     worker = Path(sys.executable).with_name("beam-entra-worker")
-    command.write_text(f'#!/bin/sh\necho $$ >> "{notes}"\nexec "{worker}" "$@"\n', "utf-8")
+    command.write_text(f'#!/bin/sh\necho $$ "$@" >> "{notes}"\nexec "{worker}" "$@"\n', "utf-8")
     command.chmod(0o755)
     return Boot(command=command, notes=notes)
 
