@@ -84,6 +84,22 @@ def test_an_error_comes_in_its_turn() -> None:
     assert set(asked.values()) == {1}
 
 
+def test_what_was_not_begun_when_it_failed_is_not_read() -> None:
+    """Nobody waits for the rest of a long list, of which nothing will be taken."""
+    asked, never = set(), threading.Event()
+
+    def read(number: int) -> bytes:
+        asked.add(number)
+        if number == 0:
+            raise AuditUnavailable("the first")
+        never.wait(0.02)
+        return b""
+
+    with pytest.raises(AuditUnavailable, match="the first"):
+        list(read_ahead(read, [(number, 1) for number in range(250)]))
+    assert len(asked) < 200
+
+
 def test_nothing_is_nothing() -> None:
     """No file, no thread."""
     assert list(read_ahead(lambda name: b"", [])) == []
