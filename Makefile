@@ -13,8 +13,8 @@ export BEAM_ENTRA_CACHE ?= $(CURDIR)/.local
 export npm_config_cache ?= $(BEAM_ENTRA_CACHE)/npm
 export npm_config_update_notifier := false
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
-# A shell's own settings must not reach into the environment.
-unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
+# A shell's own settings must not reach into the environment, nor have each process compile everything anew.
+unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV PYTHONDONTWRITEBYTECODE
 
 INSTALLED := $(VENV)/.installed
 DEVELOPER := $(VENV)/.developer
@@ -103,8 +103,7 @@ if [ -z "$(PYTHON)" ]; then \
 	exit 1; fi
 endef
 
-# Nothing is compiled ahead: that takes longer than all that is ever imported of it.
-PIP_INSTALL = $(RUN) -m pip install --quiet --no-compile --constraint constraints.txt
+PIP_INSTALL = $(RUN) -m pip install --quiet --constraint constraints.txt
 
 $(INSTALLED): pyproject.toml setup.py constraints.txt
 	@$(call need_python)

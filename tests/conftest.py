@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 from importlib.metadata import entry_points
@@ -26,3 +27,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     So do those on Flink, which are all in one process, that of their cluster.
     """
     items.sort(key=lambda item: not (item.get_closest_marker("long") or "flink" in getattr(item, "fixturenames", ())))
+
+
+def pytest_collection_finish() -> None:
+    """What has been imported stays; no collection of garbage needs to look at it again, and there are many."""
+    gc.collect()
+    gc.freeze()
