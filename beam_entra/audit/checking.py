@@ -30,7 +30,7 @@ from beam_entra.errors import AuditUnavailable, Diagnosis, TrailBroken
 __all__ = ["check_all", "check_segments"]
 
 _AT_ONCE_BYTES = 1 << 30  # of segments that several processes check; each has another one on its way
-_MUCH_BYTES = 32 << 20  # half a minute's work; to begin a process takes half a second
+_MUCH_BYTES = 32 << 20  # some seconds of work; to begin a process takes less than half a one
 _OF_PYTHON = ("PATH", "PYTHONHOME", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT")
 _SERVE = "from beam_entra.audit.checking import serve; serve()"
 
