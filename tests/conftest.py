@@ -8,9 +8,14 @@ import signal
 from importlib.metadata import entry_points
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 os.environ.setdefault("BEAM_ENTRA_CACHE", str(Path(__file__).parents[1] / ".local"))
+
+# How long an example takes is the machine's affair.
+hypothesis.settings.register_profile("beam_entra", deadline=None)
+hypothesis.settings.load_profile("beam_entra")
 
 # A run in a shell's background inherits an ignored SIGINT, and so would every command that a test interrupts.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
