@@ -112,6 +112,7 @@ def check_output(lake: Lake, output: str) -> None:
 
 def check_trail(lake: Lake, job: Job, storm: Storm, outcome: str) -> None:
     """It is sealed and verifies, and the bundles that were killed are there for what they are: never closed."""
+    assert storm.errors == []
     trail = lake.trail(job.id)
     summary = trail.verify()
     assert summary.seal.outcome == outcome

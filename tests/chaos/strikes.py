@@ -97,6 +97,7 @@ class Storm:
         struck: Those that have.
         killed: The processes.
         bundles: The ids of the bundles whose requests these were, where they died of it.
+        errors: What strikes failed with, which are none of the above.
     """
 
     lake: Lake
@@ -106,6 +107,7 @@ class Storm:
     struck: list[Strike] = field(default_factory=list)
     killed: set[int] = field(default_factory=set)
     bundles: set[str] = field(default_factory=set)
+    errors: list[Exception] = field(default_factory=list)
 
     def arm(self) -> None:
         """Have the next strike wait for its moment."""
@@ -120,14 +122,19 @@ class Storm:
         )
 
     def _strike(self, strike: Strike, request: StorageRequest) -> None:
-        sender = sender_of(request)
-        if len(self.struck) + 1 < len(self.strikes):
-            self.calm()
-        killed = self.does[strike.what](sender)
-        self.killed |= killed
-        if sender in killed and strike.moment.name != "record":
-            self.bundles.add(request.headers["x-ms-client-request-id"].rpartition("-")[0])
-        self.struck.append(strike)
+        try:
+            if len(self.struck) + 1 < len(self.strikes):
+                self.calm()
+            sender = sender_of(request)  # now: another process may have the id of one that ended meanwhile
+            if sender:
+                killed = self.does[strike.what](sender)
+                self.killed |= killed
+                if sender in killed and strike.moment.name != "record":
+                    self.bundles.add(request.headers["x-ms-client-request-id"].rpartition("-")[0])
+                self.struck.append(strike)
+        except Exception as error:
+            self.errors.append(error)
+            raise
         self.arm()
 
 

@@ -17,7 +17,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from pathlib import Path
 
 import pytest
 
@@ -56,11 +55,16 @@ class Blows:
         self._flink.processes.wait_until(lambda: not any(self._starting()), CALM_S)
 
     def _starting(self) -> Iterator[int]:
-        for pid, name in self._boot.workers().items():
-            with suppress(OSError):  # it has ended
+        names = self._boot.workers()
+        return (pid for pid, number in self._workers() if names[pid] not in self._flink.connected(number))
+
+    def _workers(self) -> Iterator[tuple[int, int]]:
+        """Those at work, and whose each is. Others may have the process ids of those that were."""
+        for pid in self._boot.workers():
+            with suppress(OSError):
                 number = self._flink.task_manager_number(parent_of(pid))
-                if number is not None and name not in self._flink.connected(number):
-                    yield pid
+                if number is not None:
+                    yield pid, number
 
     def by_name(self) -> dict[str, Callable[[int], set[int]]]:
         """All of them."""
@@ -74,8 +78,7 @@ class Blows:
 
     def _other_worker(self, sender: int) -> set[int]:
         """Of a worker that did not send the request, if there is one."""
-        alive = sorted(pid for pid in self._boot.pids() - {sender} if Path(f"/proc/{pid}").exists())
-        return end(alive[-1] if alive else sender)
+        return end(next((pid for pid, _ in self._workers() if pid != sender), sender))
 
     def _task_manager(self, sender: int) -> set[int]:
         """Java alone: its worker goes on for as long as it does not notice."""
