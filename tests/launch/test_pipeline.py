@@ -242,12 +242,13 @@ def test_no_content_of_a_record_is_sealed(lake: Any) -> None:
     ("failure", "sealed"),
     [
         (FormatError("a format of the user's: Erika Mustermann"), "FormatError"),
+        (ValueError("a parser's: Erika Mustermann"), "ValueError"),
         (ConfigError("https://lake/a?sv=1&sig=abc is no path"), "ConfigError"),
         (ConfigError("a name with a \udc80"), "ConfigError: a name with a \\udc80"),
         (ConfigError("x" * 5000), f"ConfigError: {'x' * 1987}"),
         (type("sig=abc", (ValueError,), {})(), "an error"),
     ],
-    ids=["a format's words", "a signature", "no text", "long", "a name like a secret"],
+    ids=["a format's words", "a parser's words", "a signature", "no text", "long", "a name like a secret"],
 )
 def test_a_seal_never_fails_because_of_its_remark(lake: Any, failure: Exception, sealed: str) -> None:
     """What may not stand in a record is left out of it, and the trail is sealed."""
