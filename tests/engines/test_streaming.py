@@ -12,13 +12,14 @@ import subprocess
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from datetime import datetime
 from typing import Any
 
 import pytest
 
 from beam_entra.audit.verify import TrailSummary, verify
-from beam_entra.testing.storage_requests import matching
+from beam_entra.testing.storage_requests import StorageRequest, matching
 from tests.engines.clusters import Flink, JobServer
 from tests.engines.plugin import Boot
 from tests.pipelines.conftest import Shop
@@ -28,6 +29,7 @@ pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
 
 BLOB = 10
 PATIENCE_S = 240
+LOOK_S = 5  # where nothing is written, to see whether the launch has ended
 LIFE_S = 5
 # The earliest: of a life, which ends at a whole second, a fifth is left, and a twentieth is jitter.
 REFRESHED_S = (LIFE_S - 1) * 0.75
@@ -82,16 +84,23 @@ class Stream:
         )
 
     def wait_for(self, there: Callable[[], object], what: str) -> None:
-        """Until it is; a launch that has ended meanwhile, or time, ends the test."""
+        """Look whenever something is written; a launch that has ended meanwhile, or time, ends the test."""
         assert self.launched is not None
-        end = time.monotonic() + PATIENCE_S
-        while not there():
+        proxy, end = self.shop.cloud.proxy, time.monotonic() + PATIENCE_S
+        while True:
+            known = proxy.count(self._is_write)
+            if there():
+                return
             if self.launched.poll() is not None:
                 pytest.fail(f"ended before {what}\n{self.launched.communicate()}")
             if time.monotonic() > end:
                 asked = Counter(f"{each.operation} {each.request.container}" for each in self.shop.cloud.proxy.requests)
                 pytest.fail(f"no {what} after {PATIENCE_S} s: {self.written - self.expected}, {asked}")
-            time.sleep(0.25)
+            with suppress(TimeoutError):
+                proxy.wait_for(lambda _, known=known: proxy.count(self._is_write) > known, timeout_s=LOOK_S)
+
+    def _is_write(self, request: StorageRequest) -> bool:
+        return request.container == self.shop.curated.name and request.operation.startswith("Put")
 
     def wait_until_written(self, what: str) -> None:
         """Until all that was fed is in windows that are complete."""
