@@ -2,34 +2,37 @@
 
 A segment is checked line by line, by one CPU; those of one worker process together, and apart from those of any other.
 So where there is much to check, several processes do it, and each has the segments of another worker. What is found,
-and which error is the first, is the same as one after the other.
+and which error is the first, is the same as one after the other; so it is where such a process cannot be begun, or does
+not live: what it was to do is done by this one.
 """
 
 from __future__ import annotations
 
+import itertools
+import logging
 import os
 import pickle
 import signal
 import subprocess
 import sys
-import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import suppress
-from itertools import groupby
-from pathlib import Path
 from typing import BinaryIO, cast
 
 from beam_entra.audit.ahead import read_ahead, sizes_of
 from beam_entra.audit.record import SegmentOpened, parse_line
 from beam_entra.audit.segments import Mark, SegmentCheck, Segments, segments_of
 from beam_entra.audit.store import GrowingTrail, TrailReader
-from beam_entra.errors import AuditUnavailable, Diagnosis, TrailBroken
+from beam_entra.errors import TrailBroken
 
 __all__ = ["check_all", "check_segments"]
 
-_AT_ONCE_BYTES = 1 << 30  # of segments that several processes check; each has another one on its way
+_LOG = logging.getLogger(__name__)
+
+_AT_ONCE_BYTES = 1 << 30  # of segments that several processes check
+_COPIES = 4  # at most, of a segment: as it was received, as it is sent, as it is checked, and the one before it
 _MUCH_BYTES = 32 << 20  # some seconds of work; to begin a process takes less than half a one
 _OF_PYTHON = ("PATH", "PYTHONHOME", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT")
 _SERVE = "from beam_entra.audit.checking import serve; serve()"
@@ -70,13 +73,13 @@ def check_all(
         processes: How many processes check; 1 is this one alone. By default one for each CPU where there is much to do.
     Raises:
         TrailBroken: Naming the first bad segment, line and rule.
-        AuditUnavailable: A process that checked ended before it was through.
     """
-    groups = [list(names) for _, names in groupby(sizes, key=lambda name: name.rpartition("-")[0])]
+    groups = [list(names) for _, names in itertools.groupby(sizes, key=lambda name: name.rpartition("-")[0])]
     if processes is None:
         much = sum(sizes.values()) >= _MUCH_BYTES
-        processes = min(_cpus(), _AT_ONCE_BYTES // max(sizes.values())) if much else 1
-    if min(processes, len(groups)) < 2 or not sys.executable:
+        processes = min(_cpus(), _AT_ONCE_BYTES // (_COPIES * max(sizes.values()))) if much else 1
+    is_python = bool(sys.executable) and not getattr(sys, "frozen", False)  # else it would run the program once more
+    if min(processes, len(groups)) < 2 or not is_python:
         for name, data in read_ahead(read, sizes.items()):
             check.add(name, data)
         return
@@ -100,32 +103,55 @@ def _checked_apart(
     check: SegmentCheck, read: Callable[[str], bytes], groups: Sequence[Sequence[str]], processes: int
 ) -> Iterator[Segments]:
     """What is found in each of these groups, in their order."""
-    checkers = [_Checker() for _ in range(min(processes, len(groups)))]
-    idle = deque(checkers)
-    failed = threading.Event()
+    checkers: list[_Checker] = []
+    idle: deque[_Checker | None] = deque()
+    failed: list[int] = []
 
-    def check_one(names: Sequence[str]) -> Segments:
-        if failed.is_set():
-            raise CancelledError  # all that come before the group that failed have begun
+    def is_wanted(number: int) -> bool:
+        return not failed or number < min(failed)
+
+    def check_one(number: int, names: Sequence[str]) -> Segments:
+        if not is_wanted(number):
+            raise CancelledError
         checker = idle.popleft()
         try:
-            found = checker.check(check.of_these(names), ((name, read(name)) for name in names))
+            if checker is not None:
+                with suppress(_Ended):
+                    return checker.check(check.of_these(names), ((name, read(name)) for name in names))
+                if not is_wanted(number):
+                    raise CancelledError
+                checker = None
+                _LOG.warning("a process that checked the trail has ended, for want of memory perhaps")
+            return _found(check.of_these(names), ((name, read(name)) for name in names))
         except BaseException:
-            failed.set()
+            failed.append(number)
             raise
-        idle.append(checker)
-        return found
+        finally:
+            idle.append(checker)
 
-    pool = ThreadPoolExecutor(len(checkers), thread_name_prefix="beam-entra-check")
     try:
-        yield from pool.map(check_one, groups)
+        try:
+            while len(checkers) < min(processes, len(groups)):
+                checkers.append(_Checker())
+        except OSError as error:
+            _LOG.warning("a process that checks the trail cannot be begun: %s", error.strerror)
+        idle.extend(checkers or [None])
+        pool = ThreadPoolExecutor(len(idle), thread_name_prefix="beam-entra-check")
+        try:
+            yield from pool.map(check_one, itertools.count(), groups)
+        finally:
+            failed.append(-1)
+            pool.shutdown(wait=False, cancel_futures=True)
+            for checker in checkers:
+                checker.kill()
+            pool.shutdown()
     finally:
-        pool.shutdown(wait=False, cancel_futures=True)
-        for checker in checkers:
-            checker.kill()
-        pool.shutdown()
         for checker in checkers:
             checker.close()
+
+
+class _Ended(Exception):
+    """A process that checked did not live, or was no such process."""
 
 
 class _Checker:
@@ -133,7 +159,7 @@ class _Checker:
 
     def __init__(self) -> None:
         known = {name: os.environ[name] for name in _OF_PYTHON if name in os.environ}  # a secret may be in the others
-        path = os.pathsep.join(each or str(Path.cwd()) for each in sys.path)
+        path = os.pathsep.join(each or os.curdir for each in sys.path)
         self._process = subprocess.Popen(  # noqa: S603  the command line is ours
             [sys.executable, "-P", "-c", _SERVE],
             stdin=subprocess.PIPE,
@@ -146,6 +172,9 @@ class _Checker:
 
         Args:
             check: As it is before the first of them.
+        Raises:
+            TrailBroken: One of them is bad.
+            _Ended: The process did not live to say so.
         """
         output, answer = cast("BinaryIO", self._process.stdin), cast("BinaryIO", self._process.stdout)
         try:
@@ -155,11 +184,8 @@ class _Checker:
             pickle.dump(None, output)
             output.flush()
             found = pickle.load(answer)  # noqa: S301  of a process of ours, that was given it by nobody else
-        except (EOFError, BrokenPipeError) as error:
-            raise AuditUnavailable(
-                f"a process that checked segments of the trail ended with {self._process.wait()}",
-                Diagnosis(tried="check the segments of a trail", hint="see whether this machine has memory enough"),
-            ) from error
+        except (EOFError, OSError, pickle.UnpicklingError):
+            raise _Ended from None
         if isinstance(found, TrailBroken):
             raise found
         return cast("Segments", found)
@@ -169,8 +195,9 @@ class _Checker:
         self._process.kill()
 
     def close(self) -> None:
-        """Leave nothing of it, when it was killed and nobody waits for it."""
-        with suppress(BrokenPipeError):
+        """End it, if it lives, and leave nothing of it. Nobody waits for it any more."""
+        self.kill()
+        with suppress(OSError):
             cast("BinaryIO", self._process.stdin).close()
         cast("BinaryIO", self._process.stdout).close()
         self._process.wait()
@@ -183,19 +210,22 @@ def serve() -> None:
     with suppress(EOFError):
         while True:
             check: SegmentCheck = pickle.load(given)  # noqa: S301  of the process that has started this one
-            pickle.dump(_found(check, iter(lambda: pickle.load(given), None)), told)  # noqa: S301  likewise
+            segments: Iterator[tuple[str, bytes]] = iter(lambda: pickle.load(given), None)  # noqa: S301  likewise
+            found: Segments | TrailBroken
+            try:
+                found = _found(check, segments)
+            except TrailBroken as broken:
+                found = broken
+                for _ in segments:
+                    pass  # who sends them waits for that
+            pickle.dump(found, told)
             told.flush()
 
 
-def _found(check: SegmentCheck, segments: Iterator[tuple[str, bytes]]) -> Segments | TrailBroken:
-    try:
-        for name, data in segments:
-            check.add(name, data)
-        return check.finish()
-    except TrailBroken as broken:
-        for _ in segments:
-            pass  # who sends them waits for that
-        return broken
+def _found(check: SegmentCheck, segments: Iterable[tuple[str, bytes]]) -> Segments:
+    for name, data in segments:
+        check.add(name, data)
+    return check.finish()
 
 
 def _cpus() -> int:
