@@ -23,6 +23,7 @@ from beam_entra.audit.segments import SegmentCheck, Segments, segments_of
 from beam_entra.audit.store import INTERIM_NAME
 from beam_entra.clock import Clock, utc_now
 from beam_entra.errors import (
+    AccessDenied,
     AuditError,
     AuditUnavailable,
     BeamEntraError,
@@ -256,13 +257,14 @@ class _Closing:
         return self._session.clock() < self._granted_until and not self._overtime.begun
 
     def _ask(self, request: Callable[[], T]) -> T:
-        """Once more, if what was presented has ended on the way."""
+        """Once more, if what was presented has ended on the way: one that the bundle had before may live less long."""
         lived = self._lives
         try:
             return request()
-        except BeamEntraError:
-            if not lived or self._lives:
+        except BeamEntraError as error:
+            if not lived or (self._lives and not isinstance(error, AccessDenied)):
                 raise
+        self._granted.clear()
         return request()
 
     def finish(self) -> Segments:

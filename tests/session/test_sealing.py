@@ -352,6 +352,15 @@ def test_a_seal_whose_answer_is_lost(make_job, over):
     assert job.seal_and_verify(session).seal.outcome == "ok"
 
 
+def test_what_was_granted_ends_sooner_than_was_thought(job):
+    """The own segment, which has ended, is read with another SAS, that is not on record."""
+    session = job.session(pause=lambda seconds: None)
+    read_blob(session, job)
+    own = matching("GetBlob", blob=f"{job.scope.folder.name}{session.segments[0]}")
+    job.cloud.proxy.respond(403, "AuthenticationFailed", where=own, times=2)
+    assert job.seal_and_verify(session).seal.outcome == "ok"
+
+
 @pytest.mark.parametrize("status", [403, 503])
 def test_a_seal_that_cannot_be_written(job, status):
     """When Storage refuses the seal, the launcher is told, and the segments stay as they are."""
