@@ -107,15 +107,16 @@ def _watch(given: Any) -> Watch | None:
     settings = dict(given) if isinstance(given, Mapping) else {"interval": given}
     try:
         interval, until, stop = settings.pop("interval"), settings.pop("until", None), settings.pop("stop", None)
-        ends = None if until is None else timedelta(seconds=until)
-    except (KeyError, TypeError):
-        settings = {"": given}
-    if settings:
-        raise ConfigError(
-            f"watch: {given!r} says no interval, or more than can be said",
-            Diagnosis(hint="watch: 30, or watch: {interval: 30, until: 3600, stop: PATH}; times in seconds"),
-        )
-    return Watch(interval, until=ends, stop=stop)
+        if not settings and (stop is None or isinstance(stop, str)):
+            return Watch(interval, until=None if until is None else timedelta(seconds=until), stop=stop)
+    except ConfigError:
+        raise
+    except (KeyError, TypeError, ValueError, OverflowError):  # a time that is none, or too long for one
+        pass
+    raise ConfigError(
+        f"watch: {given!r} says no interval, or more than can be said",
+        Diagnosis(hint="watch: 30, or watch: {interval: 30, until: 3600, stop: PATH}; times in seconds"),
+    )
 
 
 def _format_of(kind: str, fields: Mapping[str, Any]) -> BlobFormat:

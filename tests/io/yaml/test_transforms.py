@@ -239,7 +239,18 @@ def test_a_pattern_is_watched_and_windows_are_written(lake: Any) -> None:
 
 @pytest.mark.parametrize(
     "watch",
-    [{}, {"until": 60}, {"interval": 1, "every": 1}, {"interval": 1, "until": "noon"}, {"interval": "1s"}, "soon", 0],
+    [
+        {},
+        {"until": 60},
+        {"interval": 1, "every": 1},
+        {"interval": 1, "until": "noon"},
+        {"interval": 1, "until": 1e300},
+        {"interval": 1e300},
+        {"interval": 1, "stop": 5},
+        {"interval": "1s"},
+        "soon",
+        0,
+    ],
 )
 def test_a_watch_that_makes_no_sense_is_refused(watch: Any) -> None:
     """With what to write, before anything is sent."""
