@@ -97,6 +97,7 @@ class _Distinct:
     def __init__(self) -> None:
         self._least: list[int] = []  # negative, so that the greatest of them is first
         self._known: set[int] = set()
+        self._more = False  # than it can keep
 
     def add(self, name: str) -> int:
         """Count a name; how many there were by now."""
@@ -105,9 +106,11 @@ class _Distinct:
             if len(self._least) < _LEAST:
                 heappush(self._least, -value)
                 self._known.add(value)
-            elif value < -self._least[0]:
-                self._known.add(value)
-                self._known.discard(-heapreplace(self._least, -value))
-        if len(self._least) < _LEAST:
+            else:
+                self._more = True
+                if value < -self._least[0]:
+                    self._known.add(value)
+                    self._known.discard(-heapreplace(self._least, -value))
+        if not self._more:
             return len(self._least)
         return max(_LEAST, _LEAST * _HASHES // -self._least[0])
