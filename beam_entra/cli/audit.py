@@ -127,7 +127,8 @@ def seal_command(path: str, interim: bool, access_manifest: Path | None, endpoin
 
     With --interim, PATH may be the folder of several jobs, too. Each that has no seal gets an interim seal, if
     anything was added since the last one: what stands can no longer be changed unnoticed, and the job goes on. Prints
-    each job and the digest. A launcher does this by itself while it waits for its job.
+    each job and the digest. A launcher does this by itself while it waits for its job. A job that cannot be sealed, or
+    whose final seal was begun and not ended, is named, with exit code 1.
     """
     if "://" not in path:
         raise click.UsageError("PATH must be the job's folder in Storage: a copy of a trail is not sealed")

@@ -13,7 +13,7 @@ from os import PathLike
 
 from beam_entra.audit.interim import Interims, seal_interim
 from beam_entra.audit.record import SEAL_NAME
-from beam_entra.audit.store import is_trail_file
+from beam_entra.audit.store import APPEND_BYTES, is_trail_file
 from beam_entra.clock import Clock, utc_now
 from beam_entra.errors import (
     AuditError,
@@ -109,15 +109,16 @@ def seal_running(
 
     For jobs whose launcher is not there: from cron, say. A trail that has a seal is left as it is, and so is one to
     which nothing was added. One that holds a file which is neither a segment nor a seal is not sealed, now or in the
-    end (rule 1 of `beam_entra.audit.verify`), and keeps no other from its seal.
+    end (rule 1 of `beam_entra.audit.verify`), and keeps no other from its seal. Nor does one whose final seal was begun
+    and not ended, which `seal_late` ends.
 
     Args:
         path: A job's folder, or one above it, at or below the manifest's audit path.
         access_manifest, endpoints: As for `open_trail`.
 
     Returns:
-        For each job without a seal its interim seals, or why it could not be sealed; the latter also for what lies
-        among the folders of jobs and is none.
+        For each job without a seal its interim seals, or why it could not be sealed; the latter also for one whose
+        final seal was not ended, and for what lies among the folders of jobs and is none.
 
     Raises:
         ConfigError: The path is no job's folder nor above one, or holds no trail.
@@ -144,6 +145,8 @@ def seal_running(
             )
         elif not files[job].get(SEAL_NAME):
             sealed[job] = _seal_one(replace(scope, job=job), clock)
+        elif unended := _find_unended(replace(scope, job=job), files[job][SEAL_NAME], clock):
+            sealed[job] = unended
     return sealed
 
 
@@ -153,3 +156,20 @@ def _seal_one(scope: JobScope, clock: Clock) -> Interims | BeamEntraError:
             return seal_job_interim(session)
         except (AuditError, StorageError) as error:  # of this trail; who gets no token gets none for the others
             return error
+
+
+def _find_unended(scope: JobScope, seal_bytes: int, clock: Clock) -> BeamEntraError | None:
+    """That a final seal of this length was begun and not ended, or cannot be read; None when all is well with it."""
+    if seal_bytes < APPEND_BYTES:
+        return None  # it went in one append: it is there, or it is not
+    with closing(_UnrecordedSession(scope, clock=clock)) as session:
+        trail = StorageTrail(_SealingBundle(session, "see whether a seal was ended"), scope.folder)
+        try:
+            if trail.read_range(SEAL_NAME, seal_bytes - 1, seal_bytes) == b"\n":
+                return None
+        except (AuditError, StorageError) as error:
+            return error
+    return AuditError(
+        f"the seal of job {scope.job} was begun and not ended",
+        Diagnosis(tried=f"seal {scope.folder}", hint=f"if nobody is at it now: beam-entra audit seal {scope.folder}"),
+    )

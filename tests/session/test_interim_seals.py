@@ -16,6 +16,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from beam_entra.audit.record import Denied
+from beam_entra.audit.store import APPEND_BYTES
 from beam_entra.audit.verify import verify, verify_running
 from beam_entra.cli import main
 from beam_entra.errors import AuditError, AuditUnavailable, TrailBroken
@@ -495,6 +496,27 @@ def test_a_stray_file_keeps_no_other_trail_from_its_seal(job, manifest_file, str
         assert said in made.stderr
         final = run(job, manifest_file, "seal", str(job.scope.folder))
         assert (final.exit_code, said in " ".join(final.output.split())) == (1, True)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_final_seal_that_was_not_ended_is_named(job, manifest_file, fails):
+    """One of more than an append, whose launcher was killed on the way, is no seal; one that was ended is."""
+    with closing(job.session()) as worker:
+        read_blob(worker, job)
+    for name, end in (("orders-begun", b" "), ("orders-ended", b"\n")):
+        admin = job.audit.admin.client("contosolake")
+        seal = admin.get_blob_client(job.audit.name, f"trails/{name}/seal.jsonl")
+        seal.upload_blob(b"{" + b" " * (APPEND_BYTES - 2) + end, blob_type="AppendBlob")
+    if fails:
+        unreadable = matching("GetBlob", blob="trails/orders-begun/seal.jsonl")
+        job.cloud.proxy.respond(404, "BlobNotFound", where=unreadable)
+    made = run(job, manifest_file, "seal", "--interim", str(job.manifest.audit))
+    assert made.exit_code == 1
+    assert [line.split()[0] for line in made.stdout.splitlines()] == [job.scope.job]
+    assert made.stderr.count("NOT SEALED") == 1
+    assert "NOT SEALED  orders-begun: " in made.stderr
+    if not fails:
+        assert f"beam-entra audit seal {job.manifest.audit}orders-begun/" in made.stderr
 
 
 @pytest.mark.parametrize("below", ["", "nothing/", "a/b/"])
