@@ -213,11 +213,7 @@ class _Closing:
         self._session, self._folder, self._overtime = session, session.scope.folder, overtime
         trail, said, job = StorageTrail(bundle, self._folder, overtime), Said(), session.scope.job
         sizes = trail.sizes()
-        if check_unsealed(trail, sizes, job=job):
-            raise AuditError(
-                f"the seal of job {job} was begun by somebody else, who did not end it",
-                Diagnosis(tried=f"seal {self._folder}", hint=f"beam-entra audit seal {self._folder}"),
-            )
+        _refuse_begun(trail, sizes, session.scope)
         self.interims = check_interims(trail, sizes, job=job, said=said, known=known)
         self._check = SegmentCheck(job, said.marks)
         self._taken = {name: sizes[name] for name in segments_of(sizes) if session.process not in name}
@@ -321,6 +317,7 @@ def seal_job(session: Session, *, outcome: str, error: str | None, known: Interi
     Raises:
         TrailBroken: The segments do not verify. No seal was written.
         AuditUnavailable: The trail cannot be read or written.
+        AuditError: The job is sealed already, or its seal was begun by somebody else. Nothing was written.
     """
     folder, job = session.scope.folder, session.scope.job
     with closing(_Overtime(session)) as overtime:
@@ -328,11 +325,14 @@ def seal_job(session: Session, *, outcome: str, error: str | None, known: Interi
         if bundle is None:
             with suppress(AuditUnavailable):
                 session.end_trail()
+            trail = StorageTrail(overtime.bundle, folder)
+            _refuse_begun(trail, trail.sizes(), session.scope)
             return _seal_unrecorded(overtime.bundle, folder, job=job, outcome=outcome, error=error, known=known)
         try:
             at_end = _Closing(session, bundle, known, overtime)
         except BaseException:
-            overtime.end(partial(bundle.close, "failed"))
+            with suppress(BeamEntraError):  # what is wrong with the trail is what counts
+                bundle.close("failed")
             raise
         overtime.end(bundle.close)
         overtime.end(session.end_trail)
@@ -340,6 +340,15 @@ def seal_job(session: Session, *, outcome: str, error: str | None, known: Interi
         store = AppendBlobSegments(session.service, folder, authorise, read=at_end.read)
         found, interims = at_end.finish(), at_end.interims
         return write_seal(store, found, interims, job=job, outcome=outcome, error=error, clock=session.clock)
+
+
+def _refuse_begun(trail: StorageTrail, sizes: Mapping[str, int], scope: JobScope) -> None:
+    """Raise an error where there is a seal, or the beginning of one: that tells another end of the job than this."""
+    if check_unsealed(trail, sizes, job=scope.job):
+        raise AuditError(
+            f"the seal of job {scope.job} was begun by somebody else, who did not end it",
+            Diagnosis(tried=f"seal {scope.folder}", hint=f"beam-entra audit seal {scope.folder}"),
+        )
 
 
 def _begin_to_seal(session: Session, overtime: _Overtime) -> _SealingBundle | None:

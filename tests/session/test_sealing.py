@@ -26,7 +26,7 @@ from beam_entra.errors import (
 from beam_entra.session import BundleSession, Session, open_trail, seal_job, seal_late
 from beam_entra.session.sealing import _UnrecordedSession
 from beam_entra.testing.clock import FakeClock
-from beam_entra.testing.storage_requests import matching
+from beam_entra.testing.storage_requests import StorageRequest, matching
 from tests.session.conftest import Job, read_blob, write_blob
 
 
@@ -209,13 +209,22 @@ def test_a_seal_that_the_launcher_began_is_ended(job, manifest_file):
     assert verify(job.trail, seal_digest=ended.digest).seal == ended.record
 
 
-def test_a_launcher_ends_no_seal_of_another(job):
-    """Its own segment, which it ends in sealing, is none of those that the seal was begun for."""
-    job.audit.upload(f"{job.scope.folder.name}seal.jsonl", b'{"seq":0,')
+@pytest.mark.parametrize("over", [False, True], ids=["in time", "when its time is over"])
+def test_a_launcher_ends_no_seal_of_another(make_job, over):
+    """That one tells how the job ended, and may tell it otherwise than the launcher does, and its report."""
+    job = make_job(lasts=timedelta(0) if over else None)
+    if over:  # one that could be ended, as it stands
+        sealed = seal_job(job.session(), outcome="failed", error=None)
+        begun = sealed.record.line()[:-40]
+        client = job.audit.admin.client("contosolake")
+        client.get_blob_client(job.audit.name, f"{job.scope.folder.name}seal.jsonl").delete_blob()
+    else:
+        begun = b'{"seq":0,'
+    job.audit.upload(f"{job.scope.folder.name}seal.jsonl", begun)
     with pytest.raises(AuditError, match="was begun by somebody else") as caught:
         seal_job(job.session(), outcome="ok", error=None)
     assert caught.value.hint == f"beam-entra audit seal {job.scope.folder}"
-    assert job.trail.read("seal.jsonl") == b'{"seq":0,'
+    assert job.trail.read("seal.jsonl") == begun
 
 
 def tamper(job: Job, change) -> None:
@@ -247,6 +256,22 @@ def test_a_tampered_segment_is_not_sealed(job, change):
         seal_job(job.session(), outcome="ok", error=None)
     assert "line" in caught.value.message
     assert "seal.jsonl" not in job.trail.names()
+
+
+def test_that_a_trail_is_broken_is_said_though_no_more_can_be_recorded(job):
+    """That the bundle cannot be closed hides nothing."""
+    launcher = job.session(pause=lambda seconds: None)
+    launcher.bundle("launch").close()
+    job.audit.upload(f"{job.scope.folder.name}readme.txt", b"hello")
+    (own,) = launcher.segments
+
+    def is_end(request: StorageRequest) -> bool:
+        return request.operation == "AppendBlock" and b'"kind":"listed"' in job.trail.read(own)
+
+    refused = job.cloud.proxy.respond(403, "AuthorizationFailure", where=is_end)
+    with pytest.raises(TrailBroken, match="neither a segment nor a seal"):
+        seal_job(launcher, outcome="ok", error=None)
+    assert refused.hits
 
 
 def test_tampering_after_the_sealing_is_found(job):
