@@ -79,7 +79,7 @@ def commit(
     elif header and not parts:
         parts[str(settings.shard(0) if settings.shards else settings.prefix.child(f"part-00000{settings.suffix}"))] = []
     for path, of_blob in parts.items():
-        check_blocks(path, sum(len(part.blocks) for part in of_blob))
+        check_blocks(settings, path, bool(header) + sum(len(part.blocks) for part in of_blob), doing="commit")
         if not isinstance(settings.format, BlockFormat) and len(of_blob) > 1:
             raise FormatError(
                 f"{len(of_blob)} elements are named {path}; nothing was made visible",

@@ -45,6 +45,7 @@ BLOB_BYTES, BLOB_BLOCKS = 512 << 20, 10_000  # then another blob is begun, where
 _WARNED_AT = 5  # of what a blob holds: a fifth
 _WINDOWS_KEPT = 1000
 _SPREAD_BUNDLES = 16  # of a process, that stage to every shard however little they have
+_LARGER_BLOCKS = "have larger blocks: WriteToBlob(..., block_bytes=...)"
 _FEWER_BLOCKS = (
     "leave shards out, so that a blob that grows long is followed by another; or have more shards, larger blocks, "
     "larger bundles or shorter windows: WriteToBlob(..., shards=..., block_bytes=...)"
@@ -172,7 +173,8 @@ class FixedShards:
     """As many blobs as asked for. The bundles of a process begin at one after the other, so that they fill alike.
 
     Blocks that were staged can go to no other blob. So that the commit is not the first to say that there are too many,
-    a process counts its own: it warns when it alone has made a good part of them, and stops before there are too many.
+    a process counts its own, and warns when it alone has made a good part of them. It does not stop: those of bundles
+    that failed are among them, and are never committed.
 
     Args:
         most_blocks: How many a blob holds.
@@ -197,20 +199,15 @@ class FixedShards:
             return (self._first + self._begun) % self.count, self._begun <= _SPREAD_BUNDLES
 
     def path_for(self, number: int, _size_bytes: int) -> BlobPath:
-        """Where a block of this shard goes.
-
-        Raises:
-            StorageError: This process alone has staged as many as the blob holds.
-        """
+        """Where a block of this shard goes."""
         path = self._settings.shard(number)
         with self._lock:
             self._blocks[number] += 1
             blocks = self._blocks[number]
-        check_blocks(path, blocks, most=self._most_blocks)
         if blocks == self._most_blocks // _WARNED_AT:
             _LOG.warning(
                 "this process alone has staged %s blocks of %s; a blob holds %s of all processes together, and if "
-                "there are more, none of them can be committed: %s",
+                "more than that are to be committed, none of them can be: %s",
                 f"{blocks:,}",
                 path,
                 f"{self._most_blocks:,}",
@@ -236,16 +233,22 @@ class WindowShards:
         return shards
 
 
-def check_blocks(path: BlobPath | str, blocks: int, *, most: int = MOST_BLOCKS) -> None:
-    """See that a blob of so many blocks can be committed, with a header in front of them.
+def check_blocks(
+    settings: WriteSettings, path: BlobPath | str, blocks: int, *, doing: str, most: int = MOST_BLOCKS
+) -> None:
+    """See that a blob can have so many blocks.
 
+    Args:
+        blocks: All of them, the header's with them.
+        doing: To the blob, meanwhile.
+        most: How many a blob holds.
     Raises:
         StorageError: It cannot.
     """
-    if blocks >= most:
+    if blocks > most:
         raise StorageError(
-            f"{path} would have {blocks} blocks; a blob holds {most}",
-            Diagnosis(tried=f"stage {path}", hint=_FEWER_BLOCKS),
+            f"{path} would have {blocks:,} blocks; a blob holds no more than {most:,}",
+            Diagnosis(tried=f"{doing} {path}", hint=_FEWER_BLOCKS if settings.shards else _LARGER_BLOCKS),
         )
 
 

@@ -295,7 +295,8 @@ class _BlobFile(io.RawIOBase):
         data = bytes(self._buffer)
         self._buffer = bytearray()
         if data:
-            check_blocks(self._part.path, len(self._part.blocks) + 1, most=self._most_blocks)
+            blocks = len(self._part.blocks) + 1
+            check_blocks(self._settings, self._part.path, blocks, doing="stage", most=self._most_blocks)
             self._uploads.begin(self._part, data, self._settings.encoded)
 
 

@@ -41,7 +41,6 @@ from beam_entra.io.staging import BlockStager, FileStager, stager_for
 from beam_entra.io.write import _NOBODYS, _Commit, _Deal, _Stage, _StageShard
 from beam_entra.paths import BlobPath
 from beam_entra.session import JobScope, Session, close_session, open_session, read_marker
-from beam_entra.storage import MOST_BLOCKS
 from beam_entra.testing.storage_requests import StorageRequest
 
 COMMIT_ID = "6ba7b810-9dad-11d1-80b4-00c04fd430c8"
@@ -979,57 +978,56 @@ def test_arguments_that_do_not_go_together_are_refused(arguments: dict[str, Any]
         WriteToBlob(**({"prefix": "abfss://curated@lake.dfs.core.windows.net/out/"} | arguments))
 
 
-def test_a_blob_of_too_many_blocks_is_refused_before_anything_is_committed() -> None:
-    """Storage takes 50,000 blocks in a blob, one of which may be the header."""
-    check_blocks("a", 49_999)
-    with pytest.raises(StorageError, match="50000 blocks") as caught:
-        check_blocks("a", 50_000)
-    assert "more shards" in caught.value.hint
+@pytest.mark.parametrize(("shards", "hint"), [(2, "more shards"), (None, "have larger blocks")])
+def test_as_many_blocks_as_a_blob_holds_and_no_more(lake: Any, shards: int | None, hint: str) -> None:
+    """Storage takes 50,000. What to do is what helps in this sink: none without shards is told to leave them out."""
+    settings = settings_for(lake, shards=shards)
+    check_blocks(settings, "a", 50_000, doing="commit")
+    with pytest.raises(StorageError, match="a would have 50,001 blocks; a blob holds no more than 50,000") as caught:
+        check_blocks(settings, "a", 50_001, doing="commit")
+    assert hint in caught.value.hint
+    assert ("leave shards out" in caught.value.hint) == bool(shards)
+    assert caught.value.diagnosis.tried == "commit a"
 
 
-def test_a_commit_of_too_many_blocks_makes_nothing_visible(lake: Any, bundle: Any) -> None:
-    """Though only the commit sees what all processes have staged: it is told before the first blob, with what to do."""
-    settings = settings_for(lake, shards=2)
-    good = stage(bundle, settings, [1, 2])
-    blocks = tuple(f"{number:024d}" for number in range(MOST_BLOCKS))
-    much = Staged(path=str(settings.shard(1)), blocks=blocks, size_bytes=1, rows=1)
-    with pytest.raises(StorageError, match=r"part-00001-of-00002.* blocks; a blob holds 50000") as caught:
+@pytest.mark.parametrize(("format", "blocks"), [(JsonLines(), 50_000), (Csv(columns=("a",)), 49_999)])
+def test_a_commit_of_too_many_blocks_makes_nothing_visible(lake: Any, bundle: Any, format: Format, blocks: int) -> None:
+    """Only the commit sees what all processes have staged, and a header is a block too: it is told before any blob."""
+    settings = settings_for(lake, format, shards=2)
+    good = stage(bundle, settings, [{"a": 1}, {"a": 2}])  # a block in each shard
+    many = tuple(f"{number:024d}" for number in range(blocks))
+    much = Staged(path=str(settings.shard(1)), blocks=many, size_bytes=1, rows=1)
+    with pytest.raises(StorageError, match=r"part-00001-of-00002.* would have 50,001 blocks") as caught:
         commit(bundle, settings, [*good, much], str(uuid.uuid4()))
     assert "leave shards out" in caught.value.hint
     assert lake.curated.list() == []
 
 
-def test_a_process_stops_before_a_blob_has_too_many_blocks(
+def test_a_process_warns_before_a_blob_has_too_many_blocks(
     lake: Any, bundle: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It has warned before; what was staged so far is committed all the same."""
+    """Once, and it goes on: what failed bundles have staged is never committed, so that there may be room."""
     settings = settings_for(lake, shards=1)
     shards = FixedShards(settings, most_blocks=10)
-    staged: list[Staged] = []
-
-    def one_more(value: int) -> None:
+    for value in range(12):
+        assert ("has staged" in caplog.text) == (value >= 2)
         stager = BlockStager(bundle, settings, shards)
         stager.add(value)
-        staged.extend(stager.finish())
-
-    for value in range(9):
-        assert ("has staged" in caplog.text) == (value >= 2)
-        one_more(value)
-    with pytest.raises(StorageError, match=r"part-00000-of-00001.* would have 10 blocks") as caught:
-        one_more(9)
-    assert "leave shards out" in caught.value.hint
+        staged = stager.finish()
+    assert "leave shards out" in caplog.text
     assert caplog.text.count("has staged") == caplog.text.count("has staged 2 blocks of") == 1
     commit(bundle, settings, staged, str(uuid.uuid4()))
-    assert sorted(lake.written()) == list(range(9))
+    assert lake.written() == [11]
 
 
 def test_a_file_of_too_many_blocks_is_refused_while_it_is_written(lake: Any, bundle: Any) -> None:
     """One that must be one blob; others are followed by another before."""
     settings = settings_for(lake, Bytes(), block_bytes=10)
     whole = FileStager(bundle, settings, settings.prefix.child("whole"), most_blocks=4)
-    whole.add(b"x" * 39)
-    with pytest.raises(StorageError, match="whole would have 4 blocks"):
+    whole.add(b"x" * 49)
+    with pytest.raises(StorageError, match="whole would have 5 blocks; a blob holds no more than 4") as caught:
         whole.add(b"x")
+    assert str(caught.value.diagnosis.tried).startswith("stage ")
     whole.abandon()
     several = FileStager(bundle, settings, blob_blocks=3, most_blocks=4)
     for _ in range(7):
