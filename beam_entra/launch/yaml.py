@@ -21,6 +21,8 @@ from beam_entra.launch.pipeline import ScopedPipeline
 
 __all__ = ["main"]
 
+_OWN = ("flags", "pickle_library", "self")  # of `main`, when it makes the options
+
 
 class YamlOptions(EntraOptions, PipelineOptions):  # type: ignore[misc]  # Beam's PipelineOptions is untyped
     """The flags of this launcher."""
@@ -89,18 +91,29 @@ def _options_of(spec: dict[str, Any]) -> dict[str, Any]:
     """The pipeline options that the file sets. They would count for more than the command line's.
 
     Raises:
-        ConfigError: Some are for whoever launches the pipeline to say: under which manifest it runs, first of all.
+        ConfigError: Some are for whoever launches the pipeline to say: under which manifest it runs, first of all. Or
+            they are none.
     """
     options = yaml_transform.SafeLineLoader.strip_metadata(spec.get("options") or {})
     if not isinstance(options, dict):
         raise ConfigError("`options:` is no mapping", Diagnosis(hint="write one option a line: `streaming: true`"))
+    if strange := {type(name).__name__ for name in options if not isinstance(name, str)}:
+        raise ConfigError(
+            f"an option's name under `options:` is no text, but {', '.join(sorted(strange))}",
+            Diagnosis(hint="write a name before each colon; in quotes if it is a word that means something to YAML"),
+        )
     ours = argparse.ArgumentParser(add_help=False)
     EntraOptions._add_argparse_args(ours)
-    taken = {action.dest for action in ours._actions} & options.keys()
+    taken = sorted(options.keys() & {*_OWN, *(action.dest for action in ours._actions)})
     if taken:
+        told = {action.dest: action.option_strings[0] for action in ours._actions if action.help != argparse.SUPPRESS}
+        flags = ", ".join(told[name] for name in taken if name in told)
         raise ConfigError(
-            f"the pipeline sets {', '.join(sorted(taken))} itself, under `options:`",
-            Diagnosis(hint="take it out; whoever launches the pipeline says so: --access_manifest=FILE"),
+            f"the pipeline sets {', '.join(taken)} itself, under `options:`",
+            Diagnosis(
+                hint="take it out; "
+                + (f"whoever launches the pipeline says so: {flags}" if flags else "the launcher has its own")
+            ),
         )
     return options
 

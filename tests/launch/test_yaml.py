@@ -21,14 +21,25 @@ def written(folder: Path, text: str) -> Path:
 
 
 @pytest.mark.parametrize(
-    "option",
-    ["access_manifest", "access_endpoints", "entra_job_scope", "preflight", "job_report"],
+    ("option", "hint"),
+    [
+        ("access_manifest", "says so: --access_manifest"),
+        ("access_endpoints", "says so: --access_endpoints"),
+        ("preflight", "says so: --preflight"),
+        ("job_report", "says so: --job_report"),
+        ("entra_job_scope", "the launcher has its own"),
+        ("pickle_library", "the launcher has its own"),
+        ("flags", "the launcher has its own"),
+        ("self", "the launcher has its own"),
+    ],
 )
-def test_a_pipeline_does_not_choose_its_manifest(tmp_path: Path, option: str) -> None:
+def test_a_pipeline_does_not_choose_its_manifest(tmp_path: Path, option: str, hint: str) -> None:
     """Options of the file come before those of the command line: it may not say as whom it runs, and where."""
     file = written(tmp_path, f"{PIPELINE}options:\n  streaming: false\n  {option}: {tmp_path / 'other.toml'}\n")
-    with pytest.raises(ConfigError, match=f"the pipeline sets {option} itself"):
+    with pytest.raises(ConfigError, match=f"the pipeline sets {option} itself") as caught:
         main([f"--yaml_pipeline_file={file}", f"--access_manifest={tmp_path / 'reviewed.toml'}"])
+    assert caught.value.hint is not None
+    assert caught.value.hint.endswith(hint)
     assert list(tmp_path.iterdir()) == [file]
 
 
@@ -37,6 +48,14 @@ def test_options_that_are_none(tmp_path: Path, options: str) -> None:
     """One error, and not a traceback out of Beam."""
     file = written(tmp_path, f"{PIPELINE}options: {options}\n")
     with pytest.raises(ConfigError, match="is no mapping"):
+        main([f"--yaml_pipeline_file={file}"])
+
+
+@pytest.mark.parametrize(("name", "kind"), [("on", "bool"), ("7", "int"), ("null", "NoneType")])
+def test_options_whose_name_is_no_text(tmp_path: Path, name: str, kind: str) -> None:
+    """YAML has more keys than options have names."""
+    file = written(tmp_path, f"{PIPELINE}options:\n  {name}: 1\n")
+    with pytest.raises(ConfigError, match=f"is no text, but {kind}"):
         main([f"--yaml_pipeline_file={file}"])
 
 
