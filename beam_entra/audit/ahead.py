@@ -51,8 +51,10 @@ def read_ahead(read: Callable[[T], bytes], wanted: Iterable[tuple[T, int]]) -> G
             ahead_bytes -= size_bytes
             fill()  # what comes next is on its way while this one is looked at
             yield one, data
-    finally:
-        pool.shutdown(cancel_futures=True)
+    except BaseException:  # nobody wants the others any more, and Ctrl-C waits for none
+        pool.shutdown(wait=False, cancel_futures=True)
+        raise
+    pool.shutdown()
 
 
 def sizes_of(reader: TrailReader) -> Mapping[str, int]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -175,13 +175,15 @@ def seal_interim(
     interims = known if known is not None and known.count == there else read_interims(trail, sizes, known=known)
     if interims.job not in (None, job):
         raise broken(interims.last_name, 1, 18, f"it is of job {interims.job}, not {job}")
-    grown = _grown(trail, sizes, interims, job)
-    while news := tuple(islice(grown, _SEGMENTS_A_SEAL)):
-        _write(trail, store, interims, news, job=job, time=clock())
+    with closing(_grown(trail, sizes, interims, job)) as grown:
+        while news := tuple(islice(grown, _SEGMENTS_A_SEAL)):
+            _write(trail, store, interims, news, job=job, time=clock())
     return interims
 
 
-def _grown(trail: GrowingTrail, sizes: Mapping[str, int], interims: Interims, job: str) -> Iterator[SealedSegment]:
+def _grown(
+    trail: GrowingTrail, sizes: Mapping[str, int], interims: Interims, job: str
+) -> Generator[SealedSegment, None, None]:
     """The segments that are new or have grown, as they stand now."""
     names = segments_of(sizes)
     if missing := sorted(interims.stands.keys() - set(names)):

@@ -100,6 +100,47 @@ def test_what_was_not_begun_when_it_failed_is_not_read() -> None:
     assert len(asked) < 200
 
 
+@pytest.mark.parametrize(
+    "error", [KeyboardInterrupt(), AuditUnavailable("no"), None], ids=["interrupted", "fails", "stops"]
+)
+def test_nobody_waits_for_what_is_not_wanted(error: BaseException | None) -> None:
+    """Who is interrupted, or fails, or stops, need not see the others to their end."""
+    begun, hanging = threading.Event(), threading.Event()
+
+    def read(number: int) -> bytes:
+        if number == 0:
+            return b""
+        if number == 1:
+            assert begun.wait(30)
+            if error is not None:
+                raise error
+        begun.set()
+        hanging.wait(30)
+        return b""
+
+    reading = read_ahead(read, [(number, 1) for number in range(16)])
+    try:
+        assert next(reading) == (0, b"")
+        if error is None:
+            reading.close()
+        else:
+            with pytest.raises(type(error)):
+                next(reading)
+        assert begun.wait(30)
+        at_it = readers()
+        assert at_it, "they are at it still"
+    finally:
+        hanging.set()
+    for thread in at_it:
+        thread.join(30)
+    assert not any(thread.is_alive() for thread in at_it)
+
+
+def readers() -> list[threading.Thread]:
+    """The threads that read for somebody."""
+    return [thread for thread in threading.enumerate() if thread.name.startswith("beam-entra-trail")]
+
+
 def test_nothing_is_nothing() -> None:
     """No file, no thread."""
     assert list(read_ahead(lambda name: b"", [])) == []

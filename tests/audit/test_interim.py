@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -521,6 +522,24 @@ def test_very_many_segments_are_sealed_in_several(trails: ModuleType) -> None:
     assert made.count == 2
     assert [len(_line(store.files, number)["segments"]) for number in range(2)] == [interim._SEGMENTS_A_SEAL, 1]
     assert verify_running(store).interim_seals == 2
+
+
+def test_who_cannot_write_one_reads_no_more(running: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was read ahead for the next seal is given up, though somebody keeps the error."""
+
+    class Full:
+        create = staticmethod(running.store.create)
+
+        def append(self, name: str, offset: int, data: bytes) -> None:
+            raise AuditUnavailable("no more room")
+
+    monkeypatch.setattr(interim, "_SEGMENTS_A_SEAL", 1)
+    before = set(threading.enumerate())
+    with pytest.raises(AuditUnavailable, match="no more room") as kept:
+        seal_interim(running.store, Full(), job=running.trails.JOB, clock=running.clock)
+    for thread in set(threading.enumerate()) - before:
+        thread.join(30)
+    assert set(threading.enumerate()) <= before, kept
 
 
 def test_in_a_folder(tmp_path: Path, trails: ModuleType) -> None:
