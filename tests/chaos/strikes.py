@@ -126,12 +126,13 @@ class Storm:
             if len(self.struck) + 1 < len(self.strikes):
                 self.calm()
             sender = sender_of(request)  # now: another process may have the id of one that ended meanwhile
-            if sender:
-                killed = self.does[strike.what](sender)
-                self.killed |= killed
-                if sender in killed and strike.moment.name != "record":
-                    self.bundles.add(request.headers["x-ms-client-request-id"].rpartition("-")[0])
-                self.struck.append(strike)
+            killed = self.does[strike.what](sender)
+            self.killed |= killed
+            if sender in killed and strike.moment.name != "record":
+                self.bundles.add(request.headers["x-ms-client-request-id"].rpartition("-")[0])
+            self.struck.append(strike)
+        except ProcessLookupError:
+            pass  # its runner was faster; the next such request is met
         except Exception as error:
             self.errors.append(error)
             raise
@@ -167,15 +168,18 @@ def _processes() -> Iterator[int]:
 
 
 def parent_of(pid: int) -> int:
-    """The process that started it."""
-    stat = Path(f"/proc/{pid}/stat").read_text("utf-8")
+    """The process that started it; ProcessLookupError when it has ended."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text("utf-8")
+    except FileNotFoundError:
+        raise ProcessLookupError(pid) from None
     return int(stat.rpartition(")")[2].split()[1])
 
 
 def end(*pids: int) -> set[int]:
-    """SIGKILL, and wait until they have ended; those that were there."""
+    """SIGKILL, and wait until they have ended; those that were there. ProcessLookupError when none was."""
     ended = set()
-    for pid in pids:
+    for pid in filter(None, pids):
         with suppress(ProcessLookupError):
             handle = os.pidfd_open(pid)
             try:
@@ -184,4 +188,6 @@ def end(*pids: int) -> set[int]:
             finally:
                 os.close(handle)
             ended.add(pid)
+    if not ended:
+        raise ProcessLookupError(*pids)
     return ended

@@ -61,7 +61,7 @@ class Blows:
     def _workers(self) -> Iterator[tuple[int, int]]:
         """Those at work, and whose each is. Others may have the process ids of those that were."""
         for pid in self._boot.workers():
-            with suppress(OSError):
+            with suppress(ProcessLookupError):
                 number = self._flink.task_manager_number(parent_of(pid))
                 if number is not None:
                     yield pid, number
