@@ -179,8 +179,20 @@ def flush_before_checkpoints(pipeline: beam.Pipeline) -> None:
     Else it keeps what a bundle gives at its end until the step's next bundle or watermark. Where none follows, as
     behind the one element that a watch begins with, that is for ever; and a watermark can go ahead of it, so that it is
     late.
-    """
-    from apache_beam.runners.portability.portable_runner import PortableRunner  # noqa: PLC0415  # a batch needs it not
 
-    if isinstance(pipeline.runner, PortableRunner):
-        pipeline.options.view_as(_FlinkOptions).finish_bundle_before_checkpointing = True
+    Who has set it otherwise keeps that, and is warned.
+    """
+    from apache_beam.runners.portability.flink_runner import FlinkRunner  # noqa: PLC0415  # a batch needs it not
+    from apache_beam.runners.portability.portable_runner import PortableRunner  # noqa: PLC0415
+
+    # Those of Spark and Prism derive from it, too; they do not know the option, and would say so.
+    if type(pipeline.runner) not in (PortableRunner, FlinkRunner):
+        return
+    options = pipeline.options.view_as(_FlinkOptions)
+    if options.finish_bundle_before_checkpointing is None:
+        options.finish_bundle_before_checkpointing = True
+    elif str(options.finish_bundle_before_checkpointing).lower() == "false":
+        _LOG.warning(
+            "finish_bundle_before_checkpointing is false: on Flink, what a checkpoint ends can be kept back for ever, "
+            "or be late, in a job with a watch or windows; leave the option out"
+        )

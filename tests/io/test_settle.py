@@ -11,7 +11,7 @@ from apache_beam.runners.sdf_utils import RestrictionTrackerView, ThreadsafeRest
 from apache_beam.testing.util import assert_that, equal_to
 from apache_beam.transforms.window import FixedWindows, GlobalWindows, TimestampedValue
 
-from beam_entra import JsonLines, ReadFromBlob, WriteToBlob
+from beam_entra import EntraOptions, JsonLines, ReadFromBlob, ScopedPipeline, WriteToBlob
 from beam_entra.clock import utc_now
 from beam_entra.errors import ConfigError
 from beam_entra.io.settle import Settling, _Settle
@@ -190,6 +190,8 @@ def batch(pipeline: Any, lake: Any) -> None:
         ("FlinkRunner", by_watch, True),
         ("FlinkRunner", in_windows, True),
         ("FlinkRunner", batch, None),
+        ("PortableRunner", by_watch, True),
+        ("SparkRunner", by_watch, None),
         ("DirectRunner", by_watch, None),
     ],
 )
@@ -199,6 +201,19 @@ def test_flink_is_told_to_end_bundles_before_a_checkpoint(lake: Any, runner: str
     build(pipeline, lake)
     options = pipeline.options.get_all_options(retain_unknown_options=True)
     assert options.get("finish_bundle_before_checkpointing") is told
+    pipeline.seal()
+
+
+@pytest.mark.parametrize("said", [True, False, "false"])
+def test_who_says_otherwise_keeps_it(lake: Any, caplog: pytest.LogCaptureFixture, said: Any) -> None:
+    """What the user's options set is not replaced, only warned of where it can keep a job from going on."""
+    options = EntraOptions(
+        ["--runner=FlinkRunner", "--job_endpoint=127.0.0.1:1"], finish_bundle_before_checkpointing=said
+    )
+    pipeline = ScopedPipeline(options=options, access_manifest=lake.manifest())
+    by_watch(pipeline, lake)
+    assert options.get_all_options(retain_unknown_options=True)["finish_bundle_before_checkpointing"] is said
+    assert ("finish_bundle_before_checkpointing is false" in caplog.text) == (said is not True)
     pipeline.seal()
 
 
