@@ -32,6 +32,8 @@ __all__ = ["check_all", "check_segments"]
 _LOG = logging.getLogger(__name__)
 
 _AT_ONCE_BYTES = 1 << 30  # of segments that several processes check
+_MOST_CPUS = 8  # a container may have less of them than it sees
+_FIRST_BYTES = 64 << 10  # that hold a segment's first line; with very many accounts it is longer
 _COPIES = 4  # at most, of a segment: as it was received, as it is sent, as it is checked, and the one before it
 _MUCH_BYTES = 32 << 20  # some seconds of work; to begin a process takes less than half a one
 _OF_PYTHON = ("PATH", "PYTHONHOME", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT")
@@ -57,12 +59,23 @@ def check_segments(
     check, sizes = SegmentCheck(job, marks or {}), sizes_of(reader)
     if not isinstance(reader, GrowingTrail):
         processes = processes or 1  # how much there is is not known
-    check_all(check, reader.read, {name: sizes[name] for name in segments_of(sizes)}, processes=processes)
+    check_all(
+        check,
+        reader.read,
+        {name: sizes[name] for name in segments_of(sizes)},
+        read_range=reader.read_range if isinstance(reader, GrowingTrail) else None,
+        processes=processes,
+    )
     return check.finish()
 
 
 def check_all(
-    check: SegmentCheck, read: Callable[[str], bytes], sizes: Mapping[str, int], *, processes: int | None = None
+    check: SegmentCheck,
+    read: Callable[[str], bytes],
+    sizes: Mapping[str, int],
+    *,
+    read_range: Callable[[str, int, int], bytes] | None = None,
+    processes: int | None = None,
 ) -> None:
     """Have these segments checked.
 
@@ -70,7 +83,9 @@ def check_all(
         check: Takes them.
         read: Reads one, in whatever thread.
         sizes: The segments in order of name, and how many bytes each has.
-        processes: How many processes check; 1 is this one alone. By default one for each CPU where there is much to do.
+        read_range: Reads some bytes of one; without it, the first is read twice where several processes check.
+        processes: How many processes check; 1 is this one alone. By default, where there is much to do, one for each
+            CPU, and 8 at most.
     Raises:
         TrailBroken: Naming the first bad segment, line and rule.
     """
@@ -83,16 +98,21 @@ def check_all(
         for name, data in read_ahead(read, sizes.items()):
             check.add(name, data)
         return
-    check.first = check.first or _first_record(read, sizes)
+    check.first = check.first or _first_record(read, read_range, sizes)
     for found in _checked_apart(check, read, groups, processes):
         check.take(found)
 
 
-def _first_record(read: Callable[[str], bytes], sizes: Mapping[str, int]) -> SegmentOpened | None:
+def _first_record(
+    read: Callable[[str], bytes], read_range: Callable[[str, int, int], bytes] | None, sizes: Mapping[str, int]
+) -> SegmentOpened | None:
     """What all segments are compared with; None where the first one with a record is broken, which will be found."""
-    for name in (name for name, size_bytes in sizes.items() if size_bytes):
+    for name, size_bytes in sizes.items():
+        if not size_bytes:
+            continue
+        begun = b"" if read_range is None else read_range(name, 0, min(size_bytes, _FIRST_BYTES))
         try:
-            record = parse_line(read(name).partition(b"\n")[0])
+            record = parse_line((begun if b"\n" in begun else read(name)).partition(b"\n")[0])
         except ValueError:
             return None
         return record if isinstance(record, SegmentOpened) else None
@@ -229,4 +249,5 @@ def _found(check: SegmentCheck, segments: Iterable[tuple[str, bytes]]) -> Segmen
 
 
 def _cpus() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    seen = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(seen, _MOST_CPUS)

@@ -217,7 +217,7 @@ class _Closing:
         self.interims = check_interims(trail, sizes, job=job, said=said, known=known)
         self._check = SegmentCheck(job, said.marks)
         self._taken = {name: sizes[name] for name in segments_of(sizes) if session.process not in name}
-        check_all(self._check, trail.read, self._taken)
+        check_all(self._check, trail.read, self._taken, read_range=trail.read_range)
         self._granted: dict[tuple[BlobPath, Permission], Authorization] = {}
         self._granted_until = session.clock() + min(_GRANTED, session.scope.manifest.lifetime.token * _MOST_OF_IT)
         try:

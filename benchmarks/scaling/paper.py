@@ -103,7 +103,8 @@ def _alone(job: Job, load: Load) -> str:
     sealing = (
         f"Sealing verifies {quantity(load.records, 'records')}, {quantity(load.audit_bytes, 'B')}, in the launcher:"
         f" {quantity(load.verify_hours, 'h')} of one CPU at the pace of this machine{longer}. Each CPU that the"
-        f" launcher has takes the segments of other workers: 16 would need {quantity(load.verify_hours / 16, 'h')}."
+        f" launcher has takes the segments of other workers, 8 at most, which would need"
+        f" {quantity(load.verify_hours / 8, 'h')}."
         " What makes it less: longer requests, by `block_bytes` on both sides, since each has one record; larger blobs."
     )
     committing = (

@@ -171,6 +171,38 @@ def test_a_program_made_of_python_is_not_run_once_more(
     assert not ran.exists()
 
 
+@pytest.mark.parametrize("first_bytes", [None, 10], ids=["a line as it is", "a very long one"])
+def test_of_the_first_segment_the_first_line_is_read_before(
+    trails: ModuleType, files: Files, monkeypatch: pytest.MonkeyPatch, first_bytes: int | None
+) -> None:
+    """By its length at most, where that may be had; each segment is read once. One with a longer line is read whole."""
+    asked: list[str | tuple[str, int, int]] = []
+
+    class Trail(trails.MemoryTrail):  # type: ignore[misc, name-defined]  # the fixture's module
+        def read(self, name: str) -> bytes:
+            asked.append(name)
+            return self.files[name]  # type: ignore[no-any-return]
+
+        def read_range(self, name: str, start: int, stop: int) -> bytes:
+            asked.append((name, start, stop))
+            return self.files[name][start:stop]  # type: ignore[no-any-return]
+
+    if first_bytes is not None:
+        monkeypatch.setattr(checking, "_FIRST_BYTES", first_bytes)
+    assert check_segments(Trail(files), processes=2) == check_segments(trails.MemoryTrail(files), processes=1)
+    first = segment(files, 1)
+    assert asked[0] == (first, 0, first_bytes or len(files[first]))
+    assert sorted(map(str, asked[1:])) == sorted([*files] if first_bytes is None else [*files, first])
+
+
+def test_no_more_processes_than_eight(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A container on a large machine sees all its CPUs, and has a share of a few."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(64)), raising=False)
+    assert checking._cpus() == 8
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {3, 5}, raising=False)
+    assert checking._cpus() == 2
+
+
 def test_a_small_trail_is_checked_at_once(trails: ModuleType, files: Files) -> None:
     """To begin a process takes longer than to check some thousand records."""
 
