@@ -274,7 +274,7 @@ def test_the_launcher_says_where_the_listing_is(capsys: pytest.CaptureFixture[st
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [(None, "cannot be read"), ("a: [", "is no YAML"), ("{{ 1 +", "is no YAML"), ("a: 1", "has no `pipeline:`")],
+    [(None, "cannot be read"), ("a: [", "is no YAML"), ("{{ 1 +", "is no template"), ("a: 1", "has no `pipeline:`")],
 )
 def test_a_file_that_is_no_pipeline(tmp_path: Any, text: str | None, message: str) -> None:
     """Each says what is wrong with it."""
