@@ -132,7 +132,7 @@ def run(names: tuple[str, ...], flags: list[str], folder: Path) -> tuple[str, Pa
     results = folder / f"{names[0]}.xml"
     command = [sys.executable, "-m", "pytest", "-q", "-c", os.devnull, f"--rootdir={INSTALLED}"]
     command += ["-p", "no:cacheprovider", "-p", "beam_suites_redirect"]
-    command += [*flags, f"--junitxml={results}", "--timeout=180"]
+    command += [*flags, f"--junitxml={results}", "--timeout=600"]
     command += ["--pyargs", *(f"apache_beam.io.{name}_test" for name in names)]
     done = subprocess.run(
         command,
