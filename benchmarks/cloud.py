@@ -178,7 +178,7 @@ class BenchCloud:
 
 @contextmanager
 def bring_up(
-    rtt_ms: float, blobs: Iterable[tuple[str, bytes]], *, sources: bool = False
+    rtt_ms: float, blobs: Iterable[tuple[str, bytes]] = (), *, sources: bool = False
 ) -> Iterator[BenchCloud]:
     """A fresh cloud with this round-trip time between it and the sides, and data in it.
 

@@ -34,7 +34,8 @@ def run_group(group: Group, *, pairs: int, scale: float, say: Callable[[str], ob
         SideFailed: A side did not do its work.
     """
     runs: Runs = {side.name: [] for side in group.sides}
-    with bring_up(group.rtt_ms, group.blobs(scale), sources=group.sources) as cloud, Children(cloud) as children:
+    with bring_up(group.rtt_ms, sources=group.sources) as cloud, Children(cloud) as children:
+        cloud.raw.put_all(group.blobs(scale))  # while the children's server imports what they need
         for number in range(max(side.rounds(pairs) for side in group.sides)):
             for side in sides_of_round(group, number, pairs):
                 outcome = _run_side(cloud, children, group, side, number, scale)
