@@ -4,7 +4,7 @@
 
 ENGINES := $(BEAM_ENTRA_CACHE)/engines/.fetched
 
-.PHONY: engines test-engines soak
+.PHONY: engines test-engines soak soak-stream
 
 engines: $(ENGINES) ## Fetch Prism, Flink, Spark and their job servers into .local/engines
 
@@ -16,6 +16,10 @@ soak: $(DEVELOPER) $(AZURITE) $(ENGINES) ## Kill workers, TaskManagers and Stora
 	@CHAOS_KILLS=$(or $(KILLS),200) $(addprefix CHAOS_SEED=,$(SEED)) \
 		exec $(RUN) -m pytest -m engine -n 0 -s tests/chaos $(TESTS)
 
-$(ENGINES): tests/engines/fetch.py tests/engines/requirements.txt tests/engines/job_servers/pom.xml | $(INSTALLED)
+soak-stream: $(DEVELOPER) $(AZURITE) $(ENGINES) ## Run a stream on Prism through many lives of its tokens, five seconds each (LIVES=50)
+	@STREAM_TOKEN_LIVES=$(or $(LIVES),50) \
+		exec $(RUN) -m pytest -m engine -n 0 -s tests/engines/test_streaming.py -k prism $(TESTS)
+
+$(ENGINES): tests/engines/fetch.py $(wildcard tests/engines/*.txt) tests/engines/job_servers/pom.xml | $(INSTALLED)
 	@$(RUN) tests/engines/fetch.py
 	@touch $@

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 import time
 from dataclasses import asdict
@@ -49,6 +50,7 @@ def main(rows: tuple[str, ...], pairs: int, scale: float, only_list: bool, resul
         chosen = groups_of(rows)
     except ValueError as error:
         raise click.UsageError(str(error)) from None
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # else Azurite and the sides would run on
     began = time.monotonic()
     console = Console(stderr=True, highlight=False)
     known = _load(results, scale)

@@ -28,6 +28,17 @@ __all__ = ["run", "serve"]
 
 Work = Callable[[], Done]
 
+# What one side or another imports when it is at work.
+_LATE = (
+    "apache_beam.runners.portability.fn_api_runner.fn_runner",
+    "apache_beam.typehints.intrinsic_one_ops",
+    "azure.core.rest._requests_basic",
+    "multiprocessing.dummy",
+    "multiprocessing.queues",
+    "netrc",
+    "pyarrow.acero",
+)
+
 
 def run(task: Task) -> dict[str, Any]:
     """Do the task and say how it went."""
@@ -74,7 +85,8 @@ if __name__ == "__main__":
     logging.basicConfig(level=logging.ERROR)
     for side in iter_modules(sides.__path__, "benchmarks.sides."):
         import_module(side.name)  # and with them Beam, ours and azfs
-    import_module("apache_beam.runners.portability.fn_api_runner.fn_runner")
+    for module in _LATE:
+        import_module(module)
     gc.collect()
     gc.freeze()  # what one side alone needs must not weigh on the other's collections
     serve(sys.stdin)

@@ -14,7 +14,7 @@ __all__ = ["KEYS", "Blobs", "json_lines", "large", "many", "nothing", "orders", 
 
 Blobs = Iterator[tuple[str, bytes]]
 KEYS = 1000
-_PADDING = "abcdefghijklmnopqrstuvwxyz" * 24
+_PADDING = "abcdefghijklmnopqrstuvwxyz" * 80
 
 
 def record(number: int, padding: int = 76) -> str:

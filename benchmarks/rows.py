@@ -11,7 +11,7 @@ from benchmarks import data
 __all__ = ["FEWEST_PAIRS", "FLOOR_ROUNDS", "GROUPS", "Group", "Measure", "Row", "Side", "groups_of"]
 
 Measure = Literal["rate", "wall", "peak", "sample", "requests"]
-FEWEST_PAIRS, FLOOR_ROUNDS = 5, 2
+FEWEST_PAIRS, FLOOR_ROUNDS = 5, 1
 _MB = 1_000_000
 
 
@@ -24,8 +24,7 @@ class Side:
         does: `module.function` below `benchmarks.sides`.
         shown: For people.
         given: Arguments, with the sizes for a scale.
-        floor: What nobody gets under; it varies little, and runs in the first rounds only.
-        more_rounds: How often it runs beyond the rounds that were asked for; not in a quick look.
+        floor: What nobody gets under; it runs in the first round only.
         most_rounds: How often it runs at most.
     """
 
@@ -34,15 +33,12 @@ class Side:
     shown: str
     given: Callable[[float], Mapping[str, Any]] = lambda scale: {}
     floor: bool = False
-    more_rounds: int = 0
     most_rounds: int | None = None
 
     def rounds(self, pairs: int) -> int:
         """How often it runs."""
         most = FLOOR_ROUNDS if self.floor else self.most_rounds
-        if most is not None:
-            return min(pairs, most)
-        return pairs + self.more_rounds if pairs >= FEWEST_PAIRS else pairs
+        return pairs if most is None else min(pairs, most)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -186,7 +182,7 @@ _TEXT = Group(
             name="sums",
             shown="JSON to (key, number), summed per key",
             reading="azfs reads lines, a Map loads each and takes two fields of it, and Beam sums them. Ours reads"
-            " batches that Arrow has parsed, sums those of a bundle with Arrow, and Beam sums the sums.",
+            " batches that Arrow has parsed, on every CPU, sums those of a bundle with Arrow, and Beam sums the sums.",
             ours="sums",
             theirs="azfs-sums",
             least=6.0,
@@ -205,12 +201,11 @@ _ORDERS = Group(
     mirrored=True,
     sides=(
         Side(name="azfs", does="orders.azfs_orders", shown="azfs and Beam's own text I/O, the same transforms"),
-        Side(name="ours", does="orders.our_orders", shown="`pipelines.orders`", more_rounds=2),
+        Side(name="ours", does="orders.our_orders", shown="`pipelines.orders`"),
         Side(
             name="unscoped",
             does="orders.unscoped_orders",
             shown="the same with static container SAS and no audit",
-            more_rounds=2,
         ),
         Side(name="batched", does="orders.our_batched_orders", shown="`pipelines.orders_batched`"),
         Side(
@@ -245,8 +240,8 @@ _ORDERS = Group(
             name="identity",
             shown="price of identity and audit",
             reading="The same job once more with a session whose SAS are two static ones for whole containers and whose"
-            " records go nowhere (`benchmarks/unscoped.py`; the package has no such switch). Two more pairs than"
-            " elsewhere, A B B A, since what is to be seen is smaller than what one run differs from the next.",
+            " records go nowhere (`benchmarks/unscoped.py`; the package has no such switch). A B B A, since what is to"
+            " be seen is smaller than what one run differs from the next; `--pairs` says how many.",
             ours="ours",
             theirs="unscoped",
             most=1.03,
@@ -257,7 +252,12 @@ _ORDERS = Group(
 
 def _small(rtt_ms: float, least: float, some: float, takes_s: float) -> Group:
     name = f"small-{rtt_ms:.0f}ms"
-    part = "" if some == 1 else f" azfs is given {1000 * some:.0f} of them: it takes one after the other."
+    part = (
+        ""
+        if some == 1
+        else f" azfs is given {1000 * some:.0f} of them, since it takes one after the other; what it does once for all"
+        " of them weighs on fewer."
+    )
 
     def blobs(scale: float) -> int:
         return _count(1000, scale)
@@ -376,7 +376,7 @@ _PARQUET = Group(
 
 
 def _written(scale: float) -> Mapping[str, Any]:
-    return {"shards": 8, "lines": _count(8 * 60 * _MB / 600, scale, 64)}
+    return {"shards": 8, "lines": _count(8 * 60 * _MB / 2000, scale, 64)}
 
 
 _WRITE = Group(
@@ -393,8 +393,8 @@ _WRITE = Group(
         Row(
             name="write",
             shown="write 8 shards of 60 MB",
-            reading="Generated lines of 600 bytes, written. azfs groups them by shard, writes temporary files, uploads"
-            " each as a whole and renames it by a copy; ours stages blocks where they stay and commits them.",
+            reading="Generated lines of 2,000 bytes, written. azfs groups them by shard, writes temporary files,"
+            " uploads each as a whole and renames it by a copy; ours stages blocks where they stay and commits them.",
             ours="ours",
             theirs="azfs",
             least=1.5,

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
+from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -42,7 +43,7 @@ def run_group(group: Group, *, pairs: int, scale: float, say: Callable[[str], ob
                 runs[side.name].append(outcome)
                 say(f"{group.name:12} round {number + 1}  {side.name:17} {_told(outcome)}")
             if number == 0:
-                _check_answers(group, [of_side[-1] for of_side in runs.values()])
+                _check_answers(group, runs)
             else:
                 _check_repetition(group, runs)
     return runs
@@ -113,14 +114,19 @@ def _run_side(
     return outcome
 
 
-def _check_answers(group: Group, outcomes: list[dict[str, Any]]) -> None:
-    answers: dict[float, set[str]] = {}  # by the number of units: who did another number had another task
-    for outcome in outcomes:
-        if outcome["answer"] is not None:
-            answers.setdefault(outcome["units"], set()).add(json.dumps(outcome["answer"]))
-    for different in answers.values():
-        if len(different) > 1:
-            raise SideFailed(f"the sides of {group.name} do not agree: {', '.join(sorted(different))}")
+def _check_answers(group: Group, runs: Runs) -> None:
+    """The sides of a row must have found the same; those that are told of how many units, as much for each of these."""
+    told = {side.name for side in group.sides if "units" in side.given(1.0)}
+    for row in group.rows:
+        sides = [side for side in (row.ours, row.theirs, row.floor) if side]
+        found = {side: runs[side][-1] for side in sides if runs[side] and runs[side][-1]["answer"] is not None}
+        for (one, mine), (other, theirs) in pairwise(found.items()):
+            same = mine["answer"] == theirs["answer"]
+            if told >= {one, other}:
+                same = mine["answer"] * theirs["units"] == theirs["answer"] * mine["units"]
+            if not same:
+                answers = f"{one} {mine['answer']}, {other} {theirs['answer']}"
+                raise SideFailed(f"the sides of {row.name} do not agree: {answers}")
 
 
 def _check_repetition(group: Group, runs: Runs) -> None:

@@ -48,6 +48,7 @@ class StreamOptions(OrdersOptions, PipelineOptions):
         group = parser.add_argument_group("stream")
         group.add_argument("--every", metavar="SECONDS", type=float, default=10.0, help="from one look to the next")
         group.add_argument("--window", metavar="SECONDS", type=float, default=60.0, help="length of a window")
+        group.add_argument("--shards", metavar="N", type=int, help="blobs a window; else about one a worker process")
         group.add_argument("--stop", metavar="PATH", help="a blob that ends the job in order when it is there")
         group.add_argument("--until", metavar="SECONDS", type=float, help="end so many seconds after the launch")
 
@@ -67,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             "Dead": bad | "Letter" >> beam.Map(BadRecord.as_dict),
         }.items():
             windows = rows | f"{name} windows" >> beam.WindowInto(FixedWindows(options.window))
-            windows | name >> WriteToBlob(f"{options.output}{name.lower()}/", JsonLines())
+            windows | name >> WriteToBlob(f"{options.output}{name.lower()}/", JsonLines(), shards=options.shards)
     print(p.report)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import signal
+import sys
 from importlib.metadata import entry_points
 from pathlib import Path
 
@@ -24,6 +25,16 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 pytest_plugins = ["tests.engines.plugin"]
 if not any(entry.value == "beam_entra.testing.plugin" for entry in entry_points(group="pytest11")):
     pytest_plugins.append("beam_entra.testing.plugin")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_makereport(call: pytest.CallInfo[None]) -> None:
+    """Between a failed test and the DoFn that failed are fifty frames of Beam's, which tell nothing of why it did."""
+    if call.excinfo is None:
+        return
+    for name, module in list(sys.modules.items()):
+        if name.partition(".")[0] == "apache_beam":
+            module.__tracebackhide__ = True  # type: ignore[attr-defined]  # pytest looks for it among the globals
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

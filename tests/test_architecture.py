@@ -16,7 +16,7 @@ PACKAGE = ROOT / "beam_entra"
 
 # A room may import the rooms of the rows above its own, and itself.
 ROWS: tuple[tuple[str, ...], ...] = (
-    ("errors", "secret", "clock"),
+    ("errors", "secret", "clock", "cpus"),
     ("paths",),
     ("access",),
     ("identity", "audit"),

@@ -1,20 +1,28 @@
-"""Every block of the README and the docs that can be run is run."""
+"""The Python of the README and the docs is run, and the README's commands are."""
 
 from __future__ import annotations
 
+import gzip
+import io
 import os
 import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import apache_beam as beam
+import fastavro
 import jwt
+import pyarrow as pa
 import pytest
 from apache_beam.testing.util import assert_that, equal_to
+from apache_beam.transforms.window import FixedWindows
+from pyarrow import parquet
 
+import beam_entra
 from beam_entra import EntraOptions, Scoped, ScopedPipeline
 from beam_entra.access import AccessManifest, Endpoints
 from beam_entra.identity import check_credential
@@ -206,6 +214,91 @@ def test_the_docs_batches_are_summed_by_key(
     assert sorted(curated.download(totals).splitlines()) == [b"k0,60", b"k1,75", b"key,total"]
     written = b"".join(curated.download(name) for name in curated.list("out/large/") if name.endswith(".jsonl"))
     assert written.splitlines() == lines[11:]
+
+
+class Piece(beam.PTransform):  # type: ignore[misc]  # Beam's classes are Any here
+    """Lines of a page on a pipeline `p`: gives what they name `read`, and has `write` written.
+
+    Args:
+        code: The lines, fitted to the test's containers.
+        names: What else they name.
+        write: Elements of that name.
+    """
+
+    def __init__(self, code: str, read: str, write: dict[str, list[Any]], **names: Any) -> None:
+        super().__init__()
+        self.code, self.read, self.write, self.names = code, read, write, names
+
+    def expand(self, pbegin: Any) -> Any:
+        made = {name: pbegin | f"Some {name}" >> beam.Create(elements) for name, elements in self.write.items()}
+        package = {name: getattr(beam_entra, name) for name in beam_entra.__all__}
+        namespace = {**package, "beam": beam, "pa": pa, "p": pbegin, **made, **self.names}
+        exec(self.code, namespace)  # noqa: S102 - the docs' own lines
+        return namespace[self.read]
+
+
+def plain(element: Any) -> Any:
+    """A record batch as a list of rows, all else as it is."""
+    return element.to_pylist() if isinstance(element, pa.RecordBatch) else element
+
+
+def test_the_docs_formats_read_and_write_what_they_say(
+    beam_entra_cloud: LocalCloud, beam_entra_containers: Callable[..., LocalContainer]
+) -> None:
+    """The lines under each format in docs/formats.md, on blobs of that format."""
+    raw, curated, audit = (beam_entra_containers(purpose) for purpose in ("raw", "curated", "audit"))
+    schema = {"type": "record", "name": "Order", "fields": [{"name": "id", "type": "long"}]}
+    parquet.write_table(pa.table({"id": [1, 2], "amount": [5.5, 6.5], "year": [2024, 2023]}), columns := io.BytesIO())
+    fastavro.writer(objects := io.BytesIO(), schema, [{"id": 3}])
+    raw.upload("logs/a.log.gz", gzip.compress(b"one\ntwo\n"))
+    raw.upload("orders/a.jsonl", b'{"id":1}\n')
+    raw.upload("products.csv", b"product,price\nP,2\n")
+    raw.upload("orders/a.avro", objects.getvalue())
+    raw.upload("sales/a.parquet", columns.getvalue())
+    raw.upload("scans/b/c.png", b"PNG")
+    scan = SimpleNamespace(year=2024, id=7, image=b"PNG")
+    cases: list[tuple[str, dict[str, list[Any]], dict[str, Any], list[Any]]] = [
+        ("lines", {}, {}, ["one", "two"]),
+        ("orders", {}, {"parse_order": lambda value: value["id"]}, [1]),
+        ("products", {"rows": [{"product": "Q", "price": "3"}]}, {}, [{"product": "P", "price": "2"}]),
+        ("orders", {"orders": [{"id": 4}]}, {"SCHEMA": schema}, [{"id": 3}]),
+        ("sums", {"sales": [{"id": 5, "amount": 0.5}]}, {}, [[{"id": 1, "amount": 5.5}]]),
+        ("files", {"scans": [scan]}, {}, [(raw.url("scans/b/c.png"), b"PNG")]),
+    ]
+    text = (ROOT / "docs/formats.md").read_text(encoding="utf-8")
+    pieces = re.findall(r"^    \w.*\n(?:(?: {4}.*)?\n(?= {4}|\n {4}|$))*", text.partition("## Lines")[2], re.MULTILINE)
+    access = manifest(beam_entra_cloud, audit, read=raw.url(""), write=curated.url("out/"))
+    with ScopedPipeline("FnApiRunner", EntraOptions([]), access_manifest=access) as p:
+        for number, (code, (read, write, names, expected)) in enumerate(zip(pieces, cases, strict=True)):
+            fitted = re.sub(r"^    ", "", code, flags=re.MULTILINE)
+            fitted = fitted.replace("abfss://raw@lake.dfs.core.windows.net/", raw.url(""))
+            options = SimpleNamespace(output=curated.url(f"out/{number}/"))
+            found = p | f"Piece {number}" >> Piece(fitted, read, write, options=options, **names)
+            rows = found | f"Plain {number}" >> beam.Map(plain)
+            assert_that(rows, equal_to(expected), label=f"Read {number}")
+    written = [name for name in sorted(curated.list("out/")) if "/_" not in name]
+    csv, avro, table, png = map(curated.download, written)
+    assert csv.split() == [b"product,price", b"Q,3"]
+    assert avro.startswith(b"Obj\x01")
+    assert b"zstandard" in avro
+    assert parquet.read_table(io.BytesIO(table)).to_pylist() == [{"id": 5, "amount": 0.5}]
+    assert (written[-1], png) == ("out/5/2024/7.png", b"PNG")
+
+
+def test_the_docs_watch_ends_when_it_is_told_to(
+    beam_entra_cloud: LocalCloud, beam_entra_containers: Callable[..., LocalContainer]
+) -> None:
+    """The lines of docs/streaming.md read what is there, and write it window by window."""
+    raw, curated, audit = (beam_entra_containers(purpose) for purpose in ("raw", "curated", "audit"))
+    raw.upload("orders/a.jsonl", b'{"id":1}\n')
+    raw.upload("orders/_STOP", b"")
+    (code,) = blocks("docs/streaming.md", "python")
+    access = manifest(beam_entra_cloud, audit, read=raw.url("orders/"), write=curated.url("orders/"))
+    with ScopedPipeline("FnApiRunner", EntraOptions([]), access_manifest=access) as p:
+        p | Piece(code, "orders", {}, RAW=raw.url(""), CURATED=curated.url(""), FixedWindows=FixedWindows)
+    (part,) = [name for name in curated.list("orders/") if "/part-" in name]
+    assert curated.download(part) == b'{"id":1}\n'
+    assert re.fullmatch(r"orders/\d{8}T\d{6}Z_\d{8}T\d{6}Z/part-.*\.jsonl", part)
 
 
 def test_the_docs_credential_source_is_known_by_its_name() -> None:

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from beam_entra.access.downscope import SasSpec, downscope, downscope_audit, downscope_marker, granted
+from beam_entra.access.downscope import (
+    SasSpec,
+    downscope,
+    downscope_audit,
+    downscope_marker,
+    downscope_version,
+    granted,
+)
 from beam_entra.access.endpoints import Endpoints
 from beam_entra.access.manifest import (
     AccessManifest,
@@ -29,5 +36,6 @@ __all__ = [
     "downscope",
     "downscope_audit",
     "downscope_marker",
+    "downscope_version",
     "granted",
 ]

@@ -4,7 +4,8 @@ Rules, cited by number in the code:
 
  1. No grant, no SAS. A read grant gives READ and LIST, a write grant WRITE, a delete grant DELETE. APPEND is for
     the job's own folder below the audit path alone, and for who names that folder: the trail. Who seals the trail, and
-    who takes up a commit that died, has a rule of its own: `downscope_audit`, `downscope_marker`.
+    who takes up a commit that died, and who is to empty a blob, has a rule of its own: `downscope_audit`,
+    `downscope_marker`, `downscope_version`.
  2. READ, WRITE, DELETE and APPEND are for exactly one blob, and the SAS is for that blob.
  3. LIST is for a prefix. Its SAS is for that directory where the account has directories, else for the container,
     which is wider; then our side holds every listing to `guarded_prefix`.
@@ -27,7 +28,16 @@ from beam_entra.access.manifest import AccessManifest, AccountSettings, Grant, P
 from beam_entra.errors import Diagnosis, IdentityExpired, IdentityUnavailable, NotGranted
 from beam_entra.paths import BlobPath
 
-__all__ = ["Permission", "SasSpec", "downscope", "downscope_audit", "downscope_marker", "granted", "require_grant"]
+__all__ = [
+    "Permission",
+    "SasSpec",
+    "downscope",
+    "downscope_audit",
+    "downscope_marker",
+    "downscope_version",
+    "granted",
+    "require_grant",
+]
 
 _GRANTED_BY = {
     Permission.READ: Permission.READ,
@@ -145,6 +155,20 @@ def downscope_marker(
     if permission is not Permission.READ or not marker or granted(manifest, path, Permission.WRITE) is None:
         cause = f"a commit of pipeline {manifest.pipeline} is taken up without {permission} on {path}"
         hint = f"only read is given, of the {_MARKER} below what the job may write"
+        raise NotGranted(cause, _diagnosis(manifest, path, permission, hint))
+    return _spec(manifest, path, permission, **times)
+
+
+def downscope_version(
+    manifest: AccessManifest, path: BlobPath, permission: Permission, **times: Unpack[Times]
+) -> SasSpec:
+    """Decide on a SAS for who asks which version of a blob there is to replace: READ, where the job may write.
+
+    Arguments and errors are those of `downscope`.
+    """
+    if permission is not Permission.READ or granted(manifest, path, Permission.WRITE) is None:
+        cause = f"pipeline {manifest.pipeline} replaces a blob without {permission} on {path}"
+        hint = "only read is given, of one blob that the job may write"
         raise NotGranted(cause, _diagnosis(manifest, path, permission, hint))
     return _spec(manifest, path, permission, **times)
 

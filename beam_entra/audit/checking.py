@@ -25,6 +25,7 @@ from beam_entra.audit.ahead import read_ahead, sizes_of
 from beam_entra.audit.record import SegmentOpened, parse_line
 from beam_entra.audit.segments import Mark, SegmentCheck, Segments, segments_of
 from beam_entra.audit.store import GrowingTrail, TrailReader
+from beam_entra.cpus import cpus
 from beam_entra.errors import TrailBroken
 
 __all__ = ["check_all", "check_segments"]
@@ -32,7 +33,7 @@ __all__ = ["check_all", "check_segments"]
 _LOG = logging.getLogger(__name__)
 
 _AT_ONCE_BYTES = 1 << 30  # of segments that several processes check
-_MOST_CPUS = 8  # a container may have less of them than it sees
+_MOST_CPUS = 8
 _FIRST_BYTES = 64 << 10  # that hold a segment's first line; with very many accounts it is longer
 _COPIES = 4  # at most, of a segment: as it was received, as it is sent, as it is checked, and the one before it
 _MUCH_BYTES = 32 << 20  # some seconds of work; to begin a process takes less than half a one
@@ -92,7 +93,7 @@ def check_all(
     groups = [list(names) for _, names in itertools.groupby(sizes, key=lambda name: name.rpartition("-")[0])]
     if processes is None:
         much = sum(sizes.values()) >= _MUCH_BYTES
-        processes = min(_cpus(), _AT_ONCE_BYTES // (_COPIES * max(sizes.values()))) if much else 1
+        processes = min(cpus(_MOST_CPUS), _AT_ONCE_BYTES // (_COPIES * max(sizes.values()))) if much else 1
     is_python = bool(sys.executable) and not getattr(sys, "frozen", False)  # else it would run the program once more
     if min(processes, len(groups)) < 2 or not is_python:
         for name, data in read_ahead(read, sizes.items()):
@@ -246,8 +247,3 @@ def _found(check: SegmentCheck, segments: Iterable[tuple[str, bytes]]) -> Segmen
     for name, data in segments:
         check.add(name, data)
     return check.finish()
-
-
-def _cpus() -> int:
-    seen = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(seen, _MOST_CPUS)

@@ -149,7 +149,13 @@ def _parse(name: str, line: bytes, before: Interims) -> InterimSealed:
 
 
 def seal_interim(
-    trail: GrowingTrail, store: SegmentStore, *, job: str, clock: Clock, known: Interims | None = None
+    trail: GrowingTrail,
+    store: SegmentStore,
+    *,
+    job: str,
+    clock: Clock,
+    known: Interims | None = None,
+    segments_a_seal: int = _SEGMENTS_A_SEAL,
 ) -> Interims:
     """Seal what there is of a job that is still running.
 
@@ -159,6 +165,7 @@ def seal_interim(
     Args:
         job: The job's id.
         known: What an earlier call gave: then the seals that it knows are not read again, unless others came.
+        segments_a_seal: At most; what is new in more of them goes into several seals.
 
     Returns:
         The interim seals with the new one; where nothing is new, none is made.
@@ -176,7 +183,7 @@ def seal_interim(
     if interims.job not in (None, job):
         raise broken(interims.last_name, 1, 18, f"it is of job {interims.job}, not {job}")
     with closing(_grown(trail, sizes, interims, job)) as grown:
-        while news := tuple(islice(grown, _SEGMENTS_A_SEAL)):
+        while news := tuple(islice(grown, segments_a_seal)):
             _write(trail, store, interims, news, job=job, time=clock())
     return interims
 

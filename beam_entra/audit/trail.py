@@ -279,6 +279,7 @@ class SegmentWriter:
                 for name in group.creates:
                     self._store.create(name)
                 self._store.append(group.segment, group.offset, b"".join(group.chunks))
+                group.chunks.clear()  # whoever has a receipt keeps the group
                 group.durable = True
                 group.settled.set()
         except BaseException as error:  # noqa: BLE001  whatever it is, nobody may wait for ever

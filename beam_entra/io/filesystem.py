@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -50,6 +51,8 @@ from beam_entra.storage import BlobProperties
 __all__ = ["BEAM_PLUGIN", "BlobFileSystem"]
 
 BEAM_PLUGIN = __name__
+_LOGGER = logging.getLogger(__name__)
+
 _LATER_S = 0.001  # by which a newer version is told as later, where Storage's seconds do not
 _SCHEME = "abfss"
 _PREFIX = f"{_SCHEME}://"
@@ -256,7 +259,12 @@ class BlobFileSystem(FileSystem):  # type: ignore[misc]  # Beam's FileSystem is 
         Raises:
             BeamIOError: With the error of each pair that was not renamed. Its source is still there.
         """
-        _each("rename", _pairs(source_file_names, destination_file_names), partial(self._copy, delete=True))
+        try:
+            _each("rename", _pairs(source_file_names, destination_file_names), partial(self._copy, delete=True))
+        except BeamIOError as error:
+            # `WriteToFiles` takes it for a bundle that is tried again and says nothing; the file is just missing then.
+            _LOGGER.warning("not renamed: %s", error)
+            raise
 
     def _copy(self, pair: tuple[str, str], *, delete: bool = False) -> None:
         with self._bundle("rename" if delete else "copy") as bundle:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from typing import Any, TypeVar
 
 from apache_beam.options.pipeline_options import PipelineOptions
 
@@ -14,6 +15,9 @@ from beam_entra.session import JobScope
 __all__ = ["ENDPOINTS_VARIABLE", "EntraOptions"]
 
 ENDPOINTS_VARIABLE = "BEAM_ENTRA_ENDPOINTS"
+_VIEWS = "_views"
+
+SomeOptions = TypeVar("SomeOptions", bound=PipelineOptions)
 
 
 class EntraOptions(PipelineOptions):  # type: ignore[misc]  # Beam's PipelineOptions is untyped
@@ -52,6 +56,20 @@ class EntraOptions(PipelineOptions):  # type: ignore[misc]  # Beam's PipelineOpt
             "--no_progress", action="store_true", help="show no line on the terminal of how the job stands"
         )
         group.add_argument("--entra_job_scope", help=argparse.SUPPRESS)  # set at launch, read by workers
+
+    def view_as(self, cls: type[SomeOptions]) -> SomeOptions:
+        """As Beam's, whose views share what they show. Each is made once.
+
+        Beam asks for some hundred while a pipeline is built, and parses the flags for each.
+        """
+        views: dict[type[PipelineOptions], Any] = self.__dict__.setdefault(_VIEWS, {})
+        if cls not in views or views[cls]._all_options is not self._all_options:  # made before these were there
+            views[cls] = super().view_as(cls)
+        view: SomeOptions = views[cls]
+        return view
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in super().__getstate__().items() if name != _VIEWS}
 
     def load_manifest(self) -> AccessManifest:
         """The manifest that the flags name, with its endpoints.

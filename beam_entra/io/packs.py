@@ -6,6 +6,7 @@ its blobs are fetched at once, and held, is bounded.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Executor, Future, wait
 from contextlib import suppress
@@ -15,7 +16,7 @@ from typing import Any, TypeVar
 from beam_entra.paths import BlobPath
 from beam_entra.storage import BlobProperties
 
-__all__ = ["Pack", "fetch_unordered", "packed"]
+__all__ = ["KeyedPack", "Pack", "fetch_unordered", "keyed", "packed"]
 
 _COMPANY_S = 0.004  # so long is waited for the next one that could go along
 
@@ -53,6 +54,14 @@ def _made(kind: type[Item], values: Iterable[Any]) -> Item:
     for name, value in zip(kind.__slots__, values, strict=True):  # type: ignore[attr-defined]  # both have them
         object.__setattr__(made, name, value)
     return made
+
+
+KeyedPack = tuple[int, Pack]  # what spreads packs over workers is a random key
+
+
+def keyed(pack: Pack) -> KeyedPack:
+    """The pack, and a key of its own."""
+    return random.getrandbits(32), pack  # no secret
 
 
 def packed(

@@ -16,6 +16,7 @@ from apache_beam.io.restriction_trackers import OffsetRange, OffsetRestrictionTr
 from apache_beam.metrics.metric import Lineage
 from apache_beam.options.pipeline_options import StandardOptions
 from apache_beam.transforms.core import RestrictionProvider
+from apache_beam.transforms.util import ReshufflePerKey
 from apache_beam.transforms.window import TimestampedValue
 
 from beam_entra.access import Permission, downscope
@@ -36,7 +37,7 @@ from beam_entra.io.compression import Codec, Compression, check_readable, codec_
 from beam_entra.io.dofn import Scoped, ScopedDoFn, count, scope_of
 from beam_entra.io.formats import BlobFormat, Lines
 from beam_entra.io.match import match
-from beam_entra.io.packs import Pack, fetch_unordered, packed
+from beam_entra.io.packs import KeyedPack, Pack, fetch_unordered, keyed, packed
 from beam_entra.io.settle import flush_before_checkpoints
 from beam_entra.io.source import BlobSource
 from beam_entra.io.threads import fetch_threads
@@ -134,12 +135,10 @@ class ReadAllFromBlob(beam.PTransform):  # type: ignore[misc]  # Beam's PTransfo
         return self
 
     def expand(self, patterns: beam.PCollection[str]) -> Any:
-        blocks = (
-            patterns
-            | "Match" >> Scoped(_Match(self._settings))
-            | "Spread" >> beam.Reshuffle()
-            | "Read" >> Scoped(_ReadBlocks(self._settings))
-        )
+        return self._read(patterns | "Match" >> Scoped(_Match(self._settings)))
+
+    def _read(self, packs: beam.PCollection[KeyedPack]) -> Any:
+        blocks = packs | "Spread" >> _Spread() | "Read" >> Scoped(_ReadBlocks(self._settings))
         return self._decoded(blocks, _DecodeBatches if self._batched else _Decode)
 
     def _decoded(self, blocks: beam.PCollection[Block], decoder: type[_Decode]) -> Any:
@@ -189,8 +188,10 @@ class ReadFromBlob(ReadAllFromBlob):
 
     def expand(self, pbegin: beam.pvalue.PBegin) -> Any:
         check_at_launch(pbegin.pipeline, *_access_of(self._pattern))
-        pattern = pbegin | "Pattern" >> beam.Create([str(self._pattern)])
-        return super().expand(pattern) if self._watch is None else self._watched(pattern, self._watch)
+        if self._watch is not None:
+            return self._watched(pbegin | "Pattern" >> beam.Create([str(self._pattern)]), self._watch)
+        once = pbegin | "Once" >> beam.Impulse()
+        return self._read(once | "Match" >> Scoped(_Match(self._settings, only=str(self._pattern))))
 
     def _watched(self, pattern: beam.PCollection[str], watch: Watch) -> Any:
         scope = scope_of(pattern.pipeline)
@@ -208,7 +209,7 @@ class ReadFromBlob(ReadAllFromBlob):
         blocks = (
             pattern
             | "Watch" >> Scoped(look)
-            | "Spread" >> beam.Reshuffle()
+            | "Spread" >> _Spread()
             | "Read" >> Scoped(_ReadWatched(self._settings, keep_gone=self._keep_bad))
         )
         return self._decoded(blocks, _DecodeWatchedBatches if self._batched else _DecodeWatched)
@@ -247,14 +248,26 @@ def _access_of(pattern: BlobPattern) -> tuple[BlobPath, Permission]:
     return pattern.prefix, Permission.READ if pattern.glob is None else Permission.LIST
 
 
+class _Spread(beam.Reshuffle):  # type: ignore[misc]  # Beam's class is untyped
+    """A shuffle of what has a random key already: two steps less than with one that gives it, and takes it away."""
+
+    def expand(self, packs: beam.PCollection[KeyedPack]) -> beam.PCollection[KeyedPack]:
+        return packs | "By key" >> ReshufflePerKey().with_output_types(KeyedPack)
+
+
+@beam.typehints.with_output_types(KeyedPack)
 class _Match(ScopedDoFn):
-    """Pattern to packs of blobs. One that matches nothing is an error unless allowed."""
+    """Pattern to packs of blobs. One that matches nothing is an error unless allowed.
 
-    def __init__(self, settings: ReadSettings) -> None:
-        self._settings = settings
+    Args:
+        only: The pattern, if there is only one; then whatever comes stands for it.
+    """
 
-    def process(self, pattern: str) -> Iterator[Pack]:
-        found = 0
+    def __init__(self, settings: ReadSettings, only: str | None = None) -> None:
+        self._settings, self._only = settings, only
+
+    def process(self, element: Any) -> Iterator[KeyedPack]:
+        found, pattern = 0, element if self._only is None else self._only
         allow_empty = self._settings.allow_empty
         blobs = match(self.bundle(), BlobPattern.parse(pattern), allow_empty=allow_empty, markers=False)
         small_bytes = self._settings.small_bytes
@@ -262,7 +275,7 @@ class _Match(ScopedDoFn):
             found += len(pack)
             for blob in pack:
                 Lineage.sources().add("abs", blob.path.account, blob.path.container, blob.path.name)
-            yield pack
+            yield keyed(pack)
         count(self.session().scope.job, "blobs_matched", found)
         if not found and not self._settings.allow_empty:
             raise BlobNotFound(
@@ -335,8 +348,8 @@ class _ReadBlocks(ScopedDoFn, RestrictionProvider):  # type: ignore[misc]  # Bea
     def __init__(self, settings: ReadSettings) -> None:
         self._settings = settings
 
-    def initial_restriction(self, pack: Pack) -> OffsetRange:
-        settings = self._settings
+    def initial_restriction(self, keyed_pack: KeyedPack) -> OffsetRange:
+        settings, (_, pack) = self._settings, keyed_pack
         first, alone = pack[0], len(pack) == 1
         splits = alone and first.size_bytes > settings.small_bytes and settings.splittable(first.path)
         return OffsetRange(0, first.size_bytes) if splits else _Whole()
@@ -345,7 +358,8 @@ class _ReadBlocks(ScopedDoFn, RestrictionProvider):  # type: ignore[misc]  # Bea
         tracker = OffsetRestrictionTracker(restriction)
         return UnsplittableRestrictionTracker(tracker) if isinstance(restriction, _Whole) else tracker
 
-    def split(self, pack: Pack, restriction: OffsetRange) -> Iterator[OffsetRange]:
+    def split(self, keyed_pack: KeyedPack, restriction: OffsetRange) -> Iterator[OffsetRange]:
+        _, pack = keyed_pack
         if isinstance(restriction, _Whole):
             pieces = [restriction]
         else:
@@ -355,12 +369,14 @@ class _ReadBlocks(ScopedDoFn, RestrictionProvider):  # type: ignore[misc]  # Bea
             self._order().add(_piece(pack, piece) if len(pack) == 1 else None)
         yield from pieces
 
-    def restriction_size(self, pack: Pack, restriction: OffsetRange) -> int:
+    def restriction_size(self, keyed_pack: KeyedPack, restriction: OffsetRange) -> int:
+        _, pack = keyed_pack
         whole = isinstance(restriction, _Whole)
         size: int = sum(blob.size_bytes for blob in pack) if whole else restriction.size()
         return size
 
-    def process(self, pack: Pack, tracker: Any = beam.DoFn.RestrictionParam()) -> Iterator[Block]:
+    def process(self, keyed_pack: KeyedPack, tracker: Any = beam.DoFn.RestrictionParam()) -> Iterator[Block]:
+        _, pack = keyed_pack
         restriction = tracker.current_restriction()
         if isinstance(restriction, _Whole):
             if not tracker.try_claim(0):
@@ -489,14 +505,18 @@ class _ReadWatched(_ReadBlocks):
         super().__init__(settings)
         self._keep_gone = keep_gone
 
-    def initial_restriction(self, pack: Pack) -> OffsetRange:
+    def initial_restriction(self, keyed_pack: KeyedPack) -> OffsetRange:
         return _Whole()
 
     def process(  # type: ignore[override]  # Beam passes what the defaults name, and wants the tracker last
-        self, pack: Pack, timestamp: Any = beam.DoFn.TimestampParam, tracker: Any = beam.DoFn.RestrictionParam()
+        self,
+        keyed_pack: KeyedPack,
+        timestamp: Any = beam.DoFn.TimestampParam,
+        tracker: Any = beam.DoFn.RestrictionParam(),
     ) -> Iterator[Any]:
+        _, pack = keyed_pack
         times = {str(blob.path): event_time(blob, timestamp) for blob in pack}
-        for block in super().process(pack, tracker):
+        for block in super().process(keyed_pack, tracker):
             yield TimestampedValue(block, times[block.path])
 
     def _whole(self, pack: Pack) -> Iterator[Block]:

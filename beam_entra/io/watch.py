@@ -31,7 +31,7 @@ from beam_entra.errors import BlobNotFound, ConfigError, Diagnosis
 from beam_entra.io.claim import OneClaim
 from beam_entra.io.dofn import ScopedDoFn, count
 from beam_entra.io.match import match
-from beam_entra.io.packs import packed
+from beam_entra.io.packs import KeyedPack, keyed, packed
 from beam_entra.paths import BlobPath, BlobPattern
 from beam_entra.session import BundleSession, JobScope
 from beam_entra.storage import BlobProperties
@@ -132,6 +132,7 @@ class WatchTracker(OneClaim):
         return bool(self.current_restriction().over)
 
 
+@beam.typehints.with_output_types(KeyedPack)
 class WatchBlobs(ScopedDoFn, RestrictionProvider):  # type: ignore[misc]  # Beam's class is untyped
     """A pattern to packs of blobs, without end.
 
@@ -229,7 +230,7 @@ def stamped(
     """Packs of blobs, each as early as its earliest one: none of its blobs is then stamped before it or made later."""
     by_time = sorted(blobs, key=lambda blob: blob.last_modified)
     for pack in packed(by_time, small_bytes=small_bytes, pack_blobs=pack_blobs, pack_bytes=pack_bytes):
-        yield TimestampedValue(pack, event_time(pack[0], promised))
+        yield TimestampedValue(keyed(pack), event_time(pack[0], promised))
 
 
 def _new_ones(given: bytes, blobs: Iterable[BlobProperties]) -> tuple[bytes, list[BlobProperties]]:

@@ -12,7 +12,9 @@ small `Staged` values. One step behind a GroupByKey commits, each blob once:
 
 With `overwrite`, blobs of an earlier run are replaced one by one. Its `_SUCCESS`, if there is one, is replaced before
 the first of them by one whose `state` is "in progress", and at the end by one whose `state` is "complete". Every shard
-is written, the ones without rows empty (or with a header alone), so that no blob of the earlier run stays.
+is written, the ones without rows empty (or with a header alone), so that no blob of the earlier run stays. Whoever is
+overtaken by another attempt or job stops: a commit drops what others have staged to the blob, and what has no rows, and
+the markers, replace only the version that was there when the commit began.
 
 Any number of bundles may stage to one blob, so automatic sharding gives one blob a worker process, not one a bundle.
 Where a format's blobs are written by one hand, it is one a bundle; fixed shards are brought together by a GroupByKey. A
@@ -157,13 +159,11 @@ class WriteToBlob(beam.PTransform):  # type: ignore[misc]  # Beam's PTransform i
             return self._in_windows(elements)
         if not elements.windowing.is_default():  # where it is, the step would do nothing, and cost as much as encoding
             elements |= "One window" >> beam.WindowInto(GlobalWindows())
-        staged = self._staged(elements) | "To one key" >> beam.Map(_keyed)
-        begin = pipeline | "Begin" >> beam.Create([_keyed(None)])
+        begin = pipeline | "Once" >> beam.Impulse() | "Begin" >> beam.Map(_begun).with_output_types(Keyed)
         return (
-            (staged, begin)
+            (self._staged(elements), begin)
             | "With begin" >> beam.Flatten()
             | "Group" >> beam.GroupByKey()
-            | "Staged" >> beam.Map(_only_staged)
             | "Commit" >> Scoped(_Commit(self._settings))
         )
 
@@ -174,16 +174,16 @@ class WriteToBlob(beam.PTransform):  # type: ignore[misc]  # Beam's PTransform i
         else:
             chunks = elements | "Deal" >> beam.ParDo(_DealWindows(settings.shards)).with_output_types(tuple[int, Any])
             staged = chunks | "Shard" >> beam.GroupByKey() | "Stage" >> Scoped(_StageShard(settings))
-        groups = staged | "To one key" >> beam.Map(_keyed) | "Group" >> beam.GroupByKey()
+        groups = staged | "Group" >> beam.GroupByKey()
         flush_before_checkpoints(elements.pipeline)
         # Of bounded input an attempt that comes after one that died has the same records.
         again = "" if elements.is_bounded and not panes else _AGAIN
         return (
-            settled(groups | "Staged" >> beam.Map(_only_staged))
+            settled(groups | "Staged" >> beam.Map(_listed))
             | "Commit" >> Scoped(_Commit(settings, panes=panes, again=again))
         )
 
-    def _staged(self, elements: beam.PCollection[Any]) -> beam.PCollection[Staged | Dealt]:
+    def _staged(self, elements: beam.PCollection[Any]) -> beam.PCollection[Keyed]:
         settings = self._settings
         if isinstance(settings.format, BlockFormat) or settings.shards is None:
             return elements | "Stage" >> Scoped(_Stage(settings))
@@ -283,17 +283,27 @@ def _claim_prefix(pipeline: beam.Pipeline, prefix: BlobPath) -> None:
     taken.add(prefix)
 
 
-def _keyed(staged: Staged | Dealt | None) -> tuple[str, Staged | Dealt | None]:
-    return "", staged
+Part = Staged | Dealt | None  # None is what has a sink commit that nothing was written to
+Keyed = tuple[str, Part]  # all under one key: they are committed in one step
 
 
-def _only_staged(group: tuple[str, Iterable[Staged | Dealt | None]]) -> list[Staged | Dealt]:
-    return [staged for staged in group[1] if staged is not None]
+def _keyed(part: Part) -> Keyed:
+    return "", part
+
+
+def _begun(_once: bytes) -> Keyed:
+    return _keyed(None)
+
+
+def _listed(group: tuple[str, Iterable[Part]]) -> tuple[str, list[Part]]:
+    key, parts = group
+    return key, list(parts)
 
 
 # Staging
 
 
+@beam.typehints.with_output_types(Keyed)
 class _Stage(ScopedDoFn):
     """Elements to staged blocks, a bundle at a time."""
 
@@ -322,7 +332,7 @@ class _Stage(ScopedDoFn):
             count(self.session().scope.job, "records_written", stager.rows)
         super().finish_bundle()
         for part in staged:
-            yield GlobalWindows.windowed_value(part)
+            yield GlobalWindows.windowed_value(_keyed(part))
 
     def teardown(self) -> None:
         self._drop()
@@ -337,6 +347,7 @@ class _Stage(ScopedDoFn):
         return {**super().__getstate__(), "_stager": None}
 
 
+@beam.typehints.with_output_types(Keyed)
 class _StageWindows(ScopedDoFn):
     """Elements to staged blocks, a bundle at a time, those of each window for themselves.
 
@@ -376,7 +387,7 @@ class _StageWindows(ScopedDoFn):
     def _finish(self, window: Any) -> None:
         stager = self._stagers[window]
         at = window.max_timestamp()
-        self._staged += [WindowedValue(part, at, (window,)) for part in stager.finish()]
+        self._staged += [WindowedValue(_keyed(part), at, (window,)) for part in stager.finish()]
         del self._stagers[window]  # only now: one that failed is abandoned, which waits for what is under way
         count(self.session().scope.job, "records_written", stager.rows)
 
@@ -477,6 +488,7 @@ class _DealWindows(beam.DoFn):  # type: ignore[misc]  # Beam's DoFn is untyped
                 yield WindowedValue(chunk.value, window.max_timestamp(), (window,))
 
 
+@beam.typehints.with_output_types(Keyed)
 class _StageShard(ScopedDoFn):
     """All chunks of a shard to its blob."""
 
@@ -485,10 +497,10 @@ class _StageShard(ScopedDoFn):
 
     def process(
         self, shard: tuple[int, Iterable[tuple[int, Any]]], window: Any = beam.DoFn.WindowParam
-    ) -> Iterator[Staged | Dealt]:
+    ) -> Iterator[Keyed]:
         number, chunks = shard
         if number == _NOBODYS:
-            yield Dealt(sum(counterpart for counterpart, _ in chunks))
+            yield _keyed(Dealt(sum(counterpart for counterpart, _ in chunks)))
             return
         dealt = 0
         settings = self._settings.within(window)
@@ -506,8 +518,9 @@ class _StageShard(ScopedDoFn):
             stager.abandon()
             raise
         count(self.session().scope.job, "records_written", stager.rows)
-        yield from staged
-        yield Dealt(dealt)
+        for part in staged:
+            yield _keyed(part)
+        yield _keyed(Dealt(dealt))
 
 
 # Committing
@@ -526,13 +539,17 @@ class _Commit(ScopedDoFn):
         self._panes, self._again = panes, again
 
     def process(
-        self, parts: list[Staged | Dealt], window: Any = beam.DoFn.WindowParam, pane: Any = beam.DoFn.PaneInfoParam
+        self,
+        group: tuple[str, Iterable[Part]],
+        window: Any = beam.DoFn.WindowParam,
+        pane: Any = beam.DoFn.PaneInfoParam,
     ) -> Iterator[CommittedBlob]:
         assert self.scope is not None  # noqa: S101 - narrows the type; `bundle` raises without a scope
         settings, number = self._settings.within(window), pane.index if self._panes else None
         below = str(settings.prefix).removeprefix(str(self._settings.prefix))
         what = "/".join([self.scope.job, self._settings.sink, *filter(None, [below]), *([str(number)] * self._panes)])
         commit_id = str(uuid.uuid5(uuid.NAMESPACE_URL, what))
+        parts = list(group[1])
         check_dealt(settings.prefix, (part for part in parts if isinstance(part, Dealt)))
         staged = [part for part in parts if isinstance(part, Staged)]
         for blob in commit(self.bundle(), settings, staged, commit_id, pane=number, again=self._again):

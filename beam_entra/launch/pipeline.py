@@ -235,7 +235,9 @@ class ScopedPipeline(beam.Pipeline):  # type: ignore[misc]  # Beam's Pipeline is
     def _begin_launch(self) -> Future[None]:
         """Prove, in the background, that the job gets a token and can write its audit."""
         launch: Future[None] = Future()
-        threading.Thread(target=self._prove, args=(self.session, launch), name="beam-entra-launch", daemon=True).start()
+        session = self.session
+        session.ends_before_seal = self._wait
+        threading.Thread(target=self._prove, args=(session, launch), name="beam-entra-launch", daemon=True).start()
         return launch
 
     def _prove(self, session: Session, launch: Future[None]) -> None:

@@ -13,6 +13,7 @@ What was tried twice is counted twice. The report that follows is of what was co
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import sys
@@ -238,6 +239,7 @@ class _Line:
                 self._draw()
         with suppress(Exception):
             self._live.stop()
+        _let_go(self._stream)
         self._redirected.close()
 
     def _keep_up(self) -> None:
@@ -264,6 +266,22 @@ class _Line:
             self._redirected.callback(_restore, name, above, stream, handlers)
 
 
+def _let_go(stream: TextIO) -> None:
+    """Of a terminal that has hung up, what was still to be written there goes nowhere: else it fails every flush.
+
+    Python's own, when it ends, is one.
+    """
+    with suppress(Exception):
+        try:
+            os.get_terminal_size(stream.fileno())
+        except OSError as error:
+            if error.errno != errno.EIO:  # it is no terminal
+                return
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, stream.fileno())
+            os.close(nowhere)
+
+
 def _handlers() -> list[logging.StreamHandler[TextIO]]:
     loggers = [logging.getLogger(), *logging.getLogger().manager.loggerDict.values()]
     found = [handler for logger in loggers if isinstance(logger, logging.Logger) for handler in logger.handlers]
@@ -271,6 +289,7 @@ def _handlers() -> list[logging.StreamHandler[TextIO]]:
 
 
 def _restore(name: str, above: _Above, stream: TextIO, handlers: list[logging.StreamHandler[TextIO]]) -> None:
+    _let_go(stream)  # a handler whose stream is set flushes the one before
     if getattr(sys, name) is above:
         setattr(sys, name, stream)
     for handler in handlers:

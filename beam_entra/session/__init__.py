@@ -6,7 +6,7 @@ from beam_entra.session.bundle import BundleSession, CommittedBlob, Fetched
 from beam_entra.session.copying import copy_blob
 from beam_entra.session.counts import tallied, tally
 from beam_entra.session.interim import PeriodicSeals, seal_running
-from beam_entra.session.marker import read_marker
+from beam_entra.session.marker import read_marker, versions_there
 from beam_entra.session.registry import adopt_session, close_session, has_ended, live_scopes, open_session
 from beam_entra.session.scope import JobScope
 from beam_entra.session.sealing import StorageTrail, open_trail, seal_job, seal_late
@@ -35,4 +35,5 @@ __all__ = [
     "seal_running",
     "tallied",
     "tally",
+    "versions_there",
 ]

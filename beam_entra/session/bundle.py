@@ -7,7 +7,8 @@ Each access takes the same steps:
    at the request asks for it again. (A job whose scoping is `bearer` presents its token instead, decided likewise.)
 3. The request. When its answer's head is here, the access is recorded, and the record becomes durable while the body is
    still on its way.
-4. Only when the record is durable does the caller get anything.
+4. Only when the record is durable does the caller get anything; or, where an operation says so, when it has called
+   `settle`.
 """
 
 from __future__ import annotations
@@ -203,12 +204,15 @@ class BundleSession:
 
     def properties(self, path: BlobPath) -> BlobProperties:
         """Size and ETag of one blob that the job may read."""
+        return self._properties(path)[0]
+
+    def _properties(self, path: BlobPath) -> tuple[BlobProperties, Answer]:
         access = _Access(self, path, Permission.READ)
         with self._noting_refusals(str(path), "read"):
             access()
             found, answer = self.session.service.properties(path, access, self._next_request_id())
         self._record_read(access, found, answer, 0, 0).wait()
-        return found
+        return found, answer
 
     def list_blobs(
         self,
@@ -428,16 +432,21 @@ class BundleSession:
         rows: int | None,
         content_type: str,
         overwrite: bool = False,
-        only_replace: bool = False,
+        replaces: str = "",
+        settle: bool = True,
     ) -> CommittedBlob:
         """Make a blob of staged blocks, once; a retry with the same blocks finds it done.
 
         Args:
-            block_ids: None make an empty blob; only with `overwrite`.
+            block_ids: None make an empty blob.
             overwrite: Replace a blob that is there.
-            only_replace: With `overwrite`: if no blob is there, make none.
+            replaces: With `overwrite`: the ETag of the only version to be replaced, or "*" for whatever is there; then,
+                if no blob is there, none is made.
+            settle: False for who calls `settle` before telling anybody that it is there. The next commit's intention
+                is durable only behind this one's end.
 
         Raises:
+            BlobChanged: The blob is no longer the version to be replaced. It was not touched.
             BlobExists: A blob of other blocks is there. It was not touched.
             BlobNotFound: There is no blob, and it was only to be replaced.
         """
@@ -454,17 +463,19 @@ class BundleSession:
                 commit_id=commit_id,
                 content_type=content_type,
                 overwrite=overwrite,
-                only_replace=only_replace,
+                replaces=replaces,
             )
         answer = done.answer
-        self._record(
+        committed = self._record(
             Committed,
             **access.presented,
             etag=answer.etag,
             confirmed=done.confirmed,
             **answer.ids(),
             **intent,
-        ).wait()
+        )
+        if settle:
+            committed.wait()
         self.session.count("blobs_committed")
         return CommittedBlob(
             path=str(path), etag=answer.etag, size_bytes=size_bytes, rows=rows or 0, confirmed=done.confirmed
@@ -478,6 +489,9 @@ class BundleSession:
 
     def close(self, outcome: Outcome = "ok", *, settle: bool = True) -> None:
         """Record the end and make everything durable; forget the SAS. Closing again does nothing.
+
+        The end itself becomes durable in its own time where that is before the seal in any case: see
+        `Session.ends_before_seal`.
 
         Nothing can be begun in it any more. Wait for what is under way first; what ends later is recorded after the
         bundle's end, since an access that took place belongs into the trail.
@@ -493,9 +507,12 @@ class BundleSession:
                 return
             self._closed = True
             self._sas.clear()
-        self._record(BundleClosed, outcome=outcome)
-        if settle:
-            self.settle()
+        with self._record_lock:
+            before = self.session.latest
+            end = self._last = self.session.record(BundleClosed, bundle=self.id, outcome=outcome)
+        last = before if self.session.ends_before_seal else end
+        if settle and last is not None:
+            last.wait()
 
     # The steps
 

@@ -6,6 +6,7 @@ import json
 import secrets
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any
 
 from beam_entra.access.manifest import AccessManifest, Scoping
@@ -77,6 +78,7 @@ class JobScope:
         )
 
     @classmethod
+    @lru_cache(maxsize=16)
     def from_json(cls, text: str) -> JobScope:
         """Back from `to_json`.
 

@@ -10,6 +10,7 @@ import threading
 import uuid
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import Executor
 from datetime import datetime, timedelta
 from functools import partial
 from typing import Any, NoReturn, TypeVar
@@ -65,6 +66,10 @@ class Session:
             see `ServiceClock`. How long a token lives it counts by the worker's.
         source: Where tokens come from; by default what the manifest says.
         pause: Waits so many seconds between attempts, and says True to give up; see `interrupt` for the default.
+
+    Attributes:
+        ends_before_seal: Whoever seals the trail closes this session first, as a launcher does with its own. Elsewhere
+            a bundle's end is waited for, lest it be recorded behind the seal.
     """
 
     def __init__(
@@ -84,6 +89,7 @@ class Session:
         self._last_tenth = _last_tenth(scope)
         self.bearer = scope.manifest.scoping is Scoping.BEARER
         self.pid = os.getpid()
+        self.ends_before_seal = False
         self.pause = pause or self._rest
         self.source = source or EntraSource(
             scope.manifest.identity, clock=clock, on_the_way=self._token_acquired, heard=self.clock.hear
@@ -152,6 +158,11 @@ class Session:
     def broken(self) -> bool:
         """Whether the trail could not be written: this session accesses nothing any more. The next one may."""
         return self._trail.broken
+
+    @property
+    def latest(self) -> Receipt | None:
+        """That of the last record so far."""
+        return self._last_receipt
 
     @property
     def started(self) -> bool:
@@ -389,7 +400,10 @@ class Session:
             self.broker.close()
             self._keys.clear()
             self._audit_sas.clear()
-            self._resources.clear()  # threads of a pool end with it
+            for shared in self._resources.values():
+                if isinstance(shared, Executor):  # an interrupt may leave it a thread that nothing else ends
+                    shared.shutdown(wait=False)
+            self._resources.clear()
             forget(self.scope.job)
 
     def interrupt(self) -> None:

@@ -23,8 +23,18 @@ from beam_entra.errors import (
     Throttled,
 )
 
-__all__ = ["RETRIED_CODES", "RETRIED_STATUSES", "Answer", "are_claims", "claims_challenge", "refusal", "retry_after_s"]
+__all__ = [
+    "COMMIT_METADATA",
+    "RETRIED_CODES",
+    "RETRIED_STATUSES",
+    "Answer",
+    "are_claims",
+    "claims_challenge",
+    "refusal",
+    "retry_after_s",
+]
 
+COMMIT_METADATA = "x-ms-meta-beam_entra_commit"
 RETRIED_STATUSES = frozenset({408, 429, 500, 502, 503, 504})
 RETRIED_CODES = frozenset({"Md5Mismatch"})  # damaged on the way
 _TOO_MANY_BLOCKS = frozenset({"BlockCountExceedsLimit", "BlockListTooLong"})
@@ -72,6 +82,11 @@ class Answer:
     @property
     def etag(self) -> str:
         return self.headers.get("etag", "")
+
+    @property
+    def commit_id(self) -> str:
+        """Of the commit that made the blob; empty where somebody else made it."""
+        return self.headers.get(COMMIT_METADATA, "")
 
     @property
     def code(self) -> str:

@@ -34,7 +34,7 @@ from beam_entra.errors import (
 from beam_entra.identity.token import AccessToken
 from beam_entra.paths import BlobPath
 from beam_entra.secret import Secret
-from beam_entra.storage.answers import Answer
+from beam_entra.storage.answers import COMMIT_METADATA, Answer
 from beam_entra.storage.blobs import BlobProperties, ListPage, block_list_xml, parse_list_page, parse_size
 from beam_entra.storage.exchange import Authorise, Authorization, Call, Exchange, unreachable
 from beam_entra.storage.sas import DelegationKey
@@ -47,7 +47,6 @@ _KEY_START_TOLERANCE = MOST_SKEW + timedelta(minutes=5)  # the first answer of a
 _READ_BYTES = 256 << 10  # what is lost, at most, when a connection breaks
 _NO_SUCH_RANGE = 416
 _RESUMES_WITHOUT_PROGRESS = 5
-_COMMIT_METADATA = "x-ms-meta-beam_entra_commit"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -291,7 +290,7 @@ class BlobService:
             "x-ms-blob-type": "BlockBlob",
             "x-ms-blob-content-type": content_type,
             "Content-MD5": _md5(data),
-            _COMMIT_METADATA: commit_id,
+            COMMIT_METADATA: commit_id,
         }
         return self._receive(
             self._call("PUT", path, "write", authorise, client_request_id, headers=headers, body=data), path
@@ -330,7 +329,7 @@ class BlobService:
         commit_id: str,
         content_type: str,
         overwrite: bool,
-        only_replace: bool = False,
+        replaces: str = "",
     ) -> Commit:
         """Make the blob of these blocks, once.
 
@@ -340,19 +339,22 @@ class BlobService:
            ids are unique, so then it is ours, and nothing changes but its ETag. It needs no permission to read.
 
         No blocks make an empty blob. Such a commit cannot be confirmed, since an empty list would match any blob. With
-        `overwrite` it need not be, since it may be sent again; without, a retry may take its own blob for another's.
+        `overwrite` it need not be, since it may be sent again; without, or where one version is to be replaced, a retry
+        may take its own blob for another's.
 
         Args:
-            only_replace: With `overwrite`: if no blob is there, make none.
+            replaces: With `overwrite`: the ETag of the only version to be replaced, or "*" for whatever is there; then,
+                if no blob is there, none is made.
 
         Raises:
+            BlobChanged: The blob is no longer the version to be replaced. It was not touched.
             BlobExists: The blob is somebody else's. It was not touched.
             BlobNotFound: There is no blob, and it was only to be replaced.
         """
-        if only_replace and not overwrite:
+        if replaces and not overwrite:
             raise ValueError("what is only to be replaced is to be overwritten")
-        headers = {_COMMIT_METADATA: commit_id, "x-ms-blob-content-type": content_type}
-        condition = {"If-Match": "*"} if only_replace else {} if overwrite else {"If-None-Match": "*"}
+        headers = {COMMIT_METADATA: commit_id, "x-ms-blob-content-type": content_type}
+        condition = {"If-Match": replaces} if replaces else {} if overwrite else {"If-None-Match": "*"}
 
         def put(kind: str, condition: Mapping[str, str], verb: str) -> Answer:
             call = self._call(
@@ -370,7 +372,7 @@ class BlobService:
         try:
             return Commit(answer=put("Uncommitted", condition, "commit"), confirmed=False)
         except StorageError as error:
-            if only_replace and isinstance(error, BlobChanged):
+            if replaces == "*" and isinstance(error, BlobChanged):
                 raise BlobNotFound("there is no blob to replace", error.diagnosis) from None
             if not _may_be_done(error) or (overwrite and not block_ids):
                 raise

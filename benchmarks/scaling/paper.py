@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from beam_entra.io.commit import MOST_PLANNED
 from benchmarks.scaling.limits import LIMITS, Limit
 from benchmarks.scaling.petabyte import SMALL_BYTES, Demand, Job, Load, Units, demands, first_to_break, hours_at_limits
 from benchmarks.table import markdown, quantity
@@ -110,7 +111,9 @@ def _alone(job: Job, load: Load) -> str:
     committing = (
         f"The commit step holds the names of all blocks, {quantity(load.puts, 'blocks')} in"
         f" {quantity(load.commit_bytes, 'B')}, in the one worker that it runs on. What makes it less: `block_bytes` of"
-        " `WriteToBlob`, or several sinks."
+        f" `WriteToBlob`, or several sinks. Beyond {MOST_PLANNED:,} blocks the marker"
+        " `_COMMITTING` does not name them any more, so that a commit that dies is not finished by the next attempt,"
+        " which ends with `BlobExists`: the job is launched again, to another prefix."
     )
     return (
         "Three steps are one process's, however many workers there are, and grow with the job:\n\n"

@@ -22,6 +22,7 @@ from beam_entra.access import (
     downscope,
     downscope_audit,
     downscope_marker,
+    downscope_version,
     granted,
 )
 from beam_entra.access.downscope import require_grant
@@ -333,6 +334,33 @@ def test_who_takes_up_a_commit_may_do_nothing_else(asked: BlobPath, permission: 
     """No other blob, and nothing where the job may not write."""
     with pytest.raises(NotGranted, match="_COMMITTING"):
         downscope_marker(MANIFEST, asked, permission, now=NOW, deadline=DEADLINE)
+
+
+# ---------------------------------------------------------------- what is replaced
+
+
+def test_who_replaces_a_blob_may_ask_which_version_is_there() -> None:
+    """A reader's SAS for that one blob."""
+    asked = path("curated", "orders/part-a")
+    made = downscope_version(MANIFEST, asked, READ, now=NOW, deadline=DEADLINE)
+    assert (made.resource, made.name, made.permissions) == ("blob", asked.name, "r")
+
+
+@pytest.mark.parametrize(
+    ("asked", "permission"),
+    [
+        (path("curated", "orders/part-a"), WRITE),
+        (path("curated", "orders/"), LIST),
+        (path("curated", "orders/"), READ),
+        (path("curated", "other/part-a"), READ),
+        (path("raw", "orders/part-a"), READ),
+        (path("audit", "orders/part-a"), READ),
+    ],
+)
+def test_who_replaces_a_blob_may_do_nothing_else(asked: BlobPath, permission: Permission) -> None:
+    """Nothing where the job may not write, and no more than one blob."""
+    with pytest.raises(NotGranted, match=r"replaces a blob without|is a prefix"):
+        downscope_version(MANIFEST, asked, permission, now=NOW, deadline=DEADLINE)
 
 
 # ---------------------------------------------------------------- time

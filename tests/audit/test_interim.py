@@ -524,7 +524,7 @@ def test_very_many_segments_are_sealed_in_several(trails: ModuleType) -> None:
     assert verify_running(store).interim_seals == 2
 
 
-def test_who_cannot_write_one_reads_no_more(running: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_who_cannot_write_one_reads_no_more(running: Any) -> None:
     """What was read ahead for the next seal is given up, though somebody keeps the error."""
 
     class Full:
@@ -533,10 +533,9 @@ def test_who_cannot_write_one_reads_no_more(running: Any, monkeypatch: pytest.Mo
         def append(self, name: str, offset: int, data: bytes) -> None:
             raise AuditUnavailable("no more room")
 
-    monkeypatch.setattr(interim, "_SEGMENTS_A_SEAL", 1)
     before = set(threading.enumerate())
     with pytest.raises(AuditUnavailable, match="no more room") as kept:
-        seal_interim(running.store, Full(), job=running.trails.JOB, clock=running.clock)
+        seal_interim(running.store, Full(), job=running.trails.JOB, clock=running.clock, segments_a_seal=1)
     for thread in set(threading.enumerate()) - before:
         thread.join(30)
     assert set(threading.enumerate()) <= before, kept

@@ -158,7 +158,7 @@ _BEGINNING += b'"job":"orders-2030-01-31","outcome":"ok","error":null,"segments"
         (_BEGINNING.replace(b"2030-01-31T", b"2030-41-31T"), "not how a seal begins"),
         (_BEGINNING.replace(b'"seq":0', b'"seq":1'), "not continue the interim seals"),
         (_BEGINNING.replace(b"orders-", b"others-"), "not for the segments that are there now"),
-        (_BEGINNING + b'{"segment":"segment-f', "not for the segments that are there now"),
+        (_BEGINNING + b'{"segment":"segment-x', "not for the segments that are there now"),
     ],
 )
 def test_a_beginning_that_fits_nothing_is_not_ended(trails: ModuleType, unsealed: Any, begun: bytes, says: str) -> None:

@@ -312,7 +312,7 @@ def test_requests_are_counted_as_a_proxy_sees_them(lake: Lake) -> None:
 
 @pytest.mark.timeout(420)
 def test_all_of_it_runs(tmp_path: Path) -> None:
-    """Small jobs, for real: each axis, worker processes, and a page of their figures."""
+    """Small jobs, for real: each axis, worker processes, a page of their figures; SAS and audit grow as they may."""
     results = tmp_path / "scaling.json"
     ran = subprocess.run(
         [sys.executable, "-m", "benchmarks.scaling", "--quick", f"--results={results}"],
@@ -328,7 +328,11 @@ def test_all_of_it_runs(tmp_path: Path) -> None:
     assert "Worker processes" not in render(measured)
     assert len(pictures(measured)) == 3
     for axis in AXES:
-        for each in measured["axes"][axis.name]:
+        points = measured["axes"][axis.name]
+        verdicts = {name: growth_of(axis, COST[name], points).verdict for name in ("tokens", "sas", "records", "audit")}
+        assert verdicts.pop("tokens") == "constant"
+        assert set(verdicts.values()) == {"linear or better"}
+        for each in points:
             assert each["token_requests"] == 1
             assert each["requests"]["AppendBlock"] >= 1
     last = measured["axes"]["files"][-1]

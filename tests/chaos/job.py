@@ -19,7 +19,7 @@ from beam_entra.paths import BlobPath
 from tests.chaos.strikes import Storm
 from tests.io.conftest import Lake
 
-__all__ = ["SINKS", "Job", "check_output", "check_trail", "put_orders", "total"]
+__all__ = ["SINKS", "Job", "check_output", "check_trail", "expected", "put_orders", "total"]
 
 BLOBS, ROWS = 8, 30
 SCHEMA = pa.schema([("id", pa.int64()), ("total", pa.int64())])
@@ -110,14 +110,21 @@ def check_output(lake: Lake, output: str) -> None:
         assert success["rows"] == len(rows)
 
 
-def check_trail(lake: Lake, job: Job, storm: Storm, outcome: str) -> None:
-    """It is sealed and verifies, and the bundles that were killed are there for what they are: never closed."""
-    assert storm.errors == []
+def check_trail(lake: Lake, job: Job, storm: Storm, outcome: str) -> set[str]:
+    """It is sealed and verifies, and the bundles that were killed are there for what they are: never closed.
+
+    Returns:
+        The ids of these.
+    """
+    if storm.errors:
+        raise ExceptionGroup("a strike failed", storm.errors)
     trail = lake.trail(job.id)
     summary = trail.verify()
     assert summary.seal.outcome == outcome
     unclosed = {bundle for segment in summary.segments for bundle in segment.open_bundles}
-    recorded = {record["bundle"] for record in trail.records("bundle_opened")}
-    assert storm.bundles & recorded <= unclosed
+    dead = storm.bundles & {record["bundle"] for record in trail.records("bundle_opened")}
+    assert dead <= unclosed
+    assert storm.recorded <= dead
     alive = {record["pid"] for record in trail.records("segment_opened")} - storm.killed
     assert alive, "the launcher's at least"
+    return dead

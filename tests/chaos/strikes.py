@@ -9,6 +9,7 @@ import os
 import random
 import select
 import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -28,6 +29,7 @@ class Moment:
         container: Where.
         marker: Of the marker of a commit; of any other blob; None for both.
         at_least: How many of that kind each attempt at the job sends.
+        recorded: The audit trail has its bundle by then, whatever happens.
         here: Sent by this very process, or by any but this one, which is the launcher.
     """
 
@@ -36,6 +38,7 @@ class Moment:
     container: Callable[[Lake], str]
     marker: bool | None = None
     at_least: int
+    recorded: bool = False
     here: bool = False
 
     def meets(self, lake: Lake, request: StorageRequest) -> bool:
@@ -53,13 +56,21 @@ class Moment:
         return replace(self, here=True)
 
 
-MOMENTS = [
-    Moment(name="read", operation="GetBlob", container=lambda lake: lake.raw.name, at_least=4),
-    Moment(name="stage", operation="PutBlock", container=lambda lake: lake.curated.name, marker=False, at_least=10),
-    Moment(name="staged", operation="PutBlock", container=lambda lake: lake.curated.name, marker=True, at_least=2),
-    Moment(name="commit", operation="PutBlockList", container=lambda lake: lake.curated.name, at_least=6),
-    Moment(name="record", operation="AppendBlock", container=lambda lake: lake.audit.name, at_least=10),
-]
+
+def _output(lake: Lake) -> str:
+    return lake.curated.name
+
+
+MOMENTS = {
+    moment.name: moment
+    for moment in (
+        Moment(name="read", operation="GetBlob", container=lambda lake: lake.raw.name, at_least=4),
+        Moment(name="stage", operation="PutBlock", container=_output, marker=False, at_least=10),
+        Moment(name="staged", operation="PutBlock", container=_output, marker=True, at_least=2),
+        Moment(name="commit", operation="PutBlockList", container=_output, at_least=6, recorded=True),
+        Moment(name="record", operation="AppendBlock", container=lambda lake: lake.audit.name, at_least=10),
+    )
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,9 +90,9 @@ class Strike:
     what: str
 
 
-def at_random(chance: random.Random, what: Sequence[str]) -> Strike:
+def at_random(chance: random.Random, what: Sequence[str], moments: Sequence[str] = tuple(MOMENTS)) -> Strike:
     """A strike at one of the moments."""
-    moment = chance.choice(MOMENTS)
+    moment = MOMENTS[chance.choice(moments)]
     return Strike(
         moment=moment, skip=chance.randrange(moment.at_least), done=chance.random() < 0.5, what=chance.choice(what)
     )
@@ -97,7 +108,9 @@ class Storm:
         struck: Those that have.
         killed: The processes.
         bundles: The ids of the bundles whose requests these were, where they died of it.
+        recorded: Those of them that are in the audit trail for certain.
         errors: What strikes failed with, which are none of the above.
+        over: Set when all have struck.
     """
 
     lake: Lake
@@ -107,11 +120,14 @@ class Storm:
     struck: list[Strike] = field(default_factory=list)
     killed: set[int] = field(default_factory=set)
     bundles: set[str] = field(default_factory=set)
+    recorded: set[str] = field(default_factory=set)
     errors: list[Exception] = field(default_factory=list)
+    over: threading.Event = field(default_factory=threading.Event)
 
     def arm(self) -> None:
         """Have the next strike wait for its moment."""
         if len(self.struck) == len(self.strikes):
+            self.over.set()
             return
         strike = self.strikes[len(self.struck)]
         self.lake.cloud.proxy.strike(
@@ -129,7 +145,10 @@ class Storm:
             killed = self.does[strike.what](sender)
             self.killed |= killed
             if sender in killed and strike.moment.name != "record":
-                self.bundles.add(request.headers["x-ms-client-request-id"].rpartition("-")[0])
+                bundle = request.headers["x-ms-client-request-id"].rpartition("-")[0]
+                self.bundles.add(bundle)
+                if strike.moment.recorded:
+                    self.recorded.add(bundle)
             self.struck.append(strike)
         except ProcessLookupError:
             pass  # its runner was faster; the next such request is met
@@ -168,19 +187,22 @@ def _processes() -> Iterator[int]:
 
 
 def parent_of(pid: int) -> int:
-    """The process that started it; ProcessLookupError when it has ended."""
+    """The process that started it; ProcessLookupError when it has ended, though a thread of another may have its id."""
     try:
-        stat = Path(f"/proc/{pid}/stat").read_text("utf-8")
+        status = Path(f"/proc/{pid}/status").read_text("utf-8")
     except FileNotFoundError:
         raise ProcessLookupError(pid) from None
-    return int(stat.rpartition(")")[2].split()[1])
+    ids = {name: value.strip() for name, _, value in (line.partition(":") for line in status.splitlines())}
+    if int(ids["Tgid"]) != pid:
+        raise ProcessLookupError(pid)
+    return int(ids["PPid"])
 
 
 def end(*pids: int) -> set[int]:
     """SIGKILL, and wait until they have ended; those that were there. ProcessLookupError when none was."""
     ended = set()
     for pid in filter(None, pids):
-        with suppress(ProcessLookupError):
+        with suppress(ProcessLookupError, FileNotFoundError):  # the id of nobody, or of a thread by now
             handle = os.pidfd_open(pid)
             try:
                 signal.pidfd_send_signal(handle, signal.SIGKILL)

@@ -17,7 +17,7 @@ ONE_PROCESS = ("--runner=DirectRunner", "--prism_location=/nonexistent")
     "moment",
     [
         pytest.param(moment, id=moment.name, marks=() if moment.name == "commit" else pytest.mark.engine)
-        for moment in MOMENTS
+        for moment in MOMENTS.values()
     ],
 )
 def test_a_restart_of_storage_is_survived(lakes: Callable[[], Lake], moment: Moment) -> None:

@@ -1,4 +1,4 @@
-"""Prism, a Flink cluster, a Spark cluster and their job servers, as processes of the tests' own; a listener in front.
+"""Prism, a Flink cluster, a Spark cluster, their job servers and a worker pool, as processes of the tests' own.
 
 Each process leads a group of its own, which is killed as a whole: a TaskManager's workers go with it. Where there is
 `setpriv`, they also die with the test run itself, however that ends.
@@ -12,6 +12,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,7 +27,7 @@ import urllib3
 
 from tests.engines.fetch import FLINK, PRISM, SPARK
 
-__all__ = ["Flink", "JobServer", "Listener", "flink", "prism", "spark"]
+__all__ = ["Flink", "JobServer", "Listener", "WorkerPool", "flink", "prism", "spark", "worker_pool"]
 
 _PATIENCE_S = 90
 _TASK_MANAGERS = (1, 2)
@@ -111,6 +112,23 @@ class JobServer:
         """Everything that is in the logs."""
         found = [*self.logs.glob("*.log"), *self.logs.glob("work-*/*/*/std*")]  # Spark's executors have theirs there
         return "\n".join(path.read_text("utf-8", "replace") for path in found)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerPool:
+    """Where a runner has workers started: `--environment_type=EXTERNAL`.
+
+    Attributes:
+        endpoint: HOST:PORT, the value of --environment_config.
+        log: What it and its workers wrote.
+    """
+
+    endpoint: str
+    log: Path
+
+    def said(self) -> str:
+        """Everything so far."""
+        return self.log.read_text("utf-8", "replace")
 
 
 class Listener(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc has no types
@@ -315,6 +333,16 @@ def prism(folder: Path, environment: Mapping[str, str]) -> Iterator[JobServer]:
         processes.wait("prism", "Serving JobManagement")
         with closing(Listener(f"127.0.0.1:{port}")) as listener:
             yield JobServer(endpoint=listener.endpoint, listener=listener, logs=folder)
+
+
+@contextmanager
+def worker_pool(folder: Path, environment: Mapping[str, str]) -> Iterator[WorkerPool]:
+    """The command that the package ships for one."""
+    with closing(_Processes(folder, environment)) as processes:
+        command = Path(sys.executable).with_name("beam-entra-worker")
+        processes.start("pool", [str(command), "--worker_pool", "--port=0"])
+        endpoint = processes.wait("pool", r"The worker pool is at (\S+);")[1]
+        yield WorkerPool(endpoint=endpoint, log=folder / "pool.log")
 
 
 @contextmanager

@@ -1,7 +1,9 @@
-"""Puts the engines under .local/engines: `make engines`, or `python tests/engines/fetch.py`. What is there is kept.
+"""Puts the engines under .local/engines: `make engines`, or `python tests/engines/fetch.py`.
 
-Everything comes from a package registry through its ordinary client, and is held against a digest that is pinned here:
-Prism by Go (whose checksum database has its own), Flink's and Spark's jars by pip, the runners of Beam by Maven.
+Everything comes from a package registry through its ordinary client, and is held against a digest when it comes: Prism
+by Go (whose checksum database has its own), Flink's and Spark's jars and what the SDK needs for Dataflow by pip (pinned
+in requirements.txt and dataflow.txt), the runners of Beam by Maven (pinned here). Each name holds its versions, or
+the digest of its pins, so that others are fetched beside it. What is there under its name is kept, unexamined.
 
 Beam's ready-made job servers of the SDK's own version could not be had from Maven when this was written: so
 the jars are made of the newest runner whose parts all could. It is older than the SDK; see docs/runners.md.
@@ -22,12 +24,13 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-__all__ = ["ENGINES", "FLINK", "PRISM", "SPARK", "BrokenDownload", "find_tool", "main"]
+__all__ = ["DATAFLOW", "ENGINES", "FLINK", "PRISM", "SPARK", "BrokenDownload", "find_tool", "main"]
 
 HERE = Path(__file__).parent
 ENGINES = Path(os.environ.get("BEAM_ENTRA_CACHE", HERE.parents[1] / ".local")) / "engines"
-_PRISM_PACKAGE = "github.com/apache/beam/sdks/v2/go/cmd/prism@v2.77.0"
-_BEAM = "2.62.0"
+_PRISM = "2.77.0"
+_BEAM = "2.62.0"  # of the runners that the job servers are made of
+_DATAFLOW_PINS = HERE / "dataflow.txt"
 
 
 class BrokenDownload(RuntimeError):
@@ -40,7 +43,7 @@ class Engine:
 
     Attributes:
         name: Its folder's name.
-        distribution: The sdist on PyPI, by its start, that holds the jars below `deps/`.
+        distribution: The sdist on PyPI that holds the jars below `deps/`: a pattern of its name.
         runner: Beam's artifact in Maven's registry.
         driver: The job server's main class.
         digest: SHA-256 over the names and the SHA-256 of the runner's jars and those it needs.
@@ -60,10 +63,11 @@ class Engine:
     @property
     def job_server(self) -> Path:
         """The job server's jar."""
-        return ENGINES / f"{self.name}-job-server.jar"
+        return ENGINES / f"{self.name}-job-server-{_BEAM}.jar"
 
 
-PRISM = ENGINES / "prism"
+PRISM = ENGINES / f"prism-{_PRISM}"
+DATAFLOW = ENGINES / f"dataflow-{hashlib.sha256(_DATAFLOW_PINS.read_bytes()).hexdigest()[:8]}"  # a folder for sys.path
 FLINK = Engine(
     name="flink-1.19.3",
     distribution="apache[-_]flink[-_]libraries-1.19.3.tar.gz",
@@ -83,7 +87,10 @@ SPARK = Engine(
 def main() -> int:
     """Fetch what is missing, all at once; what no tool is there for is left out, and the exit code says so."""
     ENGINES.mkdir(parents=True, exist_ok=True)
-    to_make: list[tuple[Path, Callable[[Path], None], tuple[str, ...]]] = [(PRISM, _install_prism, ("go",))]
+    to_make: list[tuple[Path, Callable[[Path], None], tuple[str, ...]]] = [
+        (PRISM, _install_prism, ("go",)),
+        (DATAFLOW, _install_dataflow, ()),
+    ]
     for engine in (FLINK, SPARK):
         to_make.append((engine.job_server, partial(_make_job_server, engine), ("mvn", "java")))
         to_make.append((engine.home, partial(_unpack, engine), ()))
@@ -125,7 +132,13 @@ def _install_prism(to: Path) -> None:
     # its toolchain and sums are pinned by the module itself; what it keeps for building goes with the folder
     settings = {**os.environ, "GOBIN": str(to.parent), "GOFLAGS": "-modcacherw", "GOPATH": str(to.parent / "go")}
     settings["GOCACHE"] = str(to.parent / "go-build")
-    subprocess.run([go, "install", _PRISM_PACKAGE], env=settings, check=True)
+    subprocess.run([go, "install", f"github.com/apache/beam/sdks/v2/go/cmd/prism@v{_PRISM}"], env=settings, check=True)
+    (to.parent / "prism").rename(to)
+
+
+def _install_dataflow(to: Path) -> None:
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--only-binary=:all:", "--require-hashes"]
+    subprocess.run([*pip, f"--requirement={_DATAFLOW_PINS}", f"--target={to}"], check=True)
 
 
 def _unpack(engine: Engine, to: Path) -> None:

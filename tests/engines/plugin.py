@@ -6,6 +6,7 @@
 | `spark` | session | a `JobServer` before a Spark cluster with two workers |
 | `prism` | session | a `JobServer` that is Prism |
 | `boot` | function | a `Boot`: the command of worker processes, `--environment_type=PROCESS` |
+| `pool` | function | a `WorkerPool`: worker processes, `--environment_type=EXTERNAL` |
 
 Each is started when the first test asks for it. A job gets there by `--job_endpoint`, its workers by
 `--environment_config`:
@@ -74,6 +75,15 @@ def boot(tmp_path: Path) -> Boot:
     command.write_text(f'#!/bin/sh\necho $$ "$@" >> "{notes}"\nexec "{worker}" "$@"\n', "utf-8")
     command.chmod(0o755)
     return Boot(command=command, notes=notes)
+
+
+@pytest.fixture
+def pool(tmp_path: Path, worker_environment: dict[str, str]) -> Iterator[clusters.WorkerPool]:
+    """A worker pool."""
+    folder = tmp_path / "pool"
+    folder.mkdir()
+    with clusters.worker_pool(folder, worker_environment) as made:
+        yield made
 
 
 @pytest.fixture(scope="session")

@@ -14,6 +14,7 @@ import signal
 import socket
 import subprocess
 from collections import Counter
+from collections.abc import Iterator
 
 import pytest
 from apache_beam.portability.api import beam_job_api_pb2
@@ -22,15 +23,28 @@ from beam_entra.audit.verify import verify
 from beam_entra.session.sealing import seal_late
 from beam_entra.testing.storage_requests import matching
 from pipelines.demo.totals import Outcome, compute, differences, read_outputs
-from tests.engines.clusters import Flink, JobServer
+from tests.engines.clusters import Flink, JobServer, WorkerPool
 from tests.engines.fetch import PRISM
 from tests.engines.plugin import Boot
+from tests.launch.terminal import Terminal
 from tests.pipelines.conftest import Shop, ended
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
 
 ORDERS = 3000
 TIME_S = 300  # a busy machine
+HELD = "orders/2026-03-04.jsonl"
+FROM_THE_TRAIL = r"left; [1-9]\d* blobs, [\d.]+ [kM]B read; (?:[^;]* written; )?[23] tokens"  # records are not in it
+
+
+@pytest.fixture
+def terminal() -> Iterator[Terminal]:
+    """One that is closed afterwards."""
+    made = Terminal()
+    try:
+        yield made
+    finally:
+        made.close()
 
 
 def outcome(shop: Shop) -> Outcome:
@@ -48,16 +62,30 @@ def segments(shop: Shop) -> list[Counter[str]]:
     return [Counter({"pid": records[0]["pid"]}) + Counter(each["kind"] for each in records) for records in opened]
 
 
-def run(shop: Shop, *flags: str, **changed: str | None) -> set[int]:
-    """Run it, hold its outcome and its trail against what was promised; the processes that accessed anything."""
+def run(shop: Shop, *flags: str, terminal: Terminal | None = None, **changed: str | None) -> set[int]:
+    """Run it, hold its outcome and its trail against what was promised; the processes that accessed anything.
+
+    With a terminal, one of the inputs is held until the line there tells what workers elsewhere have done.
+    """
     expected = compute(shop.upload_sample(ORDERS), url=shop.raw.url())
-    launched = shop.launch(*flags, **changed)
+    if terminal is None:
+        launched = shop.launch(*flags, **changed)
+    else:
+        held = shop.cloud.proxy.hold(where=matching("GetBlob", container=shop.raw.name, blob=HELD))
+        launched = shop.launch(*flags, stderr=terminal.slave, **changed)
+        try:
+            terminal.wait_for(FROM_THE_TRAIL, timeout_s=TIME_S)
+        except BaseException:
+            launched.send_signal(signal.SIGINT)
+            raise
+        finally:
+            held.gate.open()
     try:
         out, err = launched.communicate(timeout=TIME_S)
     except subprocess.TimeoutExpired as late:
         launched.send_signal(signal.SIGINT)  # so that it stops the job server that it has started
         pytest.fail(f"not done after {TIME_S} s\n{ended(launched).said}\n{late.stderr!r}")
-    said = f"exit code {launched.returncode}\n{out}\n{err}"
+    said = f"exit code {launched.returncode}\n{out}\n{terminal.written if terminal else err}"
     assert launched.returncode == 0, said
     assert differences(expected.outcome, outcome(shop)) == []
     report = shop.report()
@@ -102,9 +130,19 @@ def test_in_two_worker_processes(shop: Shop) -> None:
 
 
 def test_on_prism(shop: Shop, prism: JobServer) -> None:
-    """Prism runs a worker in the launcher's process, and is started by Beam."""
-    workers = run(shop, runner="PrismRunner", prism_location=str(PRISM))
+    """Prism has its worker in the launcher's process."""
+    workers = run(shop, runner="PrismRunner", prism_location=None, job_endpoint=prism.endpoint)
     assert workers == set()
+    check_submission(shop, prism)
+
+
+def test_on_prism_with_a_worker_pool(shop: Shop, prism: JobServer, pool: WorkerPool) -> None:
+    """Prism, this time started by Beam, has its workers started by the pool that the package ships."""
+    flags = {"environment_type": "EXTERNAL", "environment_config": pool.endpoint}
+    workers = run(shop, runner="PrismRunner", prism_location=str(PRISM), **flags)
+    assert workers
+    assert shop.cloud.find_leaks(pool.said()) == []
+    assert shop.report()["job"] not in pool.said(), "a worker logs no options"
 
 
 def test_on_prism_with_a_worker_process(shop: Shop, prism: JobServer, boot: Boot) -> None:
@@ -151,10 +189,12 @@ def test_ctrl_c_while_prism_waits_for_a_worker(shop: Shop, prism: JobServer) -> 
     assert verify(shop.trail()).seal.outcome == "interrupted"
 
 
-def test_on_a_flink_cluster(shop: Shop, flink: Flink, boot: Boot) -> None:
-    """Parallelism 4 over two TaskManagers, each with a worker process."""
+def test_on_a_flink_cluster(shop: Shop, flink: Flink, boot: Boot, terminal: Terminal) -> None:
+    """Parallelism 4 over two TaskManagers, each with a worker process; the line on the terminal tells of their work."""
     flags = {"environment_type": "PROCESS", "environment_config": boot.config, "parallelism": "4"}
-    workers = run(shop, runner="FlinkRunner", prism_location=None, job_endpoint=flink.endpoint, **flags)
+    workers = run(
+        shop, terminal=terminal, runner="FlinkRunner", prism_location=None, job_endpoint=flink.endpoint, **flags
+    )
     assert workers <= boot.pids()
     assert len(workers) == 2
     check_submission(shop, flink)

@@ -47,12 +47,12 @@ def run_bundle(fn: Any, elements: list[Any], **parameters: Any) -> list[Any]:
 
 def stage(scope: JobScope, settings: WriteSettings, elements: list[Any]) -> list[Any]:
     """A bundle of the step that stages."""
-    return run_bundle(_Stage(settings).scoped(scope, "Write/Stage"), elements)
+    return [part for _, part in run_bundle(_Stage(settings).scoped(scope, "Write/Stage"), elements)]
 
 
 def commit(scope: JobScope, settings: WriteSettings, staged: list[Any]) -> list[Any]:
     """The bundle of the step that commits."""
-    return run_bundle(_Commit(settings).scoped(scope, "Write/Commit"), [staged], window=GlobalWindow())
+    return run_bundle(_Commit(settings).scoped(scope, "Write/Commit"), [("", staged)], window=GlobalWindow())
 
 
 def launch(arguments: list[str]) -> None:

@@ -14,10 +14,15 @@ from datetime import timedelta
 from typing import Any
 
 import apache_beam as beam
+import fastavro
+import pyarrow as pa
 import pytest
+from apache_beam.io import fileio
 from apache_beam.io.filesystem import BeamIOError
 from apache_beam.io.filesystems import FileSystems
 from apache_beam.options.pipeline_options import PipelineOptions, SetupOptions
+from apache_beam.testing.util import assert_that, equal_to
+from pyarrow import parquet
 
 from beam_entra import EntraOptions
 from beam_entra.audit import check_segments
@@ -342,8 +347,10 @@ def test_where_storage_cannot_reach_the_source_the_bytes_are_carried(files: File
 
 
 @pytest.mark.parametrize("operation", ["PutBlock", "PutBlockList"])
-def test_a_rename_whose_copy_fails_deletes_nothing(files: Files, operation: str) -> None:
-    """The source is there, the target is not, and nobody was asked to delete."""
+def test_a_rename_whose_copy_fails_deletes_nothing(
+    files: Files, operation: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The source is there, the target is not, and nobody was asked to delete. Beam may say nothing of it; we do."""
     source = upload(files, "a.bin", LARGE)
     proxy = files.lake.cloud.proxy
     proxy.respond(409, "OperationTimedOut", where=matching(operation))
@@ -352,6 +359,8 @@ def test_a_rename_whose_copy_fails_deletes_nothing(files: Files, operation: str)
     assert files.lake.curated.list() == ["files/a.bin"]
     assert proxy.count(matching("DeleteBlob")) == 0
     assert files.records("delete_intended") == []
+    assert "not renamed" in caplog.text
+    assert "OperationTimedOut" in caplog.text
 
 
 def test_a_copy_that_is_not_what_was_copied_is_found(files: Files) -> None:
@@ -728,6 +737,44 @@ def test_beams_text_io_runs_as_the_job(lake: Any, runner: str) -> None:
     summary = lake.trail(p.report.job).verify()
     assert summary.counts["copied"] == 2
     assert summary.counts["deleted"] >= 2
+
+
+def test_beams_other_file_io_runs_as_the_job(lake: Any) -> None:
+    """Parquet, Avro and fileio in one pipeline: what is written is what was read, and a path not granted is refused."""
+    lake.raw.upload("in/a.txt", b"1\n2\n")
+    parquet.write_table(pa.table({"id": [3, 4]}), columns := io.BytesIO())
+    lake.raw.upload("in/b.parquet", columns.getvalue())
+    schema = {"type": "record", "name": "Row", "fields": [{"name": "id", "type": "long"}]}
+    fastavro.writer(blocks := io.BytesIO(), schema, [{"id": 5}])
+    lake.raw.upload("in/c.avro", blocks.getvalue())
+    here = lake.curated.url("files/")
+    manifest = lake.manifest(read=[lake.raw.url("in/"), here], write=[here], delete=[here])
+    with lake.pipeline(*RUNNERS["in one process"], manifest=manifest) as p:
+        found = p | fileio.MatchFiles(lake.raw.url("in/*.txt")) | fileio.ReadMatches()
+        rows = [
+            p | "Parquet" >> beam.io.ReadFromParquet(lake.raw.url("in/*.parquet")),
+            p | "Avro" >> beam.io.ReadFromAvro(lake.raw.url("in/*.avro")),
+        ]
+        ids = rows | beam.Flatten() | beam.Map(lambda row: str(row["id"]))
+        texts = found | beam.FlatMap(lambda file: file.read_utf8().split())
+        every = (ids, texts) | "All" >> beam.Flatten()
+        every | fileio.WriteToFiles(here, shards=1, sink=lambda _: fileio.TextSink())
+        refused = p | beam.Create([lake.raw.url("secret/a.txt")]) | beam.Map(is_refused)
+        assert_that(refused, equal_to([True]))
+    written = [line for name in lake.curated.list("files/") for line in lake.curated.download(name).split()]
+    assert sorted(written) == [b"1", b"2", b"3", b"4", b"5"]
+    trail = lake.trail(p.report.job)
+    trail.verify()
+    granted = ("in/a.txt", "in/b.parquet", "in/c.avro")
+    assert {each["path"] for each in trail.records("read")} >= {lake.raw.url(name) for name in granted}
+    assert [each["path"] for each in trail.records("denied")] == [lake.raw.url("secret/a.txt")]
+
+
+def is_refused(path: str) -> bool:
+    """Whether a worker may not read it."""
+    with pytest.raises(BeamIOError) as caught:
+        FileSystems.open(path)
+    return isinstance(caught.value.__cause__, NotGranted)
 
 
 def test_a_pattern_outside_the_grants_is_refused_when_the_pipeline_is_built(lake: Any) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from beam_entra import Lines
 from beam_entra.clock import utc_now
-from beam_entra.io.packs import Pack
+from beam_entra.io.packs import Pack, keyed
 from beam_entra.io.read import ReadFromBlob, _Decode, _ReadBlocks
 from beam_entra.paths import BlobPath
 from beam_entra.session import JobScope, Session
@@ -45,7 +45,7 @@ def test_a_process_that_reads_on_holds_no_more(lake: Any) -> None:
 
     def read(packs: int) -> None:
         for _ in range(packs):
-            pack = Pack([tiny(lake, next(numbers)) for _ in range(64)])
+            pack = keyed(Pack([tiny(lake, next(numbers)) for _ in range(64)]))
             blocks = fn.process(pack, fn.create_tracker(fn.initial_restriction(pack)))
             assert sum(len(decode.process(block)) for block in blocks) == 64
         session.settle()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import threading
+from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import apache_beam as beam
 import pytest
 from apache_beam.metrics.metric import Lineage
+from apache_beam.portability import common_urns
 from apache_beam.testing.util import assert_that, equal_to
 
 from beam_entra import BadRecord, Csv, JsonLines, Lines, ReadAllFromBlob, ReadFromBlob, ScopedPipeline
@@ -26,7 +28,7 @@ from beam_entra.errors import (
     NotGranted,
 )
 from beam_entra.io.match import match
-from beam_entra.io.packs import Pack
+from beam_entra.io.packs import Pack, keyed
 from beam_entra.io.read import ReadSettings, _ReadBlocks
 from beam_entra.io.source import BlobSource
 from beam_entra.paths import BlobPath, BlobPattern
@@ -534,6 +536,32 @@ def test_a_pipeline_that_reads_can_be_made_of_its_proto(lake: Any) -> None:
     assert len(again.to_runner_api().components.transforms) == len(proto.components.transforms)
 
 
+@pytest.mark.parametrize("kind", ["one", "each", "watched"])
+def test_what_is_shuffled_is_coded_alike_before_and_after(lake: Any, kind: str) -> None:
+    """A runner that shuffles in a way of its own, as Flink's does, hands the elements on as they came."""
+    pipeline, pattern = lake.pipeline(), lake.raw.url("in/*")
+    if kind == "each":
+        pipeline | beam.Create([pattern]) | ReadAllFromBlob()
+    else:
+        pipeline | ReadFromBlob(pattern, watch=10 if kind == "watched" else None)
+    components = pipeline.to_runner_api().components
+    (shuffle,) = (
+        each for each in components.transforms.values() if each.spec.urn == common_urns.composites.RESHUFFLE.urn
+    )
+    shuffled = [*shuffle.inputs.values(), *shuffle.outputs.values()]
+    coders = {components.pcollections[name].coder_id for name in shuffled}
+    assert [components.coders[coder].spec.urn for coder in coders] == [common_urns.coders.KV.urn]
+
+
+def test_a_read_is_a_few_steps_with_a_shuffle_that_runners_know(lake: Any) -> None:
+    """Each step costs Beam some milliseconds before the first byte; a runner may shuffle in a way of its own."""
+    pipeline = lake.pipeline()
+    pipeline | ReadFromBlob(lake.raw.url("in/*"))
+    kinds = Counter(each.spec.urn for each in pipeline.to_runner_api().components.transforms.values())
+    assert kinds[common_urns.primitives.PAR_DO.urn] == 5
+    assert kinds[common_urns.composites.RESHUFFLE.urn] == 1
+
+
 @pytest.mark.parametrize(
     ("lines", "blobs", "block_bytes"),
     [(8, 1, 64), (2, 1, 64), (2, 3, 64), (0, 2, 64)],
@@ -547,7 +575,7 @@ def test_a_blob_counts_as_read_when_its_end_has_been(lake: Any, lines: int, blob
     for name in names:
         lake.raw.upload(name, b"%015d\n" % 7 * lines)
     with session.bundle("look") as bundle:
-        pack = Pack([bundle.properties(BlobPath.parse(lake.raw.url(name))) for name in names])
+        pack = keyed(Pack([bundle.properties(BlobPath.parse(lake.raw.url(name))) for name in names]))
     settings = ReadSettings(
         format=Lines(),
         compression="auto",

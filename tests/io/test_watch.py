@@ -22,7 +22,7 @@ from beam_entra import JsonLines, Lines, ReadFromBlob, Watch
 from beam_entra.clock import utc_now
 from beam_entra.errors import BlobChanged, BlobNotFound, ConfigError, NotGranted
 from beam_entra.io.blocks import BadRecord
-from beam_entra.io.packs import Pack
+from beam_entra.io.packs import Pack, keyed
 from beam_entra.io.read import ReadSettings, _DecodeWatched, _DecodeWatchedBatches, _ReadWatched
 from beam_entra.io.watch import WatchBlobs, Watched, WatchTracker, event_time, stamped
 from beam_entra.paths import BlobPath
@@ -67,8 +67,8 @@ class Runner:
         rest = tracker.deferred_status()
         self.state, self.delay_s = (coder.encode(rest[0]), float(rest[1])) if rest else (None, None)
         self.watermark = estimator.current_watermark()
-        found = [blob for pack in packs for blob in pack.value]
-        self.times |= {blob.path.name: event_time(blob, pack.timestamp) for pack in packs for blob in pack.value}
+        found = [blob for pack in packs for blob in pack.value[1]]
+        self.times |= {blob.path.name: event_time(blob, pack.timestamp) for pack in packs for blob in pack.value[1]}
         return [blob.path.name for blob in found]
 
 
@@ -171,10 +171,11 @@ def test_no_blob_is_late_nor_later_than_it_was_found_whatever_it_travels_with(
         for number, at in enumerate(written)
     ]
     packs = list(stamped(blobs, promised, small_bytes=10, pack_blobs=4, pack_bytes=100))
-    assert sorted(str(blob.path) for pack in packs for blob in pack.value) == sorted(str(blob.path) for blob in blobs)
+    found = [blob for pack in packs for blob in pack.value[1]]
+    assert sorted(str(blob.path) for blob in found) == sorted(str(blob.path) for blob in blobs)
     for pack in packs:
         assert promised is None or pack.timestamp >= promised
-        for blob in pack.value:
+        for blob in pack.value[1]:
             assert event_time(blob, pack.timestamp) == event_time(blob, promised)
 
 
@@ -395,10 +396,10 @@ def reading(lake: Any) -> Iterator[Callable[..., list[Any]]]:
         )
         fn = _ReadWatched(settings, keep_gone=keep_gone).scoped(scope, "Read")
         fn._session = session
-        tracker = fn.create_tracker(fn.initial_restriction(pack))
+        tracker = fn.create_tracker(fn.initial_restriction(keyed(pack)))
         decode = (_DecodeWatchedBatches if batched else _DecodeWatched)(Lines(), keep_bad=keep_gone, job=scope.job)
         fn.start_bundle()
-        blocks = list(fn.process(pack, Timestamp(0), tracker))
+        blocks = list(fn.process(keyed(pack), Timestamp(0), tracker))
         fn.finish_bundle()
         assert {block.timestamp for block in blocks} <= {Timestamp(blob.last_modified.timestamp()) for blob in pack}
         return [element for block in blocks for element in decode.process(block.value)]
@@ -487,7 +488,7 @@ def test_a_long_blob_is_one_restriction(lake: Any) -> None:
     )
     pack = found(lake, "in/long")
     fn = _ReadWatched(settings, keep_gone=False).scoped(Runner(lake, Watch(1)).scope, "Read")
-    whole = fn.initial_restriction(pack)
+    whole = fn.initial_restriction(keyed(pack))
     assert (whole.start, whole.stop) == (0, 1)
 
 

@@ -327,7 +327,7 @@ class Sink:
         for part in fn.finish_bundle():
             (window,) = part.windows
             assert part.timestamp == window.max_timestamp()
-            staged[window].append(part.value)
+            staged[window].append(part.value[1])
         fn.teardown()
         return staged
 
@@ -337,7 +337,7 @@ class Sink:
         fn.start_bundle()
         info = PaneInfo(pane == 0, False, PaneInfoTiming.ON_TIME, pane, pane)
         try:
-            done = list(fn.process(parts, window, info))
+            done = list(fn.process(("", parts), window, info))
         except BaseException:
             fn.teardown()
             raise
@@ -453,7 +453,7 @@ def test_a_bundle_that_is_tried_again_leaves_nothing_of_the_first_try(lake: Any,
     staged = list(fn.finish_bundle())
     fn.teardown()
     for window in (FIRST, SECOND):
-        one.commit([part.value for part in staged if part.windows == (window,)], window)
+        one.commit([part.value[1] for part in staged if part.windows == (window,)], window)
     assert sorted(row["id"] for row in lake.written()) == list(range(100, 120))
 
 

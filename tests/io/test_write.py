@@ -31,9 +31,17 @@ from hypothesis import strategies as st
 
 from beam_entra import Bytes, Csv, Format, JsonLines, Lines, Parquet, ReadFromBlob, WriteToBlob
 from beam_entra.clock import utc_now
-from beam_entra.errors import AccessDenied, BlobExists, ConfigError, FormatError, NotGranted, StorageError
+from beam_entra.errors import (
+    AccessDenied,
+    BlobChanged,
+    BlobExists,
+    ConfigError,
+    FormatError,
+    NotGranted,
+    StorageError,
+)
 from beam_entra.io.batches import RecordBatchCoder
-from beam_entra.io.commit import _planned, commit
+from beam_entra.io.commit import MOST_PLANNED, _planned, commit
 from beam_entra.io.compression import Compression
 from beam_entra.io.formats import BlobFormat, BlockFormat, FileFormat
 from beam_entra.io.sink import AutoShards, FixedShards, Staged, WriteSettings, check_blocks, shards_of
@@ -603,7 +611,7 @@ def test_a_bundle_of_files_that_is_tried_again_leaves_nothing_of_the_first_try(l
         fn.start_bundle()
         for at in range(first, first + 20):
             fn.process(at)
-    staged = [windowed.value for windowed in fn.finish_bundle()]
+    staged = [windowed.value[1] for windowed in fn.finish_bundle()]
     fn.teardown()
     with open_session(scope).bundle("commit") as bundle:
         commit(bundle, settings, staged, COMMIT_ID)
@@ -721,7 +729,7 @@ def test_shards_of_different_deals_are_not_committed_together(lake: Any, element
     write_shard.start_bundle()
     staged = [
         {
-            shard: list(write_shard.process((shard, groups[shard]), GlobalWindow()))
+            shard: [part for _, part in write_shard.process((shard, groups[shard]), GlobalWindow())]
             for shard in (0, 1, _NOBODYS)
             if shard in groups
         }
@@ -735,10 +743,10 @@ def test_shards_of_different_deals_are_not_committed_together(lake: Any, element
     for shard in first.keys() | second.keys():
         mixed = {**first, shard: second.get(shard, [])}
         with pytest.raises(StorageError, match="dealt to shards twice") as caught:
-            list(step.process(list(itertools.chain.from_iterable(mixed.values())), GlobalWindow()))
+            list(step.process(("", itertools.chain.from_iterable(mixed.values())), GlobalWindow()))
         assert "again" in caught.value.hint
     assert lake.curated.list() == []
-    list(step.process(list(itertools.chain.from_iterable(second.values())), GlobalWindow()))
+    list(step.process(("", itertools.chain.from_iterable(second.values())), GlobalWindow()))
     assert numbers_in(ledgers(lake)) == elements
     for done in (write_shard, step):
         done.teardown()
@@ -767,6 +775,26 @@ def test_nothing_is_visible_before_the_commit_and_nothing_unfinished_after(lake:
         if in_output(lake, "PutBlockList")(exchange.request)
     ]
     assert order == ["_COMMITTING", "part-00000-of-00001.jsonl", "_SUCCESS"]
+
+
+def test_a_commit_is_told_when_all_of_it_is_recorded(lake: Any, bundle: Any) -> None:
+    """Not while the record of the last blob is under way, though the blob is there."""
+    settings = settings_for(lake, shards=1)
+    stager = stager_for(bundle, settings)
+    stager.add({"id": 1})
+    staged = stager.finish()
+
+    def behind_success(request: Any) -> bool:
+        return request.operation == "AppendBlock" and "out/_SUCCESS" in lake.curated.list()
+
+    held = lake.cloud.proxy.hold(where=behind_success, times=1)
+    with ThreadPoolExecutor(1) as pool:
+        committing = pool.submit(commit, bundle, settings, staged, COMMIT_ID)
+        held.gate.wait_for_arrivals()
+        with pytest.raises(TimeoutError):
+            committing.result(0.3)
+        held.gate.open()
+        assert [blob.rows for blob in committing.result(20)] == [1]
 
 
 def test_a_writer_needs_nothing_but_to_write_blocks(lake: Any) -> None:
@@ -1076,15 +1104,19 @@ def test_a_commit_whose_answers_are_lost_ends_the_same(lake: Any, bundle: Any) -
 def test_an_overwrite_whose_answers_are_lost_ends_the_same(lake: Any, bundle: Any) -> None:
     """Each request of the step in turn: over an earlier run, with a shard to be emptied, and run again afterwards."""
     full, requests = settings_for(lake, shards=3, overwrite=True), 9
+
+    def writing(request: StorageRequest) -> bool:
+        return in_output(lake)(request) and request.operation.startswith("Put")
+
     for nth in range(requests):
         commit(bundle, full, stage(bundle, full, [{"id": at} for at in range(30)]), str(uuid.uuid4()))
         staged, commit_id = stage(bundle, full, [{"id": at} for at in range(2)]), str(uuid.uuid4())
         before = len(lake.cloud.proxy.requests)
-        fault = lake.cloud.proxy.lose_answer(where=in_output(lake), times=1, skip=nth)
+        fault = lake.cloud.proxy.lose_answer(where=writing, times=1, skip=nth)
         commit(bundle, full, staged, commit_id)
         assert fault.hits == 1
         lake.cloud.proxy.clear_faults()
-        seen = [each for each in lake.cloud.proxy.requests[before:] if in_output(lake)(each.request)]
+        seen = [each for each in lake.cloud.proxy.requests[before:] if writing(each.request)]
         assert len(seen) > requests, "the one that was lost, and its retry"
         commit(bundle, full, staged, commit_id)
         ids, blobs = outcome(lake, "out/")
@@ -1171,8 +1203,8 @@ def test_a_marker_stays_small() -> None:
     few, many = (
         Staged(path="a", size_bytes=1, rows=1, unique=True, blocks=("AAAA",) * count) for count in (100_000, 100_001)
     )
-    assert [len(blob["blocks"]) for blob in _planned({"a": [few], "b": [few]})] == [100_000] * 2
-    assert _planned({"a": [few], "b": [many]}) == ["a", "b"]
+    assert [len(blob["blocks"]) for blob in _planned({"a": [few], "b": [few]}, MOST_PLANNED)] == [100_000] * 2
+    assert _planned({"a": [few], "b": [many]}, MOST_PLANNED) == ["a", "b"]
 
 
 def test_who_takes_up_a_commit_reads_its_marker_and_nothing_else(lake: Any, bundle: Any) -> None:
@@ -1259,6 +1291,191 @@ def test_a_zombie_of_another_job_cannot_commit_over_the_one_that_came_first(
     assert {value["id"] for value in lake.written()} == {"winner"}
 
 
+def everything(lake: Any) -> dict[str, tuple[bytes, str]]:
+    """Content and ETag of all that is visible."""
+    return {name: (lake.curated.download(name), lake.etag(lake.curated, name)) for name in lake.curated.list()}
+
+
+@pytest.mark.parametrize(
+    ("format", "other_job", "existed"),
+    [
+        (JsonLines(), False, False),
+        (JsonLines(), True, True),
+        (Csv(["id"]), False, True),
+        (Csv(["id"]), True, False),
+    ],
+    ids=["json-attempt-new", "json-job-replaced", "csv-attempt-replaced", "csv-job-new"],
+)
+def test_a_zombie_cannot_empty_what_its_successor_has_filled(
+    lake: Any, sessions: Callable[[JobScope], Session], format: Format, other_job: bool, existed: bool
+) -> None:
+    """It is to commit a shard without rows, and is paused; its successor overwrites all, that shard with rows."""
+    settings = settings_for(lake, format, shards=2, block_bytes=60, overwrite=True)
+    scope = JobScope.launch(lake.manifest(), now=utc_now())
+    empty = settings.shard(1)
+    zombie, successor = (sessions(scope).bundle(name) for name in ("zombie", "successor"))
+    if existed:
+        commit(successor, settings, stage(successor, settings, [{"id": at} for at in range(9)]), str(uuid.uuid4()))
+    held = lake.cloud.proxy.hold(
+        where=lambda request: in_output(lake, "PutBlockList")(request) and request.blob == empty.name, times=1
+    )
+    few = [part for part in stage(zombie, settings, [{"id": at} for at in range(9)]) if part.path != str(empty)]
+    with ThreadPoolExecutor(1) as pool:
+        # Of so many blocks that the marker does not name them: else the successor would finish what was begun.
+        late = pool.submit(commit, zombie, settings, few, COMMIT_ID, most_planned=0)
+        held.gate.wait_for_arrivals()
+        many = stage(successor, settings, [{"id": at} for at in range(20, 50)])
+        done = commit(successor, settings, many, str(uuid.uuid4()) if other_job else COMMIT_ID)
+        assert all(blob.rows for blob in done)
+        before = everything(lake)
+        held.gate.open()
+        with pytest.raises(BlobChanged, match="no longer what it was when this commit began") as caught:
+            late.result()
+    assert str(empty) in str(caught.value)
+    assert everything(lake) == before
+    assert lake.success()["state"] == "complete"
+
+
+def test_who_finishes_an_overwrite_replaces_what_was_there_when_it_began(
+    lake: Any, sessions: Callable[[JobScope], Session]
+) -> None:
+    """Not what another job has written since: the versions are in the plan that it takes up."""
+    settings = settings_for(lake, shards=2, block_bytes=60, overwrite=True)
+    scope = JobScope.launch(lake.manifest(), now=utc_now())
+    zombie, successor = (sessions(scope).bundle(name) for name in ("zombie", "successor"))
+    where, empty = in_output(lake, "PutBlockList"), settings.shard(1)
+    few = [part for part in stage(zombie, settings, [{"id": at} for at in range(9)]) if part.path != str(empty)]
+    lake.cloud.proxy.respond(
+        403, "AuthorizationFailure", where=lambda request: where(request) and request.blob == empty.name
+    )
+    with pytest.raises(AccessDenied):
+        commit(zombie, settings, few, COMMIT_ID)
+    lake.cloud.proxy.clear_faults()
+    held = lake.cloud.proxy.hold(where=lambda request: where(request) and request.blob == empty.name, times=1)
+    with ThreadPoolExecutor(1) as pool:
+        late = pool.submit(commit, zombie, settings, [], COMMIT_ID)
+        held.gate.wait_for_arrivals()
+        many = stage(successor, settings, [{"id": at} for at in range(20, 50)])
+        commit(successor, settings, many, str(uuid.uuid4()))
+        before = everything(lake)
+        held.gate.open()
+        with pytest.raises(BlobChanged):
+            late.result()
+    assert everything(lake) == before
+
+
+@pytest.mark.parametrize("paused", ["_COMMITTING", "_SUCCESS"])
+def test_a_zombie_that_is_paused_at_a_marker_changes_nothing(
+    lake: Any, sessions: Callable[[JobScope], Session], paused: str
+) -> None:
+    """Another job overwrites all meanwhile; its `_COMMITTING` and its `_SUCCESS` stay, too."""
+    settings = settings_for(lake, shards=2, block_bytes=60, overwrite=True)
+    scope = JobScope.launch(lake.manifest(), now=utc_now())
+    zombie, successor = (sessions(scope).bundle(name) for name in ("zombie", "successor"))
+    rows = [{"id": at} for at in range(9)]
+    commit(successor, settings, stage(successor, settings, rows), str(uuid.uuid4()))
+    held = lake.cloud.proxy.hold(
+        where=lambda request: in_output(lake, "PutBlockList")(request) and request.blob == f"out/{paused}", times=1
+    )
+    with ThreadPoolExecutor(1) as pool:
+        late = pool.submit(commit, zombie, settings, [], COMMIT_ID)
+        held.gate.wait_for_arrivals()
+        commit(successor, settings, stage(successor, settings, rows), str(uuid.uuid4()))
+        before = everything(lake)
+        held.gate.open()
+        with pytest.raises(BlobExists if paused == "_COMMITTING" else BlobChanged):
+            late.result()
+    assert everything(lake) == before
+
+
+def test_a_job_that_was_overtaken_before_its_commit_empties_nothing(
+    lake: Any, sessions: Callable[[JobScope], Session]
+) -> None:
+    """Its blocks are gone: it fails at them before it comes to its shards without rows."""
+    settings = settings_for(lake, shards=2, block_bytes=60, overwrite=True)
+    scope = JobScope.launch(lake.manifest(), now=utc_now())
+    zombie, successor = (sessions(scope).bundle(name) for name in ("zombie", "successor"))
+    first = stage(zombie, settings, [{"id": 0}])
+    commit(successor, settings, stage(successor, settings, [{"id": at} for at in range(9)]), str(uuid.uuid4()))
+    parts = {name: lake.curated.download(name) for name in lake.parts()}
+    with pytest.raises(StorageError, match="not there any more"):
+        commit(zombie, settings, first, COMMIT_ID)
+    assert {name: lake.curated.download(name) for name in lake.parts()} == parts
+
+
+@pytest.mark.parametrize("format", [JsonLines(), Csv(["id"])], ids=["json", "csv"])
+def test_an_overwrite_is_finished_as_it_was_begun(lake: Any, bundle: Any, format: Format) -> None:
+    """An attempt that has other rows in each shard takes up the first one's plan, the shards without rows too."""
+    settings = settings_for(lake, format, shards=3, block_bytes=60, overwrite=True)
+    commit(bundle, settings, stage(bundle, settings, [{"id": f"old-{at}"} for at in range(30)]), str(uuid.uuid4()))
+    where = in_output(lake, "PutBlockList")
+    fault = lake.cloud.proxy.respond(
+        403, "AuthorizationFailure", where=lambda request: where(request) and "part-" in request.blob, skip=2
+    )
+    first = [part for part in stage(bundle, settings, [{"id": at} for at in range(30)]) if "part-00001" in part.path]
+    with pytest.raises(AccessDenied):
+        commit(bundle, settings, first, COMMIT_ID)
+    fault.clear()
+    assert lake.success()["state"] == "in progress"
+    for _ in range(2):
+        done = commit(bundle, settings, stage(bundle, settings, [{"id": "new"}] * 30), COMMIT_ID)
+        assert [blob.rows for blob in done] == [0, sum(part.rows for part in first), 0]
+        content = b"".join(lake.curated.download(name) for name in lake.parts())
+        assert b"old" not in content
+        assert b"new" not in content
+        assert [blob["etag"] for blob in lake.success()["blobs"]] == [lake.etag(lake.curated, n) for n in lake.parts()]
+
+
+def test_a_commit_whose_marker_names_no_blocks_is_not_finished(lake: Any, bundle: Any) -> None:
+    """There were too many: another attempt is refused, and what the first has committed stays."""
+    settings = settings_for(lake, shards=2, block_bytes=60)
+    rows = [{"id": at} for at in range(9)]
+    first, again = stage(bundle, settings, rows), stage(bundle, settings, rows)
+    most = sum(len(part.blocks) for part in first) - 1
+    where = in_output(lake, "PutBlockList")
+    fault = lake.cloud.proxy.respond(
+        403, "AuthorizationFailure", where=lambda request: where(request) and "_SUCCESS" in request.blob
+    )
+    with pytest.raises(AccessDenied):
+        commit(bundle, settings, first, COMMIT_ID, most_planned=most)
+    fault.clear()
+    before = everything(lake)
+    assert json.loads(before["out/_COMMITTING"][0])["blobs"] == sorted(part.path for part in first)
+    with pytest.raises(BlobExists, match="has begun before"):
+        commit(bundle, settings, again, COMMIT_ID, most_planned=most)
+    assert everything(lake) == before
+    commit(bundle, settings, first, COMMIT_ID, most_planned=most)
+    assert outcome(lake, "out/")[0] == list(range(9))
+
+
+def test_who_overwrites_reads_no_content(lake: Any, bundle: Any) -> None:
+    """The marker alone is read; of `_SUCCESS` and the shards that get no rows, the version is asked for."""
+    settings = settings_for(lake, shards=2, block_bytes=60, overwrite=True)
+    commit(bundle, settings, stage(bundle, settings, [{"id": at} for at in range(9)]), str(uuid.uuid4()))
+    lake.cloud.proxy.clear()
+    staged = [part for part in stage(bundle, settings, [{"id": at} for at in range(9)]) if "part-00000" in part.path]
+    commit(bundle, settings, staged, COMMIT_ID)
+    asked = [each.request for each in lake.cloud.proxy.requests if each.request.method in {"GET", "HEAD"}]
+    assert {(request.parameters["sp"], request.parameters["sr"]) for request in asked} == {("r", "b")}
+    assert {request.blob for request in asked if request.method == "GET"} == {"out/_COMMITTING"}
+    assert {request.blob for request in asked} == {"out/_COMMITTING", "out/_SUCCESS", settings.shard(1).name}
+
+
+def test_who_may_only_write_overwrites_shards_with_rows(lake: Any, bundle: Any) -> None:
+    """An identity that may not read: blobs are replaced by others; by an empty one none is, and nothing is visible."""
+    settings = settings_for(lake, shards=2, block_bytes=60, overwrite=True)
+    rows = [{"id": at} for at in range(9)]
+    commit(bundle, settings, stage(bundle, settings, rows), str(uuid.uuid4()))
+    lake.cloud.proxy.without_role(where=in_output(lake, "GetBlob"))
+    lake.cloud.proxy.without_role(where=in_output(lake, "GetBlobProperties"))
+    commit(bundle, settings, stage(bundle, settings, rows), str(uuid.uuid4()))
+    assert outcome(lake, "out/")[0] == list(range(9))
+    before = everything(lake)
+    with pytest.raises(AccessDenied, match="without rows: it might be another job's; nothing was made visible"):
+        commit(bundle, settings, stage(bundle, settings, rows[:1]), str(uuid.uuid4()))
+    assert everything(lake) == before
+
+
 def test_staging_survives_what_a_network_does(lake: Any) -> None:
     """Resets, throttling and lost answers while staging neither lose nor double a record."""
     faults = [
@@ -1293,7 +1510,7 @@ def test_a_bundle_that_is_tried_again_in_the_same_process_holds_nothing_of_the_f
         fn.start_bundle()
         for at in range(20):
             fn.process({"id": at})
-    staged = [windowed.value for windowed in fn.finish_bundle()]
+    staged = [windowed.value[1] for windowed in fn.finish_bundle()]
     fn.teardown()
     assert sum(part.rows for part in staged) == 20
     with open_session(scope).bundle("commit") as bundle:

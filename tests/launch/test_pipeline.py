@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
+import pickle
 import signal
 import subprocess
 import sys
@@ -17,7 +19,7 @@ from typing import Any
 import apache_beam as beam
 import grpc
 import pytest
-from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
+from apache_beam.options.pipeline_options import GoogleCloudOptions, PipelineOptions, StandardOptions
 from apache_beam.portability.api import beam_job_api_pb2, beam_job_api_pb2_grpc
 from apache_beam.runners.portability.portable_runner import PipelineResult
 from apache_beam.runners.runner import PipelineRunner
@@ -448,6 +450,38 @@ def test_a_job_leaves_the_callers_options_as_they_were(lake: Any) -> None:
         second | ReadFromBlob(lake.raw.url("in/*"))
     assert not second.options.view_as(StandardOptions).streaming
     assert second.scope.job != first.scope.job
+
+
+@pytest.mark.parametrize("flags", [[], ["--no_wait_until_finish"]], ids=["waits", "does not"])
+def test_a_launcher_that_waits_ends_its_session_before_it_seals(lake: Any, flags: list[str]) -> None:
+    """So the ends of bundles in its process need not be waited for; whoever seals another trail may be anybody."""
+    lake.raw.upload("in/a", b"1\n")
+    with ScopedPipeline(options=EntraOptions(["--runner=FnApiRunner", *flags]), access_manifest=lake.manifest()) as p:
+        p | ReadFromBlob(lake.raw.url("in/*"))
+        session = p.session
+    assert session.ends_before_seal is not bool(flags)
+    if flags:
+        p.seal()
+    (opened, closed) = (lake.trail(p.scope.job).records(kind) for kind in ("bundle_opened", "bundle_closed"))
+    assert len(opened) == len(closed) > 2
+
+
+def test_a_view_of_the_options_is_made_once_and_shows_what_all_show() -> None:
+    """Whoever sets an option; a copy has views of its own, and nothing that is pickled has any."""
+    options = EntraOptions(["--no_progress", "--job_name=orders"])
+    assert options.view_as(GoogleCloudOptions) is options.view_as(GoogleCloudOptions)
+    assert options.view_as(GoogleCloudOptions).job_name == "orders"
+    options.view_as(StandardOptions).streaming = True
+    assert options.view_as(EntraOptions).no_progress
+    for copied in (copy.deepcopy(options), pickle.loads(pickle.dumps(options))):  # noqa: S301 - our own
+        assert copied.view_as(StandardOptions).streaming
+        copied.view_as(StandardOptions).streaming = False
+        copied.view_as(EntraOptions).no_progress = False
+        assert not copied.get_all_options()["streaming"]
+        assert not copied.no_progress
+    assert options.view_as(StandardOptions).streaming
+    assert options.no_progress
+    assert "StandardOptions" not in repr(pickle.dumps(options))
 
 
 def test_flags_say_manifest_and_endpoints(lake: Any) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import os
 import re
 import signal
 import subprocess
@@ -14,6 +15,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, redirect_stderr, redirect_stdout
 from datetime import timedelta
+from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, cast
 
@@ -486,3 +488,31 @@ def test_a_terminal_that_hangs_up_does_not_fail_the_job(lake: Any, terminal: Ter
     assert report["outcome"] == "ok"
     assert len(lake.written()) == 2 * RECORDS
     lake.only_trail().verify()
+
+
+def test_what_a_terminal_that_hung_up_has_not_taken_fails_no_exit(terminal: Terminal) -> None:
+    """Python flushes standard error when it ends, and gives 120 where that fails."""
+    lines = [
+        "import contextlib, sys",
+        "from beam_entra.launch.progress import drawn",
+        "with drawn(lambda: 'at work', sys.stderr):",
+        "    sys.stdin.read()",
+        "    with contextlib.suppress(OSError):",
+        "        print('nobody reads this', file=sys.stderr)",
+    ]
+    command = [sys.executable, "-c", "\n".join(lines)]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=terminal.slave, env=environment) as launched:
+        terminal.wait_for("at work")
+        terminal.hang_up()
+        launched.communicate(timeout=60)
+    assert launched.returncode == 0
+
+
+def test_a_file_in_place_of_a_terminal_is_left_as_it_is(tmp_path: Path) -> None:
+    """What is written to it behind the block is there."""
+    with (tmp_path / "log").open("w", encoding="utf-8") as log:
+        with drawn(lambda: "at work", log):
+            pass
+        log.write("done")
+    assert (tmp_path / "log").read_text(encoding="utf-8") == "done"

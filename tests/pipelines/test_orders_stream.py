@@ -15,8 +15,8 @@ from tests.pipelines.conftest import ROOT, Shop, ended
 SHIPPED = ROOT / "pipelines" / "orders_stream.access.toml"
 
 
-def manifest(shop: Shop) -> Path:
-    """The shipped manifest, for this test's cloud and containers."""
+def manifest(shop: Shop, *changes: tuple[str, str]) -> Path:
+    """The shipped manifest, for this test's cloud and containers, with pieces of its text changed."""
     text = SHIPPED.read_text(encoding="utf-8")
     for old, new in [
         ("contoso.onmicrosoft.com", shop.cloud.tenant_id),
@@ -24,6 +24,7 @@ def manifest(shop: Shop) -> Path:
         ("raw@", f"{shop.raw.name}@"),
         ("curated@", f"{shop.curated.name}@"),
         ("audit@", f"{shop.audit.name}@"),
+        *changes,
     ]:
         assert old in text, f"the manifest has no {old}"
         text = text.replace(old, new)

@@ -17,7 +17,7 @@ from tests.pipelines.conftest import ROOT, Ended, Shop
 SAMPLE = ROOT / "pipelines" / "orders.yaml"
 
 
-def run(shop: Shop, *changes: tuple[str, str], runner: str = "DirectRunner") -> Ended:
+def run(shop: Shop, *changes: tuple[str, str], manifest: Path | None = None, runner: str = "DirectRunner") -> Ended:
     """Launch the sample, its containers made to fit the test's."""
     text = SAMPLE.read_text(encoding="utf-8")
     for old, new in [("raw@", f"{shop.raw.name}@"), ("curated@", f"{shop.curated.name}@"), *changes]:
@@ -27,7 +27,7 @@ def run(shop: Shop, *changes: tuple[str, str], runner: str = "DirectRunner") -> 
     pipeline.write_text(text, encoding="utf-8")
     flags = [
         f"--yaml_pipeline_file={pipeline}",
-        f"--access_manifest={shop.manifest()}",
+        f"--access_manifest={manifest or shop.manifest()}",
         f"--access_endpoints={shop.cloud.endpoints_file}",
         f"--job_report={shop.report_file}",
         f"--runner={runner}",
@@ -105,10 +105,11 @@ def test_a_path_outside_the_grants_is_refused(shop: Shop) -> None:
 
 
 def test_beams_own_file_io_runs_as_the_job_too(shop: Shop) -> None:
-    """`ReadFromText` of Beam YAML on an abfss:// path."""
+    """`ReadFromText` and `WriteToText` of Beam YAML on abfss:// paths, the latter beside `WriteToBlob`."""
     shop.upload_sample(50)
     text = SAMPLE.read_text(encoding="utf-8")
     begin = text[text.index("    - type: ReadFromBlob") :]
+    here = shop.curated.url("orders/yaml/text/")
     only_text = f"""    - type: ReadFromText
       name: Text
       config:
@@ -119,9 +120,20 @@ def test_beams_own_file_io_runs_as_the_job_too(shop: Shop) -> None:
       config:
         path: "{shop.curated.url("orders/yaml/clean/")}"
         format: text
+    - type: WriteToText
+      name: Beam's copy
+      input: Text
+      config:
+        path: "{here}copy"
 """
     fitted = begin.replace("raw@", f"{shop.raw.name}@").replace("curated@", f"{shop.curated.name}@")
-    done = run(shop, (fitted, only_text))
+    manifest = shop.manifest(("[grants]\nread = [", f'[grants]\ndelete = ["{here}"]\nread = [\n    "{here}",'))
+    done = run(shop, (fitted, only_text), manifest=manifest)
     assert done.status == 0, done.said
     names = [name for name in shop.raw.list("orders/") if name.endswith(".jsonl")]
-    assert len(written(shop, "clean")) == sum(len(shop.raw.download(name).splitlines()) for name in names)
+    lines = sorted(line for name in names for line in shop.raw.download(name).decode().splitlines())
+    assert sorted(written(shop, "clean")) == lines
+    copies = shop.curated.list("orders/yaml/text/")
+    assert sorted(line for name in copies for line in shop.curated.download(name).decode().splitlines()) == lines
+    summary = verify(shop.trail(), seal_digest=shop.report()["seal_digest"])
+    assert summary.counts["copied"] == len(copies)

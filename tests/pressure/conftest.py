@@ -85,12 +85,14 @@ def measure(lake: Lake) -> Measure:
     return run
 
 
-def put_pattern(lake: Lake, container: LocalContainer, name: str, block: bytes, times: int, end: bytes = b"") -> None:
+def put_pattern(
+    lake: Lake, container: LocalContainer, name: str, block: bytes, times: int, *, begin: bytes = b"", end: bytes = b""
+) -> None:
     """A blob of the same block again and again, which Azurite holds once: a block list may name a block many times."""
     client = lake.cloud.admin.client(container.account).get_blob_client(container.name, name)
-    client.stage_block("block", block)
-    ids = ["block"] * times
-    if end:
-        client.stage_block("close", end)
-        ids.append("close")
+    ids = []
+    for block_id, data, count in (("begin", begin, 1), ("block", block, times), ("close", end, 1)):
+        if data:
+            client.stage_block(block_id, data)
+            ids += [block_id] * count
     client.commit_block_list([BlobBlock(block_id) for block_id in ids])

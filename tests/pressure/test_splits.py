@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from beam_entra import Lines, ReadFromBlob
 from beam_entra.io.blocks import BadRecord, Block
+from beam_entra.io.packs import Pack, keyed
 from beam_entra.io.read import _ReadBlocks
 from beam_entra.paths import BlobPath
 from beam_entra.session import BundleSession
@@ -47,7 +48,7 @@ class Reader:
     def __init__(self, bundle: BundleSession, blob: BlobProperties, block_bytes: int) -> None:
         self._fn = _ReadBlocks(ReadFromBlob(str(blob.path), Lines(), block_bytes=block_bytes)._settings)
         self._fn._session, self._fn._bundle = bundle.session, bundle
-        self._pack = (blob,)
+        self._pack = keyed(Pack((blob,)))
 
     def restrictions(self) -> list[OffsetRange]:
         """Those that a runner begins with."""

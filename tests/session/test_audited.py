@@ -171,6 +171,68 @@ def test_the_record_is_written_while_the_bytes_are_on_the_way(watched):
             assert reading.result(20) == DATA[:1000]
 
 
+@pytest.mark.parametrize("before_seal", [False, True])
+def test_the_end_of_a_bundle_is_waited_for_where_the_trail_may_be_sealed_before_it(watched, before_seal):
+    """A launcher closes its own session first."""
+    job, session, _ = watched
+    if before_seal:
+        session.ends_before_seal = True
+    bundle = session.bundle("work")
+    bundle.settle()
+    held = job.cloud.proxy.hold(where=matching("AppendBlock"))
+    with ThreadPoolExecutor(1) as pool:
+        closing = pool.submit(bundle.close)
+        held.gate.wait_for_arrivals()
+        with suppress(TimeoutError):
+            closing.result(20 if before_seal else 0.3)
+        ended = closing.done()
+        held.gate.open()
+    assert ended is before_seal
+    session.close()
+    assert [record["outcome"] for record in job.records("bundle_closed")][-1:] == ["ok"]
+
+
+@pytest.mark.parametrize("act", [BundleSession.stage, BundleSession.sas], ids=["staged", "a SAS"])
+def test_what_a_bundle_did_is_waited_for_whatever_closes_first(watched, act):
+    """A SAS, too, that was presented for nothing."""
+    job, session, _ = watched
+    session.ends_before_seal = True
+    bundle = session.bundle("work")
+    bundle.settle()
+    held = job.cloud.proxy.hold(where=matching("AppendBlock"))
+    act(bundle, job.target(), *((new_block_id(), b"x") if act is BundleSession.stage else (Permission.WRITE,)))
+    with ThreadPoolExecutor(1) as pool:
+        closing = pool.submit(bundle.close)
+        held.gate.wait_for_arrivals()
+        with suppress(TimeoutError):
+            closing.result(0.3)
+        ended = closing.done()
+        held.gate.open()
+    assert not ended
+
+
+def test_a_commit_that_nobody_waits_for_is_durable_before_the_next_begins(watched):
+    """So that a blob which says that all others are there comes behind their records."""
+    job, session, _ = watched
+    first, second = job.target("orders/1"), job.target("orders/2")
+    facts = {"commit_id": "c", "size_bytes": 1, "rows": 1, "content_type": "text/plain"}
+    with session.bundle("work") as bundle:
+        for path in (first, second):
+            bundle.stage(path, "AAAA", b"x")
+        bundle.settle()
+        held = job.cloud.proxy.hold(where=matching("AppendBlock"), skip=1)  # behind the intention
+        bundle.commit(first, ["AAAA"], settle=False, **facts)
+        held.gate.wait_for_arrivals()
+        with ThreadPoolExecutor(1) as pool:
+            committing = pool.submit(bundle.commit, second, ["AAAA"], **facts)
+            with pytest.raises(TimeoutError):
+                committing.result(0.3)
+            assert job.curated.list() == [first.name]
+            held.gate.open()
+            committing.result(20)
+    assert job.curated.list() == [first.name, second.name]
+
+
 def test_a_lost_answer_of_the_audit_costs_nothing(job):
     """Appends and creations whose answers are lost are found to be done; the trail has every record once."""
     for operation in ("PutBlob", "AppendBlock"):

@@ -767,6 +767,16 @@ def test_no_thread_is_left(job):
     assert [thread.name for thread in left if thread.name.startswith("beam-entra")] == []
 
 
+def test_threads_that_bundles_shared_end_though_somebody_holds_the_pool(job):
+    """As the traceback of an interrupt does; the interpreter would wait for them at its end."""
+    session = job.session()
+    pool = session.resource("threads", lambda: ThreadPoolExecutor(1))
+    thread = pool.submit(threading.current_thread).result()
+    session.close()
+    thread.join(30)
+    assert not thread.is_alive()
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="only where processes fork")
 @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork.*:DeprecationWarning")
 def test_a_forked_child_has_its_own_session(job):

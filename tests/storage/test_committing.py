@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from beam_entra.access import AccountSettings
-from beam_entra.errors import AccessDenied, BlobExists, BlobNotFound, StorageError
+from beam_entra.errors import AccessDenied, BlobChanged, BlobExists, BlobNotFound, StorageError
 from beam_entra.storage import BlobService, Commit, new_block_id
 from beam_entra.testing.storage_requests import matching
 from tests.storage.conftest import Desk
@@ -15,7 +15,7 @@ PUT_BLOCK = matching("PutBlock")
 
 
 def commit(
-    desk: Desk, blocks: list[str], *, overwrite: bool = False, only_replace: bool = False, commit_id: str = "commit-1"
+    desk: Desk, blocks: list[str], *, overwrite: bool = False, replaces: str = "", commit_id: str = "commit-1"
 ) -> Commit:
     """Commit `a.jsonl` with a writer's SAS."""
     return desk.service.commit(
@@ -25,8 +25,8 @@ def commit(
         desk.next_id(),
         commit_id=commit_id,
         content_type="application/jsonl",
-        overwrite=overwrite or only_replace,
-        only_replace=only_replace,
+        overwrite=overwrite or bool(replaces),
+        replaces=replaces,
     )
 
 
@@ -205,13 +205,31 @@ def test_an_empty_commit_that_is_refused_is_not_confirmed(desk, status):
 def test_replacing_needs_a_blob_that_is_there(desk):
     """A blob that is there is replaced, a lost answer found to be done; where there is none, none is made."""
     with pytest.raises(BlobNotFound, match="no blob to replace"):
-        commit(desk, staged(desk, b"new\n"), only_replace=True)
+        commit(desk, staged(desk, b"new\n"), replaces="*")
     assert desk.container.list() == []
     desk.container.upload("a.jsonl", b"old\n")
-    assert not commit(desk, staged(desk, b"new\n"), only_replace=True).confirmed
+    assert not commit(desk, staged(desk, b"new\n"), replaces="*").confirmed
     desk.cloud.proxy.lose_answer(where=PUT_LIST, times=1)
-    assert commit(desk, staged(desk, b"newer\n"), only_replace=True).confirmed
+    assert commit(desk, staged(desk, b"newer\n"), replaces="*").confirmed
     assert desk.container.download("a.jsonl") == b"newer\n"
+
+
+def test_one_version_is_replaced_and_no_other(desk):
+    """With blocks, where a lost answer is found to be done, and without; what somebody wrote meanwhile stays."""
+    desk.container.upload("a.jsonl", b"old\n")
+    seen = properties(desk).etag
+    desk.cloud.proxy.lose_answer(where=PUT_LIST, times=1)
+    blocks = staged(desk, b"new\n")
+    done = commit(desk, blocks, replaces=seen)
+    assert done.confirmed
+    assert commit(desk, blocks, replaces=seen).confirmed
+    with pytest.raises(BlobExists, match="exists already"):
+        commit(desk, staged(desk, b"other\n"), replaces=seen)
+    with pytest.raises(BlobChanged):
+        commit(desk, [], replaces=seen)
+    assert desk.container.download("a.jsonl") == b"new\n"
+    assert not commit(desk, [], replaces=properties(desk).etag).confirmed
+    assert desk.container.download("a.jsonl") == b""
 
 
 def test_a_refusal_of_the_confirmation_is_told(desk):

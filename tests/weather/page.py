@@ -50,10 +50,10 @@ there.
   fifth of a second and double, up to ten, each between half of that and all of it: an outage of six seconds is
   survived. `Retry-After` is kept, and a request that should wait for more than two minutes fails at once. Each
   attempt is authorised anew, so none carries a SAS that ended in the pause.
-* **A body that breaks off** is asked for again from the byte it has come to. Seven attempts in a row that bring nothing
+* **A body that breaks off** is asked for again from the byte it has come to. Six attempts in a row that bring nothing
   are the end; as long as some bytes come, there is none.
 * **A slow answer** is one that waits 60 seconds for a byte, or brings less than 64 KiB in 30 seconds of waiting. It
-  is given up, and a read goes on from its byte; seven slow ones in a row are the end. A request that the service takes
+  is given up, and a read goes on from its byte; six slow ones in a row are the end. A request that the service takes
   in slowly has 60 seconds.
 * **A claims challenge** leads to one new token with these claims, under `scoping = "bearer"` and for delegation keys.
 * **A signature that Storage takes for none**, as when the account's delegation keys are revoked, leads to one new key,

@@ -7,9 +7,13 @@ ones that it stumbles over are found and left out. What is left out is for Pytho
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache, partial
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -18,6 +22,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.json as pj
 
+from beam_entra.cpus import cpus
 from beam_entra.errors import ConfigError, Diagnosis
 from beam_entra.io.formats.line_bounds import Mask, Positions, line_bounds, lines_at, not_utf8
 
@@ -33,6 +38,8 @@ _LONG_NUMBER = re.compile(rb"(?<!\d)\d{300}")  # no double; and Python refuses i
 _NO_JSON = (re.compile(rb"NaN[\s,\]}]"), re.compile(rb"Inf(?:inity)?[\s,\]}]"))
 _ROW = re.compile(r" in row (\d+)$")
 _FEW, _PIECE = 8, 256
+_PIECE_BYTES = 1 << 19  # a millisecond's work; to have another thread begin takes a twentieth
+_CPUS = cpus(4)
 _ATTEMPTS = 3000  # each costs 50 to 100 microseconds
 _MOST_CELLS = 1 << 24  # of columns that are found in the data: each row has a place for each, be it null
 _FIELD_BYTES = 5  # of a field at least: `"":1,`
@@ -62,7 +69,9 @@ class ParsedLines:
         return list(zip(self.starts[lines].tolist(), self.ends[lines].tolist(), strict=True))
 
 
-def parse_lines(data: bytes, schema: pa.Schema | None, *, infer: bool) -> ParsedLines | None:
+def parse_lines(
+    data: bytes, schema: pa.Schema | None, *, infer: bool, pieces: int | None = None
+) -> ParsedLines | None:
     """The lines of a block that Arrow parses as Python's json would.
 
     None: so many lines may have more columns between them than there is memory for; give it some of them at a time.
@@ -70,13 +79,16 @@ def parse_lines(data: bytes, schema: pa.Schema | None, *, infer: bool) -> Parsed
     Args:
         schema: Of the rows; with `infer` a first guess, such as another block's.
         infer: Whether the data says which columns there are. Texts stay texts, whatever they look like.
+        pieces: How many are parsed at a time where it does not. By default, of a large block one for each CPU.
     """
     characters = np.frombuffer(data, np.uint8)
     starts, ends = line_bounds(data)
     sound, blank = _candidates(data, characters, starts, ends)
     batch = None
     if not infer:
-        batch = _Search(data, schema, starts, ends, sound, infer=False).batch()
+        if pieces is None:
+            pieces = min(_CPUS, round(len(data) / _PIECE_BYTES)) or 1
+        batch = _in_pieces(data, schema, starts, ends, sound, pieces)
     else:
         guess = schema if schema is not None and len(ends) * _leaves(schema) <= _MOST_CELLS else None
         if len(ends) > 1 and len(ends) * len(data) > _MOST_CELLS * _FIELD_BYTES:
@@ -228,13 +240,55 @@ class _Search:
         return None
 
 
+def _in_pieces(
+    data: bytes, schema: pa.Schema | None, starts: Positions, ends: Positions, sound: Mask, pieces: int
+) -> pa.RecordBatch | None:
+    """The rows of all lines that are sound in the end, in order; threads parse a piece of the block each.
+
+    Arrow works without the interpreter's lock. A line that it stumbles over has no more than its piece parsed again.
+    """
+
+    def batch(first: int, last: int) -> pa.RecordBatch | None:
+        piece = slice(first, last)
+        return _Search(data, schema, starts[piece], ends[piece], sound[piece], infer=False).batch()
+
+    def begun(first: int, last: int) -> Callable[[], pa.RecordBatch | None]:
+        threads = _threads(os.getpid())
+        try:
+            return threads.submit(batch, first, last).result
+        except RuntimeError:  # no more threads: too many, or the interpreter is ending
+            return partial(batch, first, last)
+        except BaseException:  # an interrupt may leave a thread that nothing else ends
+            _threads.cache_clear()
+            threads.shutdown(wait=False)
+            raise
+
+    begins = [len(data) * number // pieces for number in range(1, pieces)]
+    first, *rest = pairwise([0, *np.searchsorted(ends, begins, side="right").tolist(), len(ends)])
+    others = [begun(*each) for each in rest]
+    batches = [batch(*first), *(other() for other in others)]
+    found = [each for each in batches if each is not None]
+    if len(found) < 2:
+        return next(iter(found), None)
+    (whole,) = pa.Table.from_batches(found).combine_chunks().to_batches()
+    return whole
+
+
+@cache
+def _threads(pid: int) -> ThreadPoolExecutor:
+    """Of this process: one that is forked has none of its parent's."""
+    return ThreadPoolExecutor(max(_CPUS - 1, 1), thread_name_prefix="beam-entra-parse")
+
+
 def _joined(data: bytes, starts: Positions, ends: Positions, sound: Mask) -> tuple[memoryview, Positions]:
-    """The sound lines, one behind the other, and where each begins; at the end, where the last one ends."""
-    view = memoryview(data)
-    if not sound.all():
+    """The sound ones of these lines, one behind the other, and where each begins; at last, where they end."""
+    whole = memoryview(data)
+    if sound.all():
+        view = whole[starts[0] : ends[-1]]
+    else:
         edges = np.flatnonzero(np.diff(sound, prepend=False, append=False))
         runs = zip(starts[edges[::2]].tolist(), ends[edges[1::2] - 1].tolist(), strict=True)
-        view = memoryview(b"".join(view[begin:end] for begin, end in runs))
+        view = memoryview(b"".join(whole[begin:end] for begin, end in runs))
     return view, np.concatenate([np.zeros(1, np.int64), np.cumsum((ends - starts)[sound])])
 
 

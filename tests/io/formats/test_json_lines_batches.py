@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import multiprocessing
+import os
 import pickle
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -20,6 +22,7 @@ from hypothesis import strategies as st
 from beam_entra.errors import ConfigError, FormatError
 from beam_entra.io.blocks import BadRecord, Block
 from beam_entra.io.formats import JsonLines
+from beam_entra.io.formats.json_batches import parse_lines, parse_value
 from beam_entra.io.formats.json_text import json_lines_of
 
 PATH = "abfss://raw@lake.dfs.core.windows.net/a"
@@ -291,6 +294,49 @@ def test_bad_lines_are_found_wherever_and_however_many_they_are(case: Many, ever
     offsets = [1000 + sum(len(line) + 1 for line in lines[:number]) for number in range(1, 3000, every)]
     assert [record.offset for record in bad] == offsets
     assert all(case.reason in record.reason for record in bad)
+
+
+@settings(max_examples=200, deadline=None)
+@given(blocks(_lines), st.integers(2, 5))
+def test_each_row_of_a_block_in_pieces_is_what_its_line_is_alone(data: bytes, pieces: int) -> None:
+    """Whatever is in each: no line, no sound one, a part of a line. And no line of the block is in none."""
+    whole, parts = (parse_lines(data, SCHEMA, infer=False, pieces=number) for number in (1, pieces))
+    assert whole is not None
+    assert parts is not None
+    assert sorted([*parts.rows, *parts.rest]) == sorted([*whole.rows, *whole.rest])
+    rows = parts.batch.to_pylist() if parts.batch else []
+    for row, (start, end) in zip(rows, parts.spans(parts.rows), strict=True):
+        alone = parse_value(data[start:end], SCHEMA)
+        assert not isinstance(alone, str)
+        assert alone.to_pylist() == [row]
+
+
+@pytest.mark.parametrize("size", [(1 << 20) - 50, (1 << 20) + 50, 3 << 20])
+def test_a_large_block_is_one_batch_in_the_order_of_its_lines(size: int) -> None:
+    """However many CPUs there are; with a bad line at each end, two together, and a line as long as many."""
+    lines = [b'{"i":%d,"s":"%s"}\n' % (number, b"s" * 100) for number in range(size // 120)]
+    lines[3000] = b'{"i":3000,"s":"%s"}\n' % (b"s" * 100_000)
+    for number in (bad := [0, 1000, 1001, len(lines) - 1]):
+        lines[number] = b'{"i":"x"}\n'
+    (batch,), refused = batches_of(b"".join(lines), JsonLines(schema=SCHEMA))
+    assert batch["i"].to_pylist() == [number for number in range(len(lines)) if number not in bad]
+    assert set(map(len, batch["s"].to_pylist())) == {100, 100_000}
+    assert [record.offset for record in refused] == [1000 + sum(map(len, lines[:number])) for number in bad]
+
+
+def test_a_process_that_is_forked_parses_with_threads_of_its_own() -> None:
+    """None of its parent's are there."""
+    lines = b'{"i":1}\n' * 100
+
+    def rows() -> int:
+        parsed = parse_lines(lines, SCHEMA, infer=False, pieces=3)
+        return len(parsed.rows) if parsed else 0
+
+    assert rows() == 100
+    child = multiprocessing.get_context("fork").Process(target=lambda: os._exit(rows()))
+    child.start()
+    child.join(30)
+    assert child.exitcode == 100
 
 
 # Columns that are found in the data
