@@ -332,8 +332,10 @@ class _ProxyHandler(RequestHandler):
     def serve(self) -> None:
         path, _, query = self.path.partition("?")
         headers = {name.lower(): value for name, value in self.headers.items()}
-        port: int = self.connection.getpeername()[1]
-        request = StorageRequest(method=self.command, path=path, query=query, headers=headers, client_port=port)
+        theirs, ours = self.connection.getpeername()[1], self.connection.getsockname()[1]
+        request = StorageRequest(
+            method=self.command, path=path, query=query, headers=headers, client_port=theirs, server_port=ours
+        )
         action = self._proxy.take_fault(request) or _Action(name="")
         running = _Running(request=request, began=time.monotonic(), fault=action.name)
         if action.reset and action.keep_bytes is None:

@@ -45,7 +45,8 @@ class StorageRequest:
         path: As on the wire: `/account/container/name`, percent-encoded, without the query.
         query: As on the wire; a SAS is in here, so it is not shown by `repr`.
         headers: Names in lower case; a bearer token is in here, so they are not shown by `repr`.
-        client_port: Of the connection that it came by, which tells which process sent it; 0 when it came by none.
+        client_port: Of the connection that it came by; 0 when it came by none.
+        server_port: The other port of it. The two together tell which process sent it.
     """
 
     method: str
@@ -53,6 +54,7 @@ class StorageRequest:
     query: str = field(repr=False)
     headers: Mapping[str, str] = field(repr=False)
     client_port: int = 0
+    server_port: int = 0
 
     @cached_property
     def parameters(self) -> Mapping[str, str]:

@@ -159,11 +159,15 @@ class Storm:
 
 
 def sender_of(request: StorageRequest) -> int:
-    """The process at the other end of the request's connection; 0 if that has gone."""
+    """The process at the other end of the request's connection; 0 if that has gone.
+
+    One port alone does not tell: connections to other ports may have the same at their beginning.
+    """
+    ports = (request.client_port, request.server_port)
     for table in (Path("/proc/net/tcp"), Path("/proc/net/tcp6")):
         for line in table.read_text("ascii").splitlines()[1:]:
             columns = line.split()
-            if int(columns[1].rpartition(":")[2], 16) == request.client_port and columns[9] != "0":
+            if tuple(int(end.rpartition(":")[2], 16) for end in columns[1:3]) == ports and columns[9] != "0":
                 found = _process_with(f"socket:[{columns[9]}]")
                 if found:
                     return found

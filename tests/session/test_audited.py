@@ -178,7 +178,7 @@ def test_the_end_of_a_bundle_is_waited_for_where_the_trail_may_be_sealed_before_
     if before_seal:
         session.ends_before_seal = True
     bundle = session.bundle("work")
-    bundle.settle()
+    session.settle()  # what the flusher itself has recorded, too: that of the SAS that it appends with
     held = job.cloud.proxy.hold(where=matching("AppendBlock"))
     with ThreadPoolExecutor(1) as pool:
         closing = pool.submit(bundle.close)
