@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.child import SAMPLED_EVERY_MS
 from benchmarks.results import Finding, findings, spread
 from benchmarks.rows import FLOOR_ROUNDS, GROUPS, Group, Side
 from benchmarks.table import HEADINGS, cells, limit, markdown, quantity, range_of, ratio_of, times
@@ -25,8 +26,8 @@ _HOW = """\
 * **Pairs.** The sides of a row run in turn, A B A B, at least {pairs} times each, and each time in a process of its
   own, forked from one that has imported what the sides need and done nothing else. A trivial pipeline runs in it first,
   unmeasured, so that nobody pays for Beam's first run. Ratios are taken pair by pair; the median counts, and brackets
-  hold the least and the most. With five pairs the true median lies within the brackets in 15 of 16 cases. Floors vary
-  little, and run in the first {floors} rounds only; so do counts, and starts of processes in three.
+  hold the least and the most. With five pairs the true median lies within the brackets in 15 of 16 cases. Floors that
+  vary little run in the first {floors} rounds only; so do counts, and starts of processes in three.
 * **Wall time** is from building the pipeline until its end: for ours that includes the token, the delegation key, every
   SAS and record, and sealing the trail. **CPU time** is user and system time of that process and those it started.
   **Memory** is the highest resident memory above what the process had before, when it had run one pipeline and idled.
@@ -45,8 +46,9 @@ _HOW = """\
   it, and a floor of plain GETs is what this machine can do, not what Storage can. Azurite computes the MD5 of each
   range of up to 4 MiB that it gives, and a CRC-64, slowly, of a block that comes without an MD5; ours asks for longer
   ranges, as the floor does, and sends the MD5 of each block. Storage itself would gain from neither.
-* **Beam's own steps.** A bundle's end waits for Beam's sampling thread, which wakes ever more seldom, at last each
-  0.2 s: times of single runs come in steps of up to that length, on both sides."""
+* **Beam's sampling thread** looks every so often at which step is at work, and a bundle's end waits for its next look:
+  by default up to 0.2 s, at random, which is as much as what some rows are to tell apart. Here it looks every
+  {sampled} ms, on both sides. That takes a tenth of a second off each job, which counts for more in the shorter one."""
 
 
 def render(results: Mapping[str, Any]) -> str:
@@ -55,6 +57,7 @@ def render(results: Mapping[str, Any]) -> str:
     found = findings(sides)
     machine = results["machine"]
     pairs = min(group["pairs"] for group in results["groups"].values())
+    how = _HOW.format(pairs=pairs, floors=FLOOR_ROUNDS, cores=machine["cores"], sampled=SAMPLED_EVERY_MS)
     parts = [
         "# Benchmarks",
         "<!-- Made by `make bench-page` from benchmarks.json. -->",
@@ -62,7 +65,7 @@ def render(results: Mapping[str, Any]) -> str:
         markdown(HEADINGS, map(_cells, found)),
         "## Row by row",
         *map(_reading, found),
-        _HOW.format(pairs=pairs, floors=FLOOR_ROUNDS, cores=machine["cores"]),
+        how,
         "## The machine",
         markdown(("", ""), machine.items()),
         "## Every side",
@@ -103,6 +106,8 @@ def _told(finding: Finding) -> Iterable[str]:
     if theirs is None:
         wanted = limit(finding)
         yield f"That is {quantity(ours.value.median, row.unit)}{f'; {wanted} is wanted' if wanted else ''}."
+        if finding.floor is not None:
+            yield f"The floor took {range_of(finding.floor, row.unit)}."
         return
     if row.most is not None and row.measure == "wall":
         yield _price(finding)

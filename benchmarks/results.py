@@ -44,6 +44,7 @@ class Finding:
         sure: Between what the true median of the ratio lies; see `sure_of_median`.
         cpu_ratio: CPU seconds of ours divided by theirs, for as many units, pair by pair.
         ceiling: The ratio if ours were the floor: nobody gets above it.
+        floor: What the floor of a row without another side measured.
         pairs: How many there are.
     """
 
@@ -55,6 +56,7 @@ class Finding:
     sure: tuple[float, float] | None = None
     cpu_ratio: Spread | None = None
     ceiling: float | None = None
+    floor: Spread | None = None
     pairs: int = 0
 
 
@@ -85,7 +87,8 @@ def judge(row: Row, runs: Runs) -> Finding:
     pairs = min(map(len, sides))  # a side may run more often for the sake of another row
     ours = _figure(row, runs[row.ours][:pairs])
     if not row.theirs:
-        return Finding(row=row, verdict=_alone(row, ours.value), ours=ours, pairs=pairs)
+        floor = spread([_value(row, run) for run in runs[row.floor]]) if runs.get(row.floor) else None
+        return Finding(row=row, verdict=_alone(row, ours.value), ours=ours, floor=floor, pairs=pairs)
     theirs = _figure(row, runs[row.theirs][:pairs])
     both = list(zip(runs[row.ours][:pairs], runs[row.theirs][:pairs], strict=True))
     ratios = [_ratio(row, _value(row, mine), _value(row, other)) for mine, other in both]

@@ -230,8 +230,10 @@ def _no_vault(setting: str) -> Secured:
 
 def _check_ca_file(ca_file: str) -> None:
     """See that the file holds a CA: azure-identity and MSAL each have a way of their own to be unclear about it."""
+    if not ca_file:
+        return
     try:
-        ssl.create_default_context(cafile=ca_file or None)
+        ssl.create_default_context(cafile=ca_file)
     except OSError as error:
         raise ConfigError(
             f"the CA file {ca_file} of the token endpoint cannot be used: {error.strerror}",

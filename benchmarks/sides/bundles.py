@@ -1,18 +1,28 @@
-"""What a bundle costs that touches no data: open its session, issue a SAS, record all of it, close."""
+"""What a bundle costs that touches no data: open its session, issue a SAS, record all of it, close; and its floor."""
 
 from __future__ import annotations
 
+import os
+import ssl
 import time
 from collections.abc import Callable
+from contextlib import closing
+from http import HTTPStatus
+from http.client import HTTPSConnection
+from urllib.parse import urlsplit
 
 from beam_entra.access import AccessManifest, Endpoints, Permission
 from beam_entra.clock import utc_now
 from beam_entra.paths import BlobPath
 from beam_entra.session import JobScope, Session
+from benchmarks.cloud import AUDIT
 from benchmarks.sides.jobs import ours_in
 from benchmarks.task import Done, Task
 
-__all__ = ["our_bundles"]
+__all__ = ["appends", "our_bundles"]
+
+_RECORDS_BYTES = 1200  # of a bundle's three records: opened, SAS issued, closed
+_WARM = 20
 
 
 def our_bundles(task: Task) -> Callable[[], Done]:
@@ -27,12 +37,46 @@ def our_bundles(task: Task) -> Callable[[], Done]:
             bundle.sas(path, Permission.READ)
         return time.perf_counter() - began
 
-    for _ in range(20):
+    for _ in range(_WARM):
         one()
 
     def work() -> Done:
         samples = tuple(one() for _ in range(task.given["bundles"]))
         session.close()
+        return Done(units=len(samples), samples_s=samples)
+
+    return work
+
+
+def appends(task: Task) -> Callable[[], Done]:
+    """As many bytes as a bundle records, appended to one blob, time after time: what each bundle has to wait for.
+
+    Over one connection of the standard library, with one SAS: no identity, no records, no threads.
+    """
+    endpoint = urlsplit(task.endpoint)
+    blob = f"{endpoint.path}/{AUDIT}/floor/{os.getpid()}.jsonl?{os.environ['BENCH_AUDIT_SAS']}"
+    records = b"x" * (_RECORDS_BYTES - 1) + b"\n"
+    connection = HTTPSConnection(endpoint.netloc, context=ssl.create_default_context(cafile=task.ca_file))
+
+    def put(query: str, body: bytes, headers: dict[str, str]) -> None:
+        connection.request("PUT", blob + query, body, {"x-ms-version": "2023-11-03", **headers})
+        answer = connection.getresponse()
+        answer.read()
+        if answer.status != HTTPStatus.CREATED:
+            raise RuntimeError(f"PUT: {answer.status}")
+
+    def one() -> float:
+        began = time.perf_counter()
+        put("&comp=appendblock", records, {})
+        return time.perf_counter() - began
+
+    put("", b"", {"x-ms-blob-type": "AppendBlob"})
+    for _ in range(_WARM):
+        one()
+
+    def work() -> Done:
+        with closing(connection):
+            samples = tuple(one() for _ in range(task.given["bundles"]))
         return Done(units=len(samples), samples_s=samples)
 
     return work
