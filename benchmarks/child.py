@@ -59,6 +59,7 @@ def run(task: Task) -> dict[str, Any]:
         "cpu_s": usage.cpu_s,
         "idle_bytes": usage.idle_bytes,
         "peak_bytes": usage.peak_bytes,
+        "stolen": usage.stolen,
         "units": done.units,
         "answer": done.answer,
         "samples_s": done.samples_s,

@@ -46,9 +46,15 @@ _HOW = """\
   it, and a floor of plain GETs is what this machine can do, not what Storage can. Azurite computes the MD5 of each
   range of up to 4 MiB that it gives, and a CRC-64, slowly, of a block that comes without an MD5; ours asks for longer
   ranges, as the floor does, and sends the MD5 of each block. Storage itself would gain from neither.
+* **A virtual machine** has its CPUs when its host gives them. What the host kept meanwhile is counted, as a part of all
+  CPU time; over all runs it was {stolen}. Where it is more than a few per cent, and differs from run to run, times of
+  single runs tell little, and limits in seconds are those of a slower machine.
 * **Beam's sampling thread** looks every so often at which step is at work, and a bundle's end waits for its next look:
   by default up to 0.2 s, at random, which is as much as what some rows are to tell apart. Here it looks every
   {sampled} ms, on both sides. That takes a tenth of a second off each job, which counts for more in the shorter one."""
+
+_EVERY_SIDE = """\
+Medians, with the least and the most in brackets. A floor is what nobody gets under. Stolen is what the host kept."""
 
 
 def render(results: Mapping[str, Any]) -> str:
@@ -57,7 +63,10 @@ def render(results: Mapping[str, Any]) -> str:
     found = findings(sides)
     machine = results["machine"]
     pairs = min(group["pairs"] for group in results["groups"].values())
-    how = _HOW.format(pairs=pairs, floors=FLOOR_ROUNDS, cores=machine["cores"], sampled=SAMPLED_EVERY_MS)
+    stolen = _shares([run["stolen"] for group in sides.values() for runs in group.values() for run in runs])
+    how = _HOW.format(
+        pairs=pairs, floors=FLOOR_ROUNDS, cores=machine["cores"], sampled=SAMPLED_EVERY_MS, stolen=stolen
+    )
     parts = [
         "# Benchmarks",
         "<!-- Made by `make bench-page` from benchmarks.json. -->",
@@ -69,7 +78,7 @@ def render(results: Mapping[str, Any]) -> str:
         "## The machine",
         markdown(("", ""), machine.items()),
         "## Every side",
-        "Medians, with the least and the most in brackets. A floor is what nobody gets under.",
+        _EVERY_SIDE,
         *_sides(sides),
         *_defects(results.get("defects", ())),
     ]
@@ -149,7 +158,7 @@ def _sides(runs: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]]) -> Ite
     for group in GROUPS:
         if group.name in runs:
             rows = [_side(side, runs[group.name][side.name]) for side in group.sides]
-            yield markdown((_title(group), "wall", "CPU", "memory above idle", "runs"), rows)
+            yield markdown((_title(group), "wall", "CPU", "memory above idle", "stolen", "runs"), rows)
 
 
 def _title(group: Group) -> str:
@@ -163,8 +172,14 @@ def _side(side: Side, runs: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
         range_of(spread([run["wall_s"] for run in runs]), "s"),
         range_of(spread([run["cpu_s"] for run in runs]), "s"),
         range_of(memory, "B"),
+        _shares([run["stolen"] for run in runs]),
         str(len(runs)),
     )
+
+
+def _shares(values: Sequence[float]) -> str:
+    found = spread(values)
+    return f"{found.median:.0%} ({found.low:.0%} to {found.high:.0%})"
 
 
 def _defects(found: Sequence[Mapping[str, Any]]) -> Iterable[str]:

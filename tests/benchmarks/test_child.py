@@ -10,6 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pyarrow.parquet as pq
+import pytest
 
 from benchmarks.data import json_lines, many, orders, parquet, record, small
 from benchmarks.task import Task
@@ -58,6 +59,17 @@ def test_usage_sees_the_time_of_processes_that_have_ended() -> None:
     with Usage() as usage:
         ran = subprocess.run([sys.executable, "-c", busy], capture_output=True, text=True, check=True)
     assert usage.cpu_s >= float(ran.stdout) > 0
+
+
+def test_usage_sees_what_the_host_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a part of all the time that the CPUs had; nothing where the system does not tell."""
+    monkeypatch.setattr("benchmarks.usage._CPUS", told := tmp_path / "stat")
+    with Usage() as untold:
+        pass
+    told.write_text("cpu  10 0 10 80 0 0 0 5 0 0\ncpu0 10 0 10 80 0 0 0 5 0 0\n", "ascii")
+    with Usage() as usage:
+        told.write_text("cpu  60 0 10 80 0 0 0 30 7 0\ncpu0 60 0 10 80 0 0 0 30 7 0\n", "ascii")
+    assert (untold.stolen, usage.stolen) == (0, 25 / 75)
 
 
 def test_a_process_that_gets_no_byte_is_no_start(tmp_path: Path) -> None:

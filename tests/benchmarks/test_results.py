@@ -24,6 +24,7 @@ def ran(
             "cpu_s": wall / 2,
             "idle_bytes": 1000,
             "peak_bytes": 1000 + peak,
+            "stolen": 0.02,
             "units": units,
             "answer": None,
             "samples_s": samples,
@@ -199,7 +200,8 @@ def test_the_page_says_what_was_found() -> None:
     assert "of 1 rows that have something to reach, 1 do." in page
     assert "| per bundle: open, issue a SAS, audit, close | 1 ms (1 to 1) |" in page
     assert "That is 1 ms; at most 2 ms is wanted. The floor took 700 µs (500 to 900)." in page
-    assert "| open, issue a SAS, audit, close | 1 s (1 to 1) | 0.5 s (0.5 to 0.5) |" in page
+    assert "| open, issue a SAS, audit, close | 1 s (1 to 1) | 0.5 s (0.5 to 0.5) | 0 B (0 to 0) | 2% (2% to" in page
+    assert "over all runs it was 2% (2% to 2%)" in page
     assert r"| It forgets. | twice \| thrice |" in page
     assert "| system | Linux |" in page
 
