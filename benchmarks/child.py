@@ -20,19 +20,13 @@ from importlib import import_module
 from pkgutil import iter_modules
 from typing import Any, NoReturn
 
-from apache_beam.runners.worker.statesampler import StateSampler
-
 from benchmarks import sides
 from benchmarks.task import Done, Task
 from benchmarks.usage import Usage
 
-__all__ = ["SAMPLED_EVERY_MS", "run", "serve"]
+__all__ = ["run", "serve"]
 
 Work = Callable[[], Done]
-
-# Beam has a thread look every so often at which step is at work, ever more seldom, and a bundle's end waits for its
-# next look: by default for up to 200 ms, at random. That is more than what some rows are to tell apart.
-SAMPLED_EVERY_MS = 10
 
 # What one side or another imports when it is at work.
 _LATE = (
@@ -59,7 +53,8 @@ def run(task: Task) -> dict[str, Any]:
         "cpu_s": usage.cpu_s,
         "idle_bytes": usage.idle_bytes,
         "peak_bytes": usage.peak_bytes,
-        "stolen": usage.stolen,
+        "stolen_s": usage.stolen_s,
+        "busy_s": usage.busy_s,
         "units": done.units,
         "answer": done.answer,
         "samples_s": done.samples_s,
@@ -92,7 +87,6 @@ def _run_and_leave(line: str) -> NoReturn:
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.ERROR)
-    StateSampler.__init__.__defaults__ = (SAMPLED_EVERY_MS,)
     for side in iter_modules(sides.__path__, "benchmarks.sides."):
         import_module(side.name)  # and with them Beam, ours and azfs
     for module in _LATE:

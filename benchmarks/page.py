@@ -8,9 +8,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.child import SAMPLED_EVERY_MS
-from benchmarks.results import Finding, findings, spread
-from benchmarks.rows import FLOOR_ROUNDS, GROUPS, Group, Side
+from beam_entra.launch.sampling import LONGEST_MS
+from benchmarks.results import Finding, findings, spread, stolen
+from benchmarks.rows import GROUPS, Group, Side
 from benchmarks.table import HEADINGS, cells, limit, markdown, quantity, range_of, ratio_of, times
 
 __all__ = ["FIGURES", "PAGE", "render"]
@@ -26,8 +26,9 @@ _HOW = """\
 * **Pairs.** The sides of a row run in turn, A B A B, at least {pairs} times each, and each time in a process of its
   own, forked from one that has imported what the sides need and done nothing else. A trivial pipeline runs in it first,
   unmeasured, so that nobody pays for Beam's first run. Ratios are taken pair by pair; the median counts, and brackets
-  hold the least and the most. With five pairs the true median lies within the brackets in 15 of 16 cases. Floors that
-  vary little run in the first {floors} rounds only; so do counts, and starts of processes in three.
+  hold the least and the most. With five pairs the true median lies within the brackets in 15 of 16 cases. What varies
+  little runs less often: most floors in the first round, counts in two, starts of processes in three. What is small
+  beside its noise runs more often: the two sides of the price of identity, after the others have had their rounds.
 * **Wall time** is from building the pipeline until its end: for ours that includes the token, the delegation key, every
   SAS and record, and sealing the trail. **CPU time** is user and system time of that process and those it started.
   **Memory** is the highest resident memory above what the process had before, when it had run one pipeline and idled.
@@ -46,12 +47,14 @@ _HOW = """\
   it, and a floor of plain GETs is what this machine can do, not what Storage can. Azurite computes the MD5 of each
   range of up to 4 MiB that it gives, and a CRC-64, slowly, of a block that comes without an MD5; ours asks for longer
   ranges, as the floor does, and sends the MD5 of each block. Storage itself would gain from neither.
-* **A virtual machine** has its CPUs when its host gives them. What the host kept meanwhile is counted, as a part of all
-  CPU time; over all runs it was {stolen}. Where it is more than a few per cent, and differs from run to run, times of
-  single runs tell little, and limits in seconds are those of a slower machine.
 * **Beam's sampling thread** looks every so often at which step is at work, and a bundle's end waits for its next look:
-  by default up to 0.2 s, at random, which is as much as what some rows are to tell apart. Here it looks every
-  {sampled} ms, on both sides. That takes a tenth of a second off each job, which counts for more in the shorter one."""
+  by default up to 0.2 s, at random, and a tenth of the bundle's time on average. A `ScopedPipeline` has it look every
+  {sampled} ms, which is a part of what makes short jobs shorter; azfs and the floors have it as Beam has it."""
+
+_STOLEN = """\
+* **A virtual machine** has its CPUs when its host gives them. Of the time in which they had work, the host kept {part}
+  (`steal` in /proc/stat); each side's part is below. It slows both sides down, not always alike, and limits in seconds
+  know nothing of it. Other work on the same machine is not in it: there should be none."""
 
 _EVERY_SIDE = """\
 Medians, with the least and the most in brackets. A floor is what nobody gets under. Stolen is what the host kept."""
@@ -63,10 +66,10 @@ def render(results: Mapping[str, Any]) -> str:
     found = findings(sides)
     machine = results["machine"]
     pairs = min(group["pairs"] for group in results["groups"].values())
-    stolen = _shares([run["stolen"] for group in sides.values() for runs in group.values() for run in runs])
-    how = _HOW.format(
-        pairs=pairs, floors=FLOOR_ROUNDS, cores=machine["cores"], sampled=SAMPLED_EVERY_MS, stolen=stolen
-    )
+    how = _HOW.format(pairs=pairs, cores=machine["cores"], sampled=LONGEST_MS)
+    kept = stolen([run for group in sides.values() for runs in group.values() for run in runs])
+    if kept is not None:
+        how += "\n" + _STOLEN.format(part=f"{kept:.1%}")
     parts = [
         "# Benchmarks",
         "<!-- Made by `make bench-page` from benchmarks.json. -->",
@@ -124,11 +127,13 @@ def _told(finding: Finding) -> Iterable[str]:
     if row.measure != "peak":
         cpu = finding.cpu_ratio
         assert cpu is not None  # noqa: S101 - it has another side
-        yield (
-            f"For the same work ours takes {cpu.median:.0%} of the CPU time of azfs, and"
-            f" {quantity(max(ours.memory.median, 0), 'B')} of memory above the idle worker"
-            f" against {quantity(max(theirs.memory.median, 0), 'B')}."
-        )
+        text = f"For the same work ours takes {cpu.median:.0%} of the CPU time of azfs"
+        if finding.alike:
+            text += (
+                f", and {quantity(max(ours.memory.median, 0), 'B')} of memory above the idle worker"
+                f" against {quantity(max(theirs.memory.median, 0), 'B')}"
+            )
+        yield f"{text}."
     if finding.ceiling is not None:
         yield f"The floor would be {times(finding.ceiling)} azfs."
     if finding.verdict == "missed":
@@ -139,7 +144,7 @@ def _told(finding: Finding) -> Iterable[str]:
 
 def _price(finding: Finding) -> str:
     """What a limited ratio comes to, and how sure that is."""
-    ratio, sure, cpu = finding.ratio, finding.sure, finding.cpu_ratio
+    ratio, sure, cpu, row_limit = finding.ratio, finding.sure, finding.cpu_ratio, finding.row.most
     assert ratio is not None and cpu is not None  # noqa: S101, PT018 - it has another side
     how_sure = (
         f"the true median lies between {sure[0] - 1:+.1%} and {sure[1] - 1:+.1%} with at least 93 % (a sign test)"
@@ -151,6 +156,8 @@ def _price(finding: Finding) -> str:
         f" In CPU seconds, which other work on the machine disturbs less, it is {cpu.median - 1:+.1%}"
         f" ({cpu.low - 1:+.1%} to {cpu.high - 1:+.1%})."
     )
+    if sure and row_limit is not None and sure[0] < row_limit < sure[1]:
+        text += " The limit lies in between: these pairs do not settle it."
     return text + (f" **It misses what it must keep within**, {limit(finding)}." if finding.verdict == "missed" else "")
 
 
@@ -167,19 +174,15 @@ def _title(group: Group) -> str:
 
 def _side(side: Side, runs: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
     memory = spread([max(run["peak_bytes"] - run["idle_bytes"], 0) for run in runs])
+    kept = stolen(runs)
     return (
         side.shown,
         range_of(spread([run["wall_s"] for run in runs]), "s"),
         range_of(spread([run["cpu_s"] for run in runs]), "s"),
         range_of(memory, "B"),
-        _shares([run["stolen"] for run in runs]),
+        "" if kept is None else f"{kept:.1%}",
         str(len(runs)),
     )
-
-
-def _shares(values: Sequence[float]) -> str:
-    found = spread(values)
-    return f"{found.median:.0%} ({found.low:.0%} to {found.high:.0%})"
 
 
 def _defects(found: Sequence[Mapping[str, Any]]) -> Iterable[str]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from benchmarks.rows import GROUPS, Group, Row
 
-__all__ = ["Figure", "Finding", "Spread", "findings", "judge", "spread", "sure_of_median"]
+__all__ = ["Figure", "Finding", "Spread", "findings", "judge", "spread", "stolen", "sure_of_median"]
 
 Runs = Mapping[str, Sequence[Mapping[str, Any]]]
 _DOUBT = 0.07
@@ -46,6 +46,7 @@ class Finding:
         ceiling: The ratio if ours were the floor: nobody gets above it.
         floor: What the floor of a row without another side measured.
         pairs: How many there are.
+        alike: Both sides do as many units.
     """
 
     row: Row
@@ -58,11 +59,18 @@ class Finding:
     ceiling: float | None = None
     floor: Spread | None = None
     pairs: int = 0
+    alike: bool = True
 
 
 def spread(values: Sequence[float]) -> Spread:
     """Median and range."""
     return Spread(median=statistics.median(values), low=min(values), high=max(values))
+
+
+def stolen(runs: Sequence[Mapping[str, Any]]) -> float | None:
+    """Which part of the CPU time that there was work for the host kept, over these runs; None where nobody knows."""
+    kept, used = (sum(run[name] for run in runs) for name in ("stolen_s", "busy_s"))
+    return kept / (kept + used) if used else None
 
 
 def sure_of_median(values: Sequence[float]) -> tuple[float, float] | None:
@@ -110,6 +118,7 @@ def judge(row: Row, runs: Runs) -> Finding:
         cpu_ratio=cpu_ratio,
         ceiling=_ceiling(row, runs, theirs.value.median),
         pairs=pairs,
+        alike=runs[row.ours][0]["units"] == runs[row.theirs][0]["units"],
     )
 
 

@@ -137,5 +137,5 @@ def _check_repetition(group: Group, runs: Runs) -> None:
 
 def _told(outcome: dict[str, Any]) -> str:
     peak_mb = (outcome["peak_bytes"] - outcome["idle_bytes"]) / 1e6
-    times = f"{outcome['wall_s']:7.2f} s  {outcome['cpu_s']:7.2f} CPU s  {outcome['stolen']:4.0%} stolen"
+    times = f"{outcome['wall_s']:7.2f} s  {outcome['cpu_s']:7.2f} CPU s  {outcome['stolen_s']:6.2f} s stolen"
     return f"{times}  {peak_mb:6.0f} MB above idle"

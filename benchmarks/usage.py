@@ -17,7 +17,8 @@ __all__ = ["Usage", "peak_bytes"]
 _STATUS = Path("/proc/self/status")
 _FORGET_PEAK = Path("/proc/self/clear_refs")
 _CPUS = Path("/proc/stat")
-_STEAL = 7  # of its first line: time in which a CPU had work, and the host was doing something else with it
+_TICKS = os.sysconf("SC_CLK_TCK")
+_KINDS = ("user", "nice", "system", "idle", "iowait", "irq", "softirq", "steal")  # of its first line, in this order
 
 
 @dataclass(slots=True)
@@ -29,22 +30,24 @@ class Usage:
             has started and that have ended.
         idle_bytes: Resident memory before.
         peak_bytes: Highest resident memory meanwhile.
-        stolen: Which part of the machine's CPU time the host of a virtual machine kept for others, 0 to 1.
+        busy_s: Seconds in which a CPU of the machine was at work, whoever's. 0 where the system does not tell.
+        stolen_s: Seconds in which one had work, and the host of the virtual machine was doing something else with it.
     """
 
     wall_s: float = 0.0
     cpu_s: float = 0.0
     idle_bytes: int = 0
     peak_bytes: int = 0
-    stolen: float = 0.0
-    _cpus: tuple[int, ...] = ()
+    busy_s: float = 0.0
+    stolen_s: float = 0.0
 
     def __enter__(self) -> Self:
         gc.collect()
+        busy_s, stolen_s = _cpus_s()
+        self.busy_s, self.stolen_s = -busy_s, -stolen_s
         if _FORGET_PEAK.exists():
             _FORGET_PEAK.write_text("5", encoding="ascii")
         self.idle_bytes = peak_bytes()
-        self._cpus = _cpus()
         self.cpu_s, self.wall_s = _cpu_s(), time.perf_counter()
         return self
 
@@ -54,8 +57,8 @@ class Usage:
         self.wall_s = time.perf_counter() - self.wall_s
         self.cpu_s = _cpu_s() - self.cpu_s
         self.peak_bytes = peak_bytes()
-        spent = [after - before for before, after in zip(self._cpus, _cpus(), strict=True)]
-        self.stolen = spent[_STEAL] / sum(spent) if any(spent) else 0.0
+        busy_s, stolen_s = _cpus_s()
+        self.busy_s, self.stolen_s = self.busy_s + busy_s, self.stolen_s + stolen_s
 
 
 def peak_bytes() -> int:
@@ -73,9 +76,12 @@ def _cpu_s() -> float:
     return sum(each.ru_utime + each.ru_stime for each in used)
 
 
-def _cpus() -> tuple[int, ...]:
-    """What the machine's CPUs did so far, by kind, in ticks; nothing where the system does not tell."""
+def _cpus_s() -> tuple[float, float]:
+    """Seconds that all CPUs were at work, and that were stolen from them, since the system started."""
     if not _CPUS.exists():
-        return (0,) * (_STEAL + 1)
+        return 0.0, 0.0
     told = _CPUS.read_text(encoding="ascii").partition("\n")[0].split()[1:]
-    return tuple(map(int, told[: _STEAL + 1]))  # what comes behind is in these
+    ticks = dict(zip(_KINDS, map(int, told), strict=False))  # what comes behind is in these
+    stolen = ticks.pop("steal", 0)
+    busy = sum(ticks.values()) - ticks.get("idle", 0) - ticks.get("iowait", 0)
+    return busy / _TICKS, stolen / _TICKS

@@ -40,6 +40,7 @@ from beam_entra.io.options import EntraOptions
 from beam_entra.launch.command_line import find_interrupt, find_ours, leaves_job, stop_job
 from beam_entra.launch.preflight import check_before_launch
 from beam_entra.launch.progress import shown_progress
+from beam_entra.launch.sampling import sample_often
 from beam_entra.session import (
     JobScope,
     PeriodicSeals,
@@ -215,6 +216,7 @@ class ScopedPipeline(beam.Pipeline):  # type: ignore[misc]  # Beam's Pipeline is
         finally:
             self._give_up_launch(launch)  # if this thread was interrupted
         self._interim_seals = PeriodicSeals(lambda: self.session, every=self.scope.manifest.trail.seal_every)
+        sample_often()  # if the job's worker is in this process
         if not self._own_workers:
             return super().run(test_runner_api)
         from beam_entra.launch.direct import lost_worker  # noqa: PLC0415  # other runners need nothing of it

@@ -31,6 +31,7 @@ from apache_beam.runners.worker import sdk_worker_main
 from google.protobuf import json_format, text_format
 
 from beam_entra.errors import ConfigError, Diagnosis
+from beam_entra.launch.sampling import sample_often
 
 __all__ = ["WorkerPool", "print_to_stderr", "run_worker"]
 
@@ -72,6 +73,7 @@ def run_worker(
             several workers in one container.
     """
     worker_id = worker_id.strip("'")  # Prism quotes it, as if for a shell
+    sample_often()
     info = _provision(worker_id, provision_endpoint)
     control = info.control_endpoint.url or control_endpoint
     if not control:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import subprocess
 import sys
 from dataclasses import asdict
@@ -62,14 +63,20 @@ def test_usage_sees_the_time_of_processes_that_have_ended() -> None:
 
 
 def test_usage_sees_what_the_host_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As a part of all the time that the CPUs had; nothing where the system does not tell."""
+    """And how long the CPUs were at work; what they idled is neither. Nothing where the system does not tell."""
     monkeypatch.setattr("benchmarks.usage._CPUS", told := tmp_path / "stat")
     with Usage() as untold:
         pass
-    told.write_text("cpu  10 0 10 80 0 0 0 5 0 0\ncpu0 10 0 10 80 0 0 0 5 0 0\n", "ascii")
+    ticks = os.sysconf("SC_CLK_TCK")
+    told.write_text(f"cpu  {2 * ticks} 0 {ticks} 80 9 0 0 {ticks} 0 0\ncpu0 1 1 1 1 1 1 1 1 1 1\n", "ascii")
     with Usage() as usage:
-        told.write_text("cpu  60 0 10 80 0 0 0 30 7 0\ncpu0 60 0 10 80 0 0 0 30 7 0\n", "ascii")
-    assert (untold.stolen, usage.stolen) == (0, 25 / 75)
+        told.write_text(f"cpu  {5 * ticks} 0 {ticks} 99 8 0 0 {3 * ticks} 7 0\ncpu0 1 1 1 1 1 1 1 1 1 1\n", "ascii")
+    assert (untold.busy_s, untold.stolen_s) == (0, 0)
+    assert (usage.busy_s, usage.stolen_s) == (3, 2)
+    told.write_text("cpu 1 2 3 4\n", "ascii")
+    with Usage() as old:
+        pass
+    assert (old.busy_s, old.stolen_s) == (0, 0)
 
 
 def test_a_process_that_gets_no_byte_is_no_start(tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ def test_a_port_that_two_processes_connect_from_tells_them_apart() -> None:
         senders = {}
         for _ in range(2):
             server = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+            server.settimeout(60)
             command = [sys.executable, "-c", CONNECT, str(port), str(server.getsockname()[1])]
             process = stack.enter_context(subprocess.Popen(command, stdin=subprocess.PIPE))
             stack.enter_context(server.accept()[0])

@@ -26,10 +26,12 @@ from apache_beam.portability.api import (
     endpoints_pb2,
 )
 from apache_beam.runners.worker import sdk_worker_main
+from apache_beam.runners.worker.statesampler import DEFAULT_SAMPLING_PERIOD_MS, StateSampler
 from google.protobuf import struct_pb2
 
 from beam_entra.cli.worker import worker
 from beam_entra.errors import ConfigError, find_rendered_error
+from beam_entra.launch.sampling import LONGEST_MS
 from beam_entra.launch.worker import WorkerPool, run_worker
 
 MARK = "what-nobody-may-log"
@@ -218,6 +220,17 @@ def test_several_workers_in_one_container_are_refused(runner: Callable[..., Runn
         run_worker("1", provision_endpoint=made.endpoint, control_endpoint=made.endpoint)
     assert "--sdk_worker_parallelism=1" in caught.value.hint
     assert "--sdk_worker_parallelism=1" in made.answered["a"]
+
+
+def test_its_bundles_do_not_wait_long_for_beams_sampling_thread(
+    runner: Callable[..., Runner], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is told so before there is a bundle; here there is none."""
+    monkeypatch.setattr(StateSampler.__init__, "__defaults__", (DEFAULT_SAMPLING_PERIOD_MS,))
+    made = runner(sibling_worker_ids=["2"])
+    with pytest.raises(ConfigError, match="several workers"):
+        run_worker("1", provision_endpoint=made.endpoint, control_endpoint=made.endpoint)
+    assert StateSampler.__init__.__defaults__ == (LONGEST_MS,)
 
 
 def test_a_worker_needs_an_id() -> None:

@@ -61,6 +61,12 @@ def _stage_and_settle(bundle: BundleSession, job: Job, blob: BlobProperties) -> 
     bundle.settle()
 
 
+def all_durable(session: Session, bundle: BundleSession) -> None:
+    """Also what the flusher itself has recorded meanwhile: the key and the SAS that it appends with."""
+    bundle.settle()  # it has recorded them by then
+    session.settle()
+
+
 OPERATIONS = {
     "properties": Operation(lambda bundle, job, blob: bundle.properties(job.source()), "GetBlobProperties"),
     "list": Operation(lambda bundle, job, blob: next(bundle.list_blobs(job.source("orders/"), "orders/")), "ListBlobs"),
@@ -140,7 +146,7 @@ def test_nothing_is_handed_out_before_its_record_is_durable(watched):
     """While the append is under way the bytes wait, though they are here; when it is through, they are handed out."""
     job, session, blob = watched
     with session.bundle("work") as bundle:
-        bundle.settle()
+        all_durable(session, bundle)
         held = job.cloud.proxy.hold(where=matching("AppendBlock"))
         assert held.gate is not None
         with ThreadPoolExecutor(1) as pool:
@@ -178,7 +184,7 @@ def test_the_end_of_a_bundle_is_waited_for_where_the_trail_may_be_sealed_before_
     if before_seal:
         session.ends_before_seal = True
     bundle = session.bundle("work")
-    session.settle()  # what the flusher itself has recorded, too: that of the SAS that it appends with
+    all_durable(session, bundle)
     held = job.cloud.proxy.hold(where=matching("AppendBlock"))
     with ThreadPoolExecutor(1) as pool:
         closing = pool.submit(bundle.close)
@@ -198,7 +204,7 @@ def test_what_a_bundle_did_is_waited_for_whatever_closes_first(watched, act):
     job, session, _ = watched
     session.ends_before_seal = True
     bundle = session.bundle("work")
-    bundle.settle()
+    all_durable(session, bundle)
     held = job.cloud.proxy.hold(where=matching("AppendBlock"))
     act(bundle, job.target(), *((new_block_id(), b"x") if act is BundleSession.stage else (Permission.WRITE,)))
     with ThreadPoolExecutor(1) as pool:
@@ -219,7 +225,7 @@ def test_a_commit_that_nobody_waits_for_is_durable_before_the_next_begins(watche
     with session.bundle("work") as bundle:
         for path in (first, second):
             bundle.stage(path, "AAAA", b"x")
-        bundle.settle()
+        all_durable(session, bundle)
         held = job.cloud.proxy.hold(where=matching("AppendBlock"), skip=1)  # behind the intention
         bundle.commit(first, ["AAAA"], settle=False, **facts)
         held.gate.wait_for_arrivals()
