@@ -70,8 +70,11 @@ def _is_key(run: str) -> bool:
 
 
 def _mixes(text: str, letters: int) -> bool:
-    upper, lower = sum(map(str.isupper, text)), sum(map(str.islower, text))
-    return upper >= letters and lower >= letters and any(map(str.isdigit, text))
+    return (
+        sum(map(str.isupper, text)) >= letters  # of UUIDs and digests none
+        and sum(map(str.islower, text)) >= letters
+        and any(map(str.isdigit, text))
+    )
 
 
 def _changes(text: str) -> int:

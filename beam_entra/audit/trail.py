@@ -159,6 +159,7 @@ class SegmentWriter:
             now = self._clock()
             draft = self._begin(now)
             draft.add(model, now, bundle, facts)
+            waits = not self._groups  # the flusher, for as long as it may; else it will look in a moment anyway
             try:
                 self._start()
                 group = self._take(draft)
@@ -166,7 +167,8 @@ class SegmentWriter:
                 self._fail(error)
                 raise
             self._due = self._due or prompt or len(self._groups) > 1
-            self._changed.notify()
+            if waits or self._due:
+                self._changed.notify()
             return Receipt(self, group)
 
     @property

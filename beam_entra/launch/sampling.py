@@ -1,8 +1,8 @@
 """Beam's sampling thread, which each bundle's end waits for.
 
 While a bundle is at work, a thread of Beam's notes every so often at which step, for the metrics. It sleeps ever longer
-in between, up to 0.2 s, and the bundle ends when it wakes: a bundle of a second is on average a tenth longer for it. It
-takes no lock of the interpreter's, so that looking more often costs next to nothing.
+in between, up to 0.2 s, and the bundle ends when it wakes: one of a second is on average 0.1 s longer for it. It takes
+no lock of the interpreter's, so that looking more often costs next to nothing.
 """
 
 from __future__ import annotations

@@ -40,6 +40,7 @@ class AppendBlobSegments:
         self._folder = folder
         self._authorise = authorise
         self._read = read
+        self._paths: dict[str, BlobPath] = {}  # of the segment at hand
 
     def create(self, name: str) -> None:
         """Create the segment.
@@ -65,7 +66,10 @@ class AppendBlobSegments:
         If the position is taken after an attempt without an answer, that attempt had done it, unless other bytes are
         there. On a first attempt it means that somebody else appends, and that is an error.
         """
-        path = self._folder.child(name)
+        path = self._paths.get(name)
+        if path is None:
+            path = self._folder.child(name)
+            self._paths = {name: path}
         try:
             self._service.append_block(path, offset, data, lambda: self._authorise(path), str(uuid.uuid4()))
         except BeamEntraError as error:
