@@ -48,8 +48,8 @@ _HOW = """\
   range of up to 4 MiB that it gives, and a CRC-64, slowly, of a block that comes without an MD5; ours asks for longer
   ranges, as the floor does, and sends the MD5 of each block. Storage itself would gain from neither.
 * **Beam's sampling thread** looks every so often at which step is at work, and a bundle's end waits for its next look:
-  by default for up to 0.2 s, at random. A `ScopedPipeline` has it look every {sampled} ms, which takes some 4 % off jobs
-  of one to three seconds, and less off longer ones; azfs and the floors have it as Beam has it."""
+  by default for up to 0.2 s, at random. A `ScopedPipeline` has it look every {sampled} ms, which takes some 4 % off
+  jobs of one to three seconds, and less off longer ones; azfs and the floors have it as Beam has it."""
 
 _STOLEN = """\
 * **A virtual machine** has its CPUs when its host gives them. Of the time in which they had work, the host kept {part}
