@@ -14,7 +14,6 @@ import signal
 import socket
 import subprocess
 from collections import Counter
-from collections.abc import Iterator
 
 import pytest
 from apache_beam.portability.api import beam_job_api_pb2
@@ -35,16 +34,6 @@ ORDERS = 3000
 TIME_S = 300  # a busy machine
 HELD = "orders/2026-03-04.jsonl"
 FROM_THE_TRAIL = r"left; [1-9]\d* blobs, [\d.]+ [kM]B read; (?:[^;]* written; )?[23] tokens"  # records are not in it
-
-
-@pytest.fixture
-def terminal() -> Iterator[Terminal]:
-    """One that is closed afterwards."""
-    made = Terminal()
-    try:
-        yield made
-    finally:
-        made.close()
 
 
 def outcome(shop: Shop) -> Outcome:

@@ -5,7 +5,6 @@ Where the engine tells nothing, the trail does, whatever the engine is: `tests/l
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -21,16 +20,6 @@ pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
 ORDERS = 3000
 TIME_S = 120
 FROM_METRICS = r"[1-9]\d*/9 blobs, [1-9][\d,]* records"  # the products, and all days but the one that is held
-
-
-@pytest.fixture
-def terminal() -> Iterator[Terminal]:
-    """One that is closed afterwards."""
-    made = Terminal()
-    try:
-        yield made
-    finally:
-        made.close()
 
 
 def watched(shop: Shop, terminal: Terminal, pattern: str, **flags: str | None) -> None:

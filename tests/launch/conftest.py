@@ -3,5 +3,6 @@
 from __future__ import annotations
 
 from tests.io.conftest import bundle, lake
+from tests.launch.terminal import terminal
 
-__all__ = ["bundle", "lake"]
+__all__ = ["bundle", "lake", "terminal"]

@@ -9,10 +9,13 @@ import re
 import struct
 import termios
 import threading
+from collections.abc import Iterator
 from contextlib import suppress
 from typing import TextIO
 
-__all__ = ["Terminal"]
+import pytest
+
+__all__ = ["Terminal", "terminal"]
 
 _CONTROL = re.compile(r"\x1b\[\??([0-9;]*)([A-Za-z])")
 
@@ -110,3 +113,13 @@ class Terminal:
         while shown and not shown[-1]:
             shown.pop()
         return shown
+
+
+@pytest.fixture
+def terminal() -> Iterator[Terminal]:
+    """One that is closed afterwards."""
+    made = Terminal()
+    try:
+        yield made
+    finally:
+        made.close()

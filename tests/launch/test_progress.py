@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack, redirect_stderr, redirect_stdout
 from datetime import timedelta
 from pathlib import Path
@@ -33,16 +33,6 @@ LINE = r"\d+:\d\d:\d\d left; [^\r\n\x1b]+ tokens?"
 BLOBS = r"(\d+)/(\d+) blobs"
 RECORDS = 100
 SETTLED = 60
-
-
-@pytest.fixture
-def terminal() -> Iterator[Terminal]:
-    """One that is closed afterwards."""
-    made = Terminal()
-    try:
-        yield made
-    finally:
-        made.close()
 
 
 def threads() -> set[str]:
