@@ -134,6 +134,7 @@ def _need(*parts: Path, made_with: list[str], runs_on: list[str] | None = None) 
     assert not missing, f"{', '.join(missing)}: make engines"
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist looks for groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Where tests are spread over processes, those of one cluster stay together."""
     for item in items:
