@@ -107,7 +107,6 @@ class BenchCloud:
             "REQUESTS_CA_BUNDLE": str(self.cloud.ca_file),
             "BENCH_RAW_SAS": self.container_sas(RAW, "rl"),
             "BENCH_CURATED_SAS": self.container_sas(CURATED, "rwl"),
-            "BENCH_AUDIT_SAS": self.container_sas(AUDIT, "ac"),
             **self.sources,
         }
 

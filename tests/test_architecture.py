@@ -94,15 +94,15 @@ def test_pipelines_are_at_the_top():
         assert not [name for _, name in imports(file) if room_of(name) in {"pipelines", "benchmarks"}]
 
 
-def test_only_storage_speaks_to_azure_blob():
-    """azure.storage.blob is imported in storage/, and in the testing kit, which stands for Storage."""
+def test_only_the_testing_kit_speaks_through_azure_blob():
+    """azure.storage.blob is imported in the testing kit alone, which stands for Storage: it costs a worker's start."""
     importers = {
         room_of(name_of(file))
         for file in modules(PACKAGE)
         for _, name in imports(file)
         if name.startswith("azure.storage")
     }
-    assert importers == {"storage", "testing"}
+    assert importers == {"testing"}
 
 
 def test_only_identity_speaks_to_entra():

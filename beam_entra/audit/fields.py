@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from datetime import UTC, datetime
 from itertools import chain
-from typing import Annotated, ClassVar, Literal, Self
+from types import UnionType
+from typing import Annotated, Any, ClassVar, Literal, Self, Union, get_args, get_origin
 
 from pydantic import (
     AfterValidator,
@@ -63,19 +63,26 @@ def _cut_label(text: object) -> object:
     return text[:500] if isinstance(text, str) else text
 
 
+_NO_TEXT = (int, bool, datetime, type(None))
+
+
 class Named:
     """Marks a field that holds a name which people gave; `looks_like_secret` is more lenient with it."""
 
 
+class Hex:
+    """Marks a field whose pattern takes lower-case hex between fixed words, and so nothing that looks like a secret."""
+
+
 Time = Annotated[datetime, AfterValidator(_utc), PlainSerializer(_iso)]
-Digest = Annotated[str, StringConstraints(pattern="^[0-9a-f]{64}$")]
-Uuid = Annotated[str, StringConstraints(pattern=f"^{_UUID}$")]
+Digest = Annotated[str, StringConstraints(pattern="^[0-9a-f]{64}$"), Hex()]
+Uuid = Annotated[str, StringConstraints(pattern=f"^{_UUID}$"), Hex()]
 Id = Annotated[str, StringConstraints(pattern="^[A-Za-z0-9._-]{1,128}$")]
 Name = Annotated[str, StringConstraints(min_length=1, max_length=500)]
 Text = Annotated[str, BeforeValidator(_cut)]  # a sentence for people; cut, because a long error must still be audited
 Step = Annotated[str, BeforeValidator(_cut_label), StringConstraints(min_length=1), Named()]  # nested labels grow long
 Count = Annotated[int, Field(ge=0)]
-SegmentName = Annotated[str, StringConstraints(pattern=f"^{SEGMENT_NAME.pattern}$")]
+SegmentName = Annotated[str, StringConstraints(pattern=f"^{SEGMENT_NAME.pattern}$"), Hex()]
 Path = Annotated[
     str,
     StringConstraints(pattern=r"^abfss://[a-z0-9$-]{3,63}@[a-z0-9]{3,24}\.dfs\.core\.windows\.net/", max_length=1200),
@@ -89,32 +96,43 @@ class Model(BaseModel):
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid", hide_input_in_errors=True)
 
-    _named: ClassVar[frozenset[str]] = frozenset()
+    _named: ClassVar[tuple[str, ...]] = ()
+    _said: ClassVar[tuple[str, ...]] = ()  # all else that can hold a secret
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: object) -> None:
-        cls._named = frozenset(
-            name for name, field in cls.model_fields.items() if any(isinstance(each, Named) for each in field.metadata)
+        fields = cls.model_fields.items()
+        cls._named = tuple(name for name, field in fields if any(isinstance(each, Named) for each in field.metadata))
+        cls._said = tuple(
+            name
+            for name, field in fields
+            if name not in cls._named and _has_room(Annotated[field.annotation, None, *field.metadata])
         )
 
     @model_validator(mode="after")
     def _hold_no_secret(self) -> Self:
         """Look at names as names, and at all else strictly; where a text quotes a path, that is left out."""
-        names = {name: [text] for name in self._named if (text := getattr(self, name))}
-        fields = {name: _texts(value) for name, value in vars(self).items() if name not in names}
-        for name in (text for (text,) in names.values() if "://" in text):
-            fields = {field: [text.replace(name, " ") for text in texts] for field, texts in fields.items()}
-        for found, named in ((names, True), (fields, False)):
-            if looks_like_secret("\n".join(chain.from_iterable(found.values())), named=named):  # at all, for speed
-                self._refuse(found, named)
+        held = vars(self)
+        names = [text for name in self._named if (text := held[name])]
+        texts = [text for name in self._said for text in _texts(held[name])]
+        for path in self._paths(names):
+            texts = [text.replace(path, " ") for text in texts]
+        if looks_like_secret("\n".join(names), named=True) or looks_like_secret("\n".join(texts)):  # all at once: fast
+            self._refuse(self._paths(names))
         return self
 
     @staticmethod
-    def _refuse(fields: Mapping[str, list[str]], named: bool) -> None:
-        fix = "rename the blob or the step" if named else "take it out of what is named or said there"
-        for name, texts in fields.items():
-            for text in texts:
+    def _paths(names: list[str]) -> list[str]:
+        return [name for name in names if "://" in name]
+
+    def _refuse(self, paths: list[str]) -> None:
+        for name in (*self._named, *self._said):
+            named = name in self._named
+            for text in _texts(getattr(self, name)):
+                for path in () if named else paths:
+                    text = text.replace(path, " ")
                 if what := looks_like_secret(text, named=named):
+                    fix = "rename the blob or the step" if named else "take it out of what is named or said there"
                     raise SecretInRecord(f"{name} holds what looks like {what}; an audit record must not: {fix}")
 
 
@@ -124,3 +142,13 @@ def _texts(value: object) -> list[str]:
     if isinstance(value, dict):
         return [text for text in chain.from_iterable(value.items()) if isinstance(text, str)]
     return []  # numbers, times, and models that look after themselves
+
+
+def _has_room(kind: Any) -> bool:
+    """Whether a field of this type can hold text that somebody chose."""
+    origin, parts = get_origin(kind), get_args(kind)
+    if origin is Annotated:
+        return not any(isinstance(each, Hex) for each in parts[1:]) and _has_room(parts[0])
+    if origin in (Union, UnionType):
+        return any(map(_has_room, parts))
+    return origin is not Literal and kind not in _NO_TEXT

@@ -25,14 +25,15 @@ from itertools import pairwise
 
 __all__ = ["SecretInRecord", "looks_like_secret"]
 
-_SIGNATURE = "a SAS signature"
-_IN_A_NAME = re.compile(r"(?:[?&]|%3f|%26)sig(?:=|%3d)", re.IGNORECASE)
-_SHAPES = (
-    (_SIGNATURE, re.compile(r"(?:(?<![A-Za-z0-9])|(?<=%[0-9A-F]{2}))sig(?:=|%3d)", re.IGNORECASE)),
-    ("a JWT", re.compile(r"(?<![A-Za-z0-9_-])e(?:yJ|yA|wo|wk|w0)[\w-]{6,}\.[\w-]{8,}\.[\w-]{8,}", re.ASCII)),
-    ("a client secret", re.compile(r"(?<![\w.~-])[\w.~-]{3}\dQ~[\w.~-]{31,34}(?![\w.~-])", re.ASCII)),
-)
-_RUN = re.compile(r"[A-Za-z0-9+/_-]{40,}(?:={1,2}(?![A-Za-z0-9+/_=-]))?")
+_SIGNATURE = re.compile(r"(?:(?<![A-Za-z0-9])|(?<=%[0-9A-F]{2}))sig(?:=|%3d)", re.IGNORECASE)
+_SIGNATURE_IN_A_NAME = re.compile(r"(?:[?&]|%3f|%26)sig(?:=|%3d)", re.IGNORECASE)
+_JWT = re.compile(r"e(?<![A-Za-z0-9_-]e)(?:yJ|yA|wo|wk|w0)[\w-]{6,}\.[\w-]{8,}\.[\w-]{8,}", re.ASCII)
+_CLIENT_SECRET = re.compile(r"(?<![\w.~-])[\w.~-]{3}\dQ~[\w.~-]{31,34}(?![\w.~-])", re.ASCII)
+_OF_ALL = (("a JWT", (".",), _JWT), ("a client secret", ("Q~",), _CLIENT_SECRET))
+# What it is, texts of which it holds at least one, and its shape: most texts hold none of them, and are done with.
+_SHAPES = (("a SAS signature", ("=", "%"), _SIGNATURE), *_OF_ALL)
+_SHAPES_IN_NAMES = (("a SAS signature", ("?", "&", "%"), _SIGNATURE_IN_A_NAME), *_OF_ALL)
+_RUN = re.compile(r"(?<![A-Za-z0-9+/_-])[A-Za-z0-9+/_-]{40,}(?:={1,2}(?![A-Za-z0-9+/_=-]))?")
 _WINDOW = 40
 _LETTERS_OF_A_KEY = 10  # of each case in a window: random base64 has 16 +- 3, the names people give have fewer
 _LETTERS_OF_A_PADDED_KEY = 4
@@ -52,9 +53,10 @@ def looks_like_secret(text: str, *, named: bool = False) -> str:
     Returns:
         "a JWT", "a base64 key", ...; empty when nothing was found. Never a part of the text.
     """
-    for what, shape in _SHAPES:
-        if (_IN_A_NAME if named and what == _SIGNATURE else shape).search(text):
-            return what
+    for what, parts, shape in _SHAPES_IN_NAMES if named else _SHAPES:
+        for part in parts:
+            if part in text and shape.search(text):
+                return what
     if not named and any(_is_key(run) for run in _RUN.findall(text)):
         return "a base64 key"
     return ""

@@ -96,6 +96,7 @@ __all__ = [
 ]
 
 SEAL_NAME = "seal.jsonl"
+_json = json.JSONEncoder(separators=(",", ":")).encode
 ZEROS = "0" * 64  # what the first line of a first segment names as its predecessor
 
 
@@ -142,7 +143,7 @@ class Record(Model):
         for name in self._left_out:
             if written[name] is None:
                 del written[name]
-        return json.dumps(written, separators=(",", ":")).encode("ascii")
+        return _json(written).encode("ascii")
 
 
 class Previous(Model):

@@ -1,4 +1,4 @@
-"""Blob storage: the only room that speaks its protocol and imports azure.storage.blob."""
+"""Blob storage: the only room that speaks its protocol."""
 
 from __future__ import annotations
 

@@ -1,30 +1,37 @@
 """Minting a user delegation SAS: a local HMAC under a key that Storage gave this identity. No network.
 
-azure-storage-blob writes the string to sign, for every version of the protocol; what may be asked of it is decided by
-`access.downscope` alone.
+What may be asked for is decided by `access.downscope` alone. The string to sign is that of one version of the protocol,
+which is the one that requests are sent in; it does not change with a library.
 """
 
 from __future__ import annotations
 
+import base64
+import hmac
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
-
-from azure.storage.blob import UserDelegationKey, generate_blob_sas, generate_container_sas
+from functools import cached_property
+from urllib.parse import quote, urlencode
 
 from beam_entra.access.downscope import SasSpec
 from beam_entra.secret import Secret
+from beam_entra.storage.exchange import SERVICE_VERSION
 
 __all__ = ["DelegationKey", "Sas", "mint"]
 
+_RESOURCES = {"blob": "b", "directory": "d", "container": "c"}
+_PROTOCOL = "https"
+_NONE = ""
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+
+@dataclass(frozen=True, kw_only=True)
 class DelegationKey:
     """A user delegation key: what Storage gives for an access token, good for at most 7 days.
 
     Attributes:
         key_id: Our name for it in the audit trail.
         token_id: The access token that it was given for.
+        value: The key itself, in base64.
     """
 
     key_id: str
@@ -39,14 +46,18 @@ class DelegationKey:
     signed_service: str
     signed_version: str
 
-    def for_sdk(self) -> UserDelegationKey:
-        """The same key as azure-storage-blob wants it."""
-        key = UserDelegationKey()  # type: ignore[no-untyped-call]  # the SDK's class is untyped
-        key.signed_oid, key.signed_tid = self.signed_oid, self.signed_tid
-        key.signed_start, key.signed_expiry = self.signed_start, self.signed_expiry
-        key.signed_service, key.signed_version = self.signed_service, self.signed_version
-        key.value = self.value.reveal()
-        return key
+    @cached_property
+    def signed_query(self) -> str:
+        """What every SAS under this key says of it."""
+        said = {
+            "skoid": self.signed_oid,
+            "sktid": self.signed_tid,
+            "skt": self.signed_start,
+            "ske": self.signed_expiry,
+            "sks": self.signed_service,
+            "skv": self.signed_version,
+        }
+        return urlencode(said, quote_via=quote)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,18 +92,37 @@ def mint(spec: SasSpec, key: DelegationKey, *, correlation: str, sign_correlatio
     """
     if key.account != spec.account:
         raise ValueError("a delegation key signs for its own account only")
-    common: dict[str, Any] = {
-        "user_delegation_key": key.for_sdk(),
-        "permission": spec.permissions,
-        "expiry": spec.expires.strftime("%Y-%m-%dT%H:%M:%SZ"),
-        "protocol": "https",
-        "correlation_id": correlation if sign_correlation else None,
-    }
-    if spec.resource == "container":
-        query = generate_container_sas(spec.account, spec.container, **common)
-    elif spec.resource == "directory":
-        directory = spec.name.strip("/")
-        query = generate_blob_sas(spec.account, spec.container, directory, is_directory=True, **common)
-    else:
-        query = generate_blob_sas(spec.account, spec.container, spec.name, **common)
-    return Secret(query if sign_correlation else f"{query}&scid={correlation}", what="SAS")
+    expiry = spec.expires.strftime("%Y-%m-%dT%H:%M:%SZ")
+    resource = _RESOURCES[spec.resource]
+    name = spec.name.strip("/") if resource == "d" else spec.name
+    signed = (
+        spec.permissions,
+        _NONE,  # a start: a worker whose clock is ahead would be locked out
+        expiry,
+        f"/blob/{spec.account}/{spec.container}" + (f"/{name}" if name else ""),
+        key.signed_oid,
+        key.signed_tid,
+        key.signed_start,
+        key.signed_expiry,
+        key.signed_service,
+        key.signed_version,
+        _NONE,  # a user whom Storage has seen authorised,
+        _NONE,  # or has not, by POSIX ACLs
+        correlation if sign_correlation else _NONE,
+        _NONE,  # the tenant of a user to whom the key is delegated,
+        _NONE,  # and the only user who may use the SAS
+        _NONE,  # addresses that it is good for
+        _PROTOCOL,
+        SERVICE_VERSION,
+        resource,
+        _NONE,  # a snapshot
+        _NONE,  # an encryption scope
+        *(_NONE,) * 5,  # what the answer's headers are to say
+    )
+    signature = hmac.digest(base64.b64decode(key.value.reveal()), "\n".join(signed).encode(), "sha256")
+    depth = f"&sdd={name.count('/') + 1}" if resource == "d" else ""
+    query = (
+        f"sv={SERVICE_VERSION}&spr={_PROTOCOL}&se={expiry}&sp={spec.permissions}&sr={resource}{depth}"
+        f"&{key.signed_query}&scid={quote(correlation)}&sig={quote(base64.b64encode(signature), safe='')}"
+    )
+    return Secret(query, what="SAS")

@@ -11,11 +11,13 @@ from http import HTTPStatus
 from http.client import HTTPResponse, HTTPSConnection
 from urllib.parse import urlsplit
 
-from beam_entra.access import AccessManifest, Endpoints, Permission
+from beam_entra.access import AccessManifest, Endpoints, Permission, SasSpec
 from beam_entra.clock import utc_now
 from beam_entra.paths import BlobPath
+from beam_entra.secret import Secret
 from beam_entra.session import JobScope, Session
-from benchmarks.cloud import AUDIT
+from beam_entra.storage import mint
+from benchmarks.cloud import ACCOUNT, AUDIT
 from benchmarks.sides.jobs import ours_in
 from benchmarks.task import Done, Task
 
@@ -27,8 +29,7 @@ _WARM = 20
 
 def our_bundles(task: Task) -> Callable[[], Done]:
     """Bundle after bundle, each timed; the last waits until its records are durable, as every one does."""
-    manifest = AccessManifest.load(task.manifest).at(Endpoints.load(task.endpoints))
-    session = Session(JobScope.launch(manifest, now=utc_now()))
+    session = _session(task)
     path = BlobPath.parse(ours_in("nothing.jsonl"))
 
     def one() -> float:
@@ -51,10 +52,10 @@ def our_bundles(task: Task) -> Callable[[], Done]:
 def appends(task: Task) -> Callable[[], Done]:
     """As many bytes as a bundle records, appended to one blob, time after time: what each bundle has to wait for.
 
-    Over one connection of the standard library, with one SAS: no identity, no records, no threads.
+    Over one connection of the standard library, with one SAS such as the trail's: no records, no threads.
     """
     endpoint = urlsplit(task.endpoint)
-    blob = f"{endpoint.path}/{AUDIT}/floor/{os.getpid()}.jsonl?{os.environ['BENCH_AUDIT_SAS']}"
+    blob = f"{endpoint.path}/{AUDIT}/bench/{os.getpid()}.jsonl?{_appenders_sas(task).reveal()}"
     records = b"x" * (_RECORDS_BYTES - 1) + b"\n"
     connection = HTTPSConnection(endpoint.netloc, context=ssl.create_default_context(cafile=task.ca_file))
     connection.connect()
@@ -84,3 +85,23 @@ def appends(task: Task) -> Callable[[], Done]:
         return Done(units=len(samples), samples_s=samples)
 
     return work
+
+
+def _appenders_sas(task: Task) -> Secret:
+    session = _session(task)
+    spec = SasSpec(
+        account=ACCOUNT,
+        container=AUDIT,
+        name=f"bench/{os.getpid()}.jsonl",
+        resource="blob",
+        permissions="ac",
+        expires=session.deadline,
+        guarded_prefix="",
+    )
+    with closing(session):
+        return mint(spec, session.key(ACCOUNT), correlation=session.process, sign_correlation=False)
+
+
+def _session(task: Task) -> Session:
+    manifest = AccessManifest.load(task.manifest).at(Endpoints.load(task.endpoints))
+    return Session(JobScope.launch(manifest, now=utc_now()))

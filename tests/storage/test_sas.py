@@ -14,6 +14,7 @@ from urllib.parse import parse_qs, unquote, urlencode
 
 import pytest
 import urllib3
+from azure.storage.blob import UserDelegationKey, generate_blob_sas, generate_container_sas
 
 from beam_entra.access import SasSpec
 from beam_entra.clock import utc_now
@@ -198,12 +199,12 @@ def parameters_of(sas: Secret) -> dict[str, str]:
 
 
 def string_to_sign(parameters: dict[str, str], resource: str) -> str:
-    """What the protocol says is signed, since version 2025-07-05.
+    """What the protocol says is signed, in version 2025-07-05.
 
     See: https://learn.microsoft.com/rest/api/storageservices/create-user-delegation-sas
     """
     fields = ("sp", "st", "se", resource, "skoid", "sktid", "skt", "ske", "sks", "skv", "saoid", "suoid", "scid")
-    fields += ("skdutid", "sduoid", "sip", "spr", "sv", "sr", "", "ses", "", "", "rscc", "rscd", "rsce", "rscl", "rsct")
+    fields += ("skdutid", "sduoid", "sip", "spr", "sv", "sr", "", "ses", "rscc", "rscd", "rsce", "rscl", "rsct")
     return "\n".join(field if field.startswith("/") else parameters.get(field, "") for field in fields)
 
 
@@ -227,6 +228,11 @@ SIGNED = {
         "/blob/contosolake/raw/orders/2026",
         {"sr": "d", "sp": "l", "sdd": "2"},
     ),
+    "a directory at the top": Signed(
+        {"resource": "directory", "name": "orders/", "permissions": "l"},
+        "/blob/contosolake/raw/orders",
+        {"sr": "d", "sdd": "1"},
+    ),
 }
 
 
@@ -239,12 +245,38 @@ def test_the_signature_is_of_the_documented_string(name):
     signed = hmac.new(key, string_to_sign(parameters, case.resource).encode(), hashlib.sha256).digest()
     assert parameters["sig"] == base64.b64encode(signed).decode()
     assert case.shown.items() <= parameters.items()
-    assert ("sdd" in parameters) == (name == "a directory")
+    assert ("sdd" in parameters) == ("directory" in name)
+    assert parameters["sv"] == "2025-07-05"
     assert parameters["spr"] == "https"
     assert parameters["se"] == "2026-03-01T12:15:00Z"
     assert parameters["scid"] == CORRELATION
     assert parameters["skoid"] == KEY.signed_oid
     assert "st" not in parameters  # a worker whose clock is ahead would be locked out
+
+
+@pytest.mark.parametrize("name", SIGNED)
+def test_says_what_azure_storage_blob_says(name):
+    """The SDK's SAS for the same has the same parameters; it signs for whatever version of the protocol it is of."""
+    asked = spec(**SIGNED[name].changes)
+    key = UserDelegationKey()
+    for field in ("oid", "tid", "start", "expiry", "service", "version"):
+        setattr(key, f"signed_{field}", getattr(KEY, f"signed_{field}"))
+    key.value = KEY.value.reveal()
+    common = {
+        "user_delegation_key": key,
+        "permission": asked.permissions,
+        "expiry": asked.expires,
+        "protocol": "https",
+        "correlation_id": CORRELATION,
+    }
+    if asked.resource == "container":
+        theirs = generate_container_sas(ACCOUNT, asked.container, **common)
+    else:
+        directory = asked.resource == "directory"
+        theirs = generate_blob_sas(ACCOUNT, asked.container, asked.name, is_directory=directory, **common)
+    expected = parameters_of(Secret(theirs, what="SAS"))
+    ours = parameters_of(mint(asked, KEY, correlation=CORRELATION))
+    assert {**ours, "sv": "", "sig": ""} == {**expected, "sv": "", "sig": ""}
 
 
 def test_azurite_gets_the_correlation_unsigned():
