@@ -140,7 +140,9 @@ def _texts(value: object) -> list[str]:
     if isinstance(value, str):
         return [value]
     if isinstance(value, dict):
-        return [text for text in chain.from_iterable(value.items()) if isinstance(text, str)]
+        return [text for each in chain.from_iterable(value.items()) for text in _texts(each)]
+    if isinstance(value, (list, tuple)):
+        return [text for each in value for text in _texts(each)]
     return []  # numbers, times, and models that look after themselves
 
 

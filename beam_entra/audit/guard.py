@@ -1,8 +1,8 @@
 """The last line of defence against a secret in the audit trail: text that looks like one is refused.
 
 The first line is that nobody hands one over (`beam_entra.secret.Secret` does not turn into text by accident). This
-one knows what the secrets of this trade look like, and is applied to every string of every record, when it is
-written and when it is verified:
+one knows what the secrets of this trade look like, and is applied to every string of every record but those whose field
+takes lower-case hex or a few words alone; when it is written and when it is verified:
 
 1. a SAS signature: `sig=`, also percent-encoded;
 2. a JWT: three base64url parts, the first of which begins as the encoding of a JSON object does;

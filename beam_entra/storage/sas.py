@@ -1,7 +1,7 @@
 """Minting a user delegation SAS: a local HMAC under a key that Storage gave this identity. No network.
 
-What may be asked for is decided by `access.downscope` alone. The string to sign is that of one version of the protocol,
-which is the one that requests are sent in; it does not change with a library.
+What may be asked for is decided by `access.downscope` alone. The string to sign is that of one version of the protocol;
+another version has other fields.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from urllib.parse import quote, urlencode
 
 from beam_entra.access.downscope import SasSpec
 from beam_entra.secret import Secret
-from beam_entra.storage.exchange import SERVICE_VERSION
 
 __all__ = ["DelegationKey", "Sas", "mint"]
 
+_VERSION = "2025-07-05"
 _RESOURCES = {"blob": "b", "directory": "d", "container": "c"}
 _PROTOCOL = "https"
 _NONE = ""
@@ -94,35 +94,34 @@ def mint(spec: SasSpec, key: DelegationKey, *, correlation: str, sign_correlatio
         raise ValueError("a delegation key signs for its own account only")
     expiry = spec.expires.strftime("%Y-%m-%dT%H:%M:%SZ")
     resource = _RESOURCES[spec.resource]
-    name = spec.name.strip("/") if resource == "d" else spec.name
     signed = (
         spec.permissions,
         _NONE,  # a start: a worker whose clock is ahead would be locked out
         expiry,
-        f"/blob/{spec.account}/{spec.container}" + (f"/{name}" if name else ""),
+        f"/blob/{spec.account}/{spec.container}" + (f"/{spec.name}" if spec.name else ""),
         key.signed_oid,
         key.signed_tid,
         key.signed_start,
         key.signed_expiry,
         key.signed_service,
         key.signed_version,
-        _NONE,  # a user whom Storage has seen authorised,
-        _NONE,  # or has not, by POSIX ACLs
+        _NONE,  # a user for whom the key's owner vouches,
+        _NONE,  # or whose POSIX ACLs Storage is to check
         correlation if sign_correlation else _NONE,
         _NONE,  # the tenant of a user to whom the key is delegated,
         _NONE,  # and the only user who may use the SAS
         _NONE,  # addresses that it is good for
         _PROTOCOL,
-        SERVICE_VERSION,
+        _VERSION,
         resource,
         _NONE,  # a snapshot
         _NONE,  # an encryption scope
         *(_NONE,) * 5,  # what the answer's headers are to say
     )
     signature = hmac.digest(base64.b64decode(key.value.reveal()), "\n".join(signed).encode(), "sha256")
-    depth = f"&sdd={name.count('/') + 1}" if resource == "d" else ""
+    depth = f"&sdd={spec.name.count('/') + 1}" if resource == "d" else ""
     query = (
-        f"sv={SERVICE_VERSION}&spr={_PROTOCOL}&se={expiry}&sp={spec.permissions}&sr={resource}{depth}"
+        f"sv={_VERSION}&spr={_PROTOCOL}&se={expiry}&sp={spec.permissions}&sr={resource}{depth}"
         f"&{key.signed_query}&scid={quote(correlation)}&sig={quote(base64.b64encode(signature), safe='')}"
     )
     return Secret(query, what="SAS")

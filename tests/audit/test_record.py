@@ -8,7 +8,7 @@ import typing
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta, timezone
 from types import ModuleType
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
 from hypothesis import given
@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from beam_entra.audit import record as records
+from beam_entra.audit.fields import Digest, Id, Model
 from beam_entra.audit.record import (
     ZEROS,
     AnyRecord,
@@ -163,6 +164,23 @@ def _with_secret(value: object, secret: str) -> list[object]:
     if isinstance(value, dict):
         return [value | {"a": secret}, value | {secret: 1}, value | {secret: "a"}]
     return []
+
+
+class _Nested(Model):
+    """Texts within others: no kind of record has them yet."""
+
+    several: tuple[str, ...] = ()
+    by_name: dict[str, tuple[str, ...]] | None = None
+    perhaps: Annotated[Digest | Id, "one of two"] | None = None
+
+
+@pytest.mark.parametrize("shape", SECRETS)
+@pytest.mark.parametrize("field", ["several", "by_name", "perhaps"])
+def test_no_text_within_another_is_a_secret(field: str, shape: str) -> None:
+    """Wherever a field has room for text, it is searched."""
+    nested = {"several": ("a", SECRETS[shape]), "by_name": {"a": (SECRETS[shape],)}, "perhaps": SECRETS[shape]}
+    with pytest.raises(ValidationError):
+        _Nested(**{field: nested[field]})
 
 
 @pytest.mark.parametrize("name", [SECRETS["key"].rstrip("="), "sig=4/a", "Q1Jx8Kp9LmT3RqW7Zx9Qw8Er7Ty6Ui5Op4As3Df2Gh1"])

@@ -208,6 +208,12 @@ def string_to_sign(parameters: dict[str, str], resource: str) -> str:
     return "\n".join(field if field.startswith("/") else parameters.get(field, "") for field in fields)
 
 
+def signature(text: str) -> str:
+    """Of a string to sign, under the key."""
+    key = base64.b64decode(KEY.value.reveal())
+    return base64.b64encode(hmac.new(key, text.encode(), hashlib.sha256).digest()).decode()
+
+
 @dataclass(frozen=True)
 class Signed:
     """A spec, and what it must look like."""
@@ -229,7 +235,7 @@ SIGNED = {
         {"sr": "d", "sp": "l", "sdd": "2"},
     ),
     "a directory at the top": Signed(
-        {"resource": "directory", "name": "orders/", "permissions": "l"},
+        {"resource": "directory", "name": "orders", "permissions": "l"},
         "/blob/contosolake/raw/orders",
         {"sr": "d", "sdd": "1"},
     ),
@@ -241,9 +247,7 @@ def test_the_signature_is_of_the_documented_string(name):
     """Recomputed by the page: a user delegation SAS for https only, with the bundle's id signed, and no wider."""
     case = SIGNED[name]
     parameters = parameters_of(mint(spec(**case.changes), KEY, correlation=CORRELATION))
-    key = base64.b64decode(KEY.value.reveal())
-    signed = hmac.new(key, string_to_sign(parameters, case.resource).encode(), hashlib.sha256).digest()
-    assert parameters["sig"] == base64.b64encode(signed).decode()
+    assert parameters["sig"] == signature(string_to_sign(parameters, case.resource))
     assert case.shown.items() <= parameters.items()
     assert ("sdd" in parameters) == ("directory" in name)
     assert parameters["sv"] == "2025-07-05"
@@ -256,7 +260,8 @@ def test_the_signature_is_of_the_documented_string(name):
 
 @pytest.mark.parametrize("name", SIGNED)
 def test_says_what_azure_storage_blob_says(name):
-    """The SDK's SAS for the same has the same parameters; it signs for whatever version of the protocol it is of."""
+    """The SDK's SAS for the same has the same parameters, and but for two later fields it signs the same string."""
+    signed: list[str] = []
     asked = spec(**SIGNED[name].changes)
     key = UserDelegationKey()
     for field in ("oid", "tid", "start", "expiry", "service", "version"):
@@ -268,6 +273,7 @@ def test_says_what_azure_storage_blob_says(name):
         "expiry": asked.expires,
         "protocol": "https",
         "correlation_id": CORRELATION,
+        "sts_hook": signed.append,
     }
     if asked.resource == "container":
         theirs = generate_container_sas(ACCOUNT, asked.container, **common)
@@ -277,16 +283,18 @@ def test_says_what_azure_storage_blob_says(name):
     expected = parameters_of(Secret(theirs, what="SAS"))
     ours = parameters_of(mint(asked, KEY, correlation=CORRELATION))
     assert {**ours, "sv": "", "sig": ""} == {**expected, "sv": "", "sig": ""}
+    *before, version = signed[0].split("\n")[:18]
+    assert version == expected["sv"] >= "2026-04-06", "since then a SAS can demand headers (srh) and parameters (srq)"
+    as_of_ours = "\n".join([*before, ours["sv"], *signed[0].split("\n")[18:21], *signed[0].split("\n")[23:]])
+    assert ours["sig"] == signature(as_of_ours)
 
 
 def test_azurite_gets_the_correlation_unsigned():
     """Azurite leaves it out of its string to sign; its log shows it all the same."""
     parameters = parameters_of(mint(spec(), KEY, correlation=CORRELATION, sign_correlation=False))
     assert parameters["scid"] == CORRELATION
-    key = base64.b64decode(KEY.value.reveal())
     unsigned = {name: value for name, value in parameters.items() if name != "scid"}
-    text = string_to_sign(unsigned, "/blob/contosolake/raw/orders/a b.jsonl")
-    assert parameters["sig"] == base64.b64encode(hmac.new(key, text.encode(), hashlib.sha256).digest()).decode()
+    assert parameters["sig"] == signature(string_to_sign(unsigned, "/blob/contosolake/raw/orders/a b.jsonl"))
 
 
 def test_the_key_of_another_account_signs_nothing():
