@@ -57,7 +57,7 @@ class DelegationKey:
             "sks": self.signed_service,
             "skv": self.signed_version,
         }
-        return urlencode(said, quote_via=quote)
+        return urlencode(said, quote_via=quote, safe=":")  # times as they are: a query may hold colons
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
