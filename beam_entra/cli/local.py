@@ -24,7 +24,20 @@ __all__ = ["local"]
 _GONE = "beam-entra local up"
 
 
-@click.group(short_help="Run a local Entra tenant and Azurite.")
+class _Local(click.Group):
+    """Names the extra that these commands need, where it is not installed."""
+
+    def invoke(self, ctx: click.Context) -> object:
+        try:
+            return super().invoke(ctx)
+        except ModuleNotFoundError as error:
+            raise ConfigError(
+                f"a local cloud needs {(error.name or '').partition('.')[0]}, which is not installed here",
+                Diagnosis(hint="pip install 'beam-entra[local]'"),
+            ) from None
+
+
+@click.group(cls=_Local, short_help="Run a local Entra tenant and Azurite.")
 @click.option(
     "--folder",
     type=click.Path(file_okay=False, path_type=Path),

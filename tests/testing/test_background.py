@@ -247,6 +247,16 @@ def test_that_azurite_is_fetched_is_said(tmp_path: Path) -> None:
     assert "no network today" in str(done.exception)
 
 
+def test_without_its_extra_it_says_what_to_install(tmp_path: Path) -> None:
+    """The kit's own libraries are no worker's, so the package alone does not bring them."""
+    code = "import sys; sys.modules['trustme'] = None; from beam_entra.cli import main; main(sys.argv[1:])"
+    command = [sys.executable, "-c", code, "local", "--folder", str(tmp_path / "cloud"), "up"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "a local cloud needs trustme, which is not installed here" in done.stderr
+    assert "pip install 'beam-entra[local]'" in done.stderr
+
+
 def test_a_stale_state_is_nobody(tmp_path: Path) -> None:
     """A state file whose process is gone, or whose port is somebody else's now, is not a running cloud."""
     state = {
