@@ -471,7 +471,8 @@ _BUNDLE = Group(
             reading="What every bundle pays before it has touched any data; the median of 500 bundles, one after the"
             " other. Each waits for one append to the trail. The floor is such an append of as many bytes with such a"
             " SAS, over a connection of the standard library, with nothing else of ours: Azurite's own time, nearly. A"
-            " time in seconds is that of the machine, too.",
+            " time in seconds is that of the machine, too: on one and the same, the floor alone took between 1.3 and"
+            " 2.6 ms within three hours of November 2026. On a faster one ours took 1.3 to 1.5 ms.",
             ours="ours",
             floor="appends",
             measure="sample",
