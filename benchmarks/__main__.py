@@ -63,7 +63,9 @@ def main(rows: tuple[str, ...], pairs: int, scale: float, only_list: bool, resul
             console.print(str(failure), style="red", markup=False)
             sys.exit(1)
         left.done(group)
-        known["groups"][group.name] = {"pairs": pairs, "sides": runs}
+        before = known["groups"].get(group.name) if rows else None
+        again = before.get("again", 0) + 1 if before else 0  # a figure that was taken until it pleased is none
+        known["groups"][group.name] = {"pairs": pairs, "again": again, "sides": runs}
         _save(results, known)
     if not rows:
         console.print("[bold]what azfs gets wrong[/bold]")

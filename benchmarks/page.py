@@ -97,6 +97,11 @@ def _summary(results: Mapping[str, Any], found: Sequence[Finding]) -> str:
     )
     if missed:
         text += f" Missed: {'; '.join(finding.row.shown for finding in missed)}."
+    taken = results["groups"]
+    again = [(group.shown, count) for group in GROUPS if (count := taken.get(group.name, {}).get("again", 0))]
+    if again:
+        listed = "; ".join(f"{shown} ({count} x)" for shown, count in again)
+        text += f" Not all is of one run. Run again after it, of which the last run counts: {listed}."
     if results["scale"] != 1:
         text += f" **The data had {results['scale']:g} of its full size: a quick look, no result.**"
     return text

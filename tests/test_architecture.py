@@ -95,7 +95,7 @@ def test_pipelines_are_at_the_top():
 
 
 def test_only_the_testing_kit_speaks_through_azure_blob():
-    """azure.storage.blob is imported in the testing kit alone, which stands for Storage: it costs a worker's start."""
+    """azure.storage.blob is imported in the testing kit alone, which stands for Storage."""
     importers = {
         room_of(name_of(file))
         for file in modules(PACKAGE)

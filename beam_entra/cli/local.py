@@ -32,7 +32,7 @@ class _Local(click.Group):
             return super().invoke(ctx)
         except ModuleNotFoundError as error:
             raise ConfigError(
-                f"a local cloud needs {(error.name or '').partition('.')[0]}, which is not installed here",
+                f"a local cloud needs {error.name}, which is not installed here",
                 Diagnosis(hint="pip install 'beam-entra[local]'"),
             ) from None
 

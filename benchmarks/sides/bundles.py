@@ -11,14 +11,13 @@ from http import HTTPStatus
 from http.client import HTTPResponse, HTTPSConnection
 from urllib.parse import urlsplit
 
-from beam_entra.access import AccessManifest, Endpoints, Permission, SasSpec
-from beam_entra.clock import utc_now
+from beam_entra.access import Permission, SasSpec
 from beam_entra.paths import BlobPath
 from beam_entra.secret import Secret
-from beam_entra.session import JobScope, Session
+from beam_entra.session import Session
 from beam_entra.storage import mint
 from benchmarks.cloud import ACCOUNT, AUDIT
-from benchmarks.sides.jobs import ours_in
+from benchmarks.sides.jobs import ours_in, scope_of
 from benchmarks.task import Done, Task
 
 __all__ = ["appends", "our_bundles"]
@@ -29,7 +28,7 @@ _WARM = 20
 
 def our_bundles(task: Task) -> Callable[[], Done]:
     """Bundle after bundle, each timed; the last waits until its records are durable, as every one does."""
-    session = _session(task)
+    session = Session(scope_of(task))
     path = BlobPath.parse(ours_in("nothing.jsonl"))
 
     def one() -> float:
@@ -88,7 +87,7 @@ def appends(task: Task) -> Callable[[], Done]:
 
 
 def _appenders_sas(task: Task) -> Secret:
-    session = _session(task)
+    session = Session(scope_of(task))
     spec = SasSpec(
         account=ACCOUNT,
         container=AUDIT,
@@ -100,8 +99,3 @@ def _appenders_sas(task: Task) -> Secret:
     )
     with closing(session):
         return mint(spec, session.key(ACCOUNT), correlation=session.process, sign_correlation=False)
-
-
-def _session(task: Task) -> Session:
-    manifest = AccessManifest.load(task.manifest).at(Endpoints.load(task.endpoints))
-    return Session(JobScope.launch(manifest, now=utc_now()))

@@ -10,6 +10,9 @@ import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from beam_entra import EntraOptions, ScopedPipeline
+from beam_entra.access import AccessManifest, Endpoints
+from beam_entra.clock import utc_now
+from beam_entra.session import JobScope
 from benchmarks.cloud import ACCOUNT, CURATED, RAW
 from benchmarks.task import Done, Task
 
@@ -19,6 +22,7 @@ __all__ = [
     "counted",
     "ours_in",
     "ours_out",
+    "scope_of",
     "scoped_pipeline",
     "summed",
     "theirs_in",
@@ -31,6 +35,11 @@ __all__ = [
 RUNNER = "--runner=FnApiRunner"  # what DirectRunner falls back to where no Prism is installed
 
 _RESULTS: list[Any] = []  # the runner works in this process
+
+
+def scope_of(task: Task) -> JobScope:
+    """The job of the manifest that the sides are told of, launched now."""
+    return JobScope.launch(AccessManifest.load(task.manifest).at(Endpoints.load(task.endpoints)), now=utc_now())
 
 
 def ours_in(pattern: str) -> str:

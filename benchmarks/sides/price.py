@@ -12,14 +12,13 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from threading import Barrier
 
-from beam_entra.access import AccessManifest, Endpoints, Permission
-from beam_entra.clock import utc_now
+from beam_entra.access import Permission
 from beam_entra.io.dofn import ScopedDoFn
 from beam_entra.paths import BlobPath
-from beam_entra.session import JobScope, Session, close_session
+from beam_entra.session import Session, close_session
 from beam_entra.storage import mint
 from beam_entra.testing.tenant import GRAPH
-from benchmarks.sides.jobs import ours_in
+from benchmarks.sides.jobs import ours_in, scope_of
 from benchmarks.task import Done, Task
 
 __all__ = ["first_byte", "minted", "our_requests", "warm_token"]
@@ -37,7 +36,7 @@ class _Connector(ScopedDoFn):
 
 def our_requests(task: Task) -> Work:
     """Bundles of both audiences in threads that begin at once; the tenant counts."""
-    scope, path = _scope(task), BlobPath.parse(ours_in(_BLOB))
+    scope, path = scope_of(task), BlobPath.parse(ours_in(_BLOB))
     threads, processes, bundles = task.given["threads"], task.given["processes"], task.given["bundles"]
 
     def process() -> None:
@@ -72,7 +71,7 @@ def our_requests(task: Task) -> Work:
 
 def warm_token(task: Task) -> Work:
     """A connector's `token()`, each call timed, when there is one."""
-    fn = _Connector().scoped(_scope(task), "bench")
+    fn = _Connector().scoped(scope_of(task), "bench")
 
     def work() -> Done:
         with _bundle(fn):
@@ -85,7 +84,7 @@ def warm_token(task: Task) -> Work:
 
 def minted(task: Task) -> Work:
     """A SAS for one blob to read, minted again and again, as for Storage: the correlation is signed."""
-    with closing(Session(_scope(task))) as session, session.bundle("bench") as bundle:
+    with closing(Session(scope_of(task))) as session, session.bundle("bench") as bundle:
         spec = bundle.sas(BlobPath.parse(ours_in(_BLOB)), Permission.READ).spec
         key = session.key(spec.account)
         correlation = bundle.id
@@ -108,10 +107,6 @@ def first_byte(task: Task) -> Work:
         return Done(units=1, answer=first.decode("ascii"), samples_s=(took_s,))
 
     return work
-
-
-def _scope(task: Task) -> JobScope:
-    return JobScope.launch(AccessManifest.load(task.manifest).at(Endpoints.load(task.endpoints)), now=utc_now())
 
 
 @contextmanager

@@ -250,6 +250,14 @@ def test_a_limit_that_lies_within_the_noise_is_not_settled() -> None:
     assert "do not settle it" not in render(results(orders={side: ran(*each) for side, each in walls.items()}))
 
 
+def test_what_was_run_again_is_said() -> None:
+    """Whoever reads a figure knows whether it is the first that was taken."""
+    once = results(bundle={"ours": ran(1, samples=(0.001,)), "appends": ran(1, samples=(0.0005,))})
+    assert "run again" not in render(once).lower()
+    once["groups"]["bundle"]["again"] = 2
+    assert "Run again after it, of which the last run counts: a bundle without data (2 x)." in render(once)
+
+
 def test_what_is_of_unequal_work_is_not_compared() -> None:
     """CPU time is, for as much work; memory is not."""
     page = render(results(**{"small-20ms": {"azfs": ran(4, units=400), "ours": ran(2, units=1000), "gets": ran(1)}}))
