@@ -14,7 +14,6 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
-    PlainSerializer,
     StringConstraints,
     model_validator,
 )
@@ -35,6 +34,7 @@ __all__ = [
     "Text",
     "Time",
     "Uuid",
+    "written",
 ]
 
 _UUID = "[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"
@@ -45,22 +45,25 @@ SEGMENT_NAME = re.compile(rf"segment-{_UUID}-[0-9]{{5}}\.jsonl")
 def _utc(time: datetime) -> datetime:
     if time.utcoffset() is None:
         raise ValueError("a time needs its zone")
+    if time.tzinfo is UTC:
+        return time
     try:
         return time.astimezone(UTC)
     except OverflowError:
         raise ValueError("a time within the calendar") from None
 
 
-def _iso(time: datetime) -> str:
-    return time.replace(tzinfo=None).isoformat(timespec="microseconds") + "Z"
-
-
 def _cut(text: object) -> object:
-    return text[:2000] if isinstance(text, str) else text
+    return _legible(text[:2000]) if isinstance(text, str) else text
 
 
 def _cut_label(text: object) -> object:
-    return text[:500] if isinstance(text, str) else text
+    return _legible(text[:500]) if isinstance(text, str) else text
+
+
+def _legible(text: str) -> str:
+    """With "?" for half a surrogate pair, which nobody could read back from a line."""
+    return text if text.isascii() else text.encode(errors="replace").decode()
 
 
 _NO_TEXT = (int, bool, datetime, type(None))
@@ -74,7 +77,7 @@ class Hex:
     """Marks a field whose pattern takes lower-case hex between fixed words, and so nothing that looks like a secret."""
 
 
-Time = Annotated[datetime, AfterValidator(_utc), PlainSerializer(_iso)]
+Time = Annotated[datetime, AfterValidator(_utc)]
 Digest = Annotated[str, StringConstraints(pattern="^[0-9a-f]{64}$"), Hex()]
 Uuid = Annotated[str, StringConstraints(pattern=f"^{_UUID}$"), Hex()]
 Id = Annotated[str, StringConstraints(pattern="^[A-Za-z0-9._-]{1,128}$")]
@@ -134,6 +137,15 @@ class Model(BaseModel):
                 if what := looks_like_secret(text, named=named):
                     fix = "rename the blob or the step" if named else "take it out of what is named or said there"
                     raise SecretInRecord(f"{name} holds what looks like {what}; an audit record must not: {fix}")
+
+
+def written(value: object) -> object:
+    """As JSON what has no form of its own there: a time, and a model in a record."""
+    if isinstance(value, datetime):
+        return value.isoformat(timespec="microseconds").removesuffix("+00:00") + "Z"
+    if isinstance(value, Model):
+        return vars(value)
+    raise TypeError(f"{type(value).__name__} is for no record")
 
 
 def _texts(value: object) -> list[str]:

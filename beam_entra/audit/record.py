@@ -59,6 +59,7 @@ from beam_entra.audit.fields import (
     Text,
     Time,
     Uuid,
+    written,
 )
 
 __all__ = [
@@ -96,7 +97,7 @@ __all__ = [
 ]
 
 SEAL_NAME = "seal.jsonl"
-_json = json.JSONEncoder(separators=(",", ":")).encode
+_json = json.JSONEncoder(separators=(",", ":"), default=written).encode
 ZEROS = "0" * 64  # what the first line of a first segment names as its predecessor
 
 
@@ -139,11 +140,10 @@ class Record(Model):
 
     def line(self) -> bytes:
         """The one way to write this record, without the newline."""
-        written = self.model_dump()
-        for name in self._left_out:
-            if written[name] is None:
-                del written[name]
-        return _json(written).encode("ascii")
+        told = vars(self)  # in the order of the fields
+        if self._left_out:
+            told = {name: value for name, value in told.items() if value is not None or name not in self._left_out}
+        return _json(told).encode("ascii")
 
 
 class Previous(Model):

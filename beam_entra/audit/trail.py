@@ -1,10 +1,11 @@
 """Writing a segment: append is cheap, durability comes in groups, and a record that cannot be written stops everything.
 
-Like a database's log. `append` chains a record and returns a receipt; one thread per process hands everything that is
-pending to the store in one request, while the access that the record is about is still under way; the caller waits on
-the receipt before it lets anything out. A record that nobody waits for yet, such as that of a SAS whose access comes
-next, does not start a request: it goes with the next one that does, or alone after a moment. When the store gives up,
-the writer is poisoned: whoever waits, and whoever appends later, gets `AuditUnavailable`.
+Like a database's log. `append` chains a record and returns a receipt; the caller waits on it before it lets anything
+out. All that is pending goes to the store in one request, and there is one at a time. It is made by the flusher, a
+thread of the process, while the access that the record is about is still under way; or by who waits, if the flusher has
+not begun: that spares two changes of threads. A record that nobody waits for yet, such as that of a SAS whose access
+comes next, does not start a request: it goes with the next one that does, or alone after a moment. When the store gives
+up, the writer is poisoned: whoever waits, and whoever appends later, gets `AuditUnavailable`.
 
 A segment that has become long or old is continued in another, with the next record. The last line of the one and the
 first of the other name each other, so that they are one chain.
@@ -17,7 +18,7 @@ import threading
 import uuid
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -39,7 +40,7 @@ __all__ = ["Receipt", "SegmentFacts", "SegmentWriter"]
 
 _OWN = (SegmentOpened, SegmentRolled, InterimSealed, Sealed)
 _LAST_NUMBER = 99_999  # a segment's name has five digits
-_MOMENT_S = 0.05  # for so long at most a record waits for company
+_MOMENT_S = 0.05  # for so long a record waits for company; where others came before it, twice as long at most
 _GROUP_BYTES = APPEND_BYTES - 3 * LINE_BYTES  # room for the record that fills it and the two that roll a segment
 
 
@@ -133,6 +134,8 @@ class SegmentWriter:
         self._due = False  # something of what is pending is to be written now
         self._blocks = 0  # appends to the current segment, those under way included
         self._thread: threading.Thread | None = None
+        self._asleep = False  # the flusher, until somebody wakes it; else it looks again in a moment
+        self._writing: threading.Thread | None = None  # who is with the store
         self._closed = False
         self._poison: BaseException | None = None
 
@@ -159,7 +162,6 @@ class SegmentWriter:
             now = self._clock()
             draft = self._begin(now)
             draft.add(model, now, bundle, facts)
-            waits = not self._groups  # the flusher, for as long as it may; else it will look in a moment anyway
             try:
                 self._start()
                 group = self._take(draft)
@@ -167,7 +169,7 @@ class SegmentWriter:
                 self._fail(error)
                 raise
             self._due = self._due or prompt or len(self._groups) > 1
-            if waits or self._due:
+            if self._asleep or (self._due and self._writing is None):
                 self._changed.notify()
             return Receipt(self, group)
 
@@ -218,7 +220,7 @@ class SegmentWriter:
             following = segment_name(self._process, chain.number + 1)
             draft.add(SegmentRolled, now, None, {"next": following})
             head = draft.chain.prev
-            draft.chain = replace(draft.chain, number=chain.number + 1, segment=following, seq=0, size=0)
+            draft.chain = draft.chain._replace(number=chain.number + 1, segment=following, seq=0, size=0)
             self._open(draft, now, previous=Previous(segment=chain.segment, head=head))
         else:
             draft = Draft(chain)
@@ -264,7 +266,7 @@ class SegmentWriter:
         group = self._groups[-1] if self._groups else None
         return group if group is not None and group.size <= _GROUP_BYTES else None
 
-    # The flusher: one daemon thread, which holds the lock only to take a group.
+    # Writing: one thread at a time, which holds the lock only to take a group and to let go of it.
 
     def _start(self) -> None:
         if self._thread is None:
@@ -275,31 +277,65 @@ class SegmentWriter:
                 raise AuditUnavailable(f"the audit flusher cannot start: {error}") from error
 
     def _flush(self) -> None:
-        group = None
         try:
             while (group := self._next()) is not None:
-                for name in group.creates:
-                    self._store.create(name)
-                self._store.append(group.segment, group.offset, b"".join(group.chunks))
-                group.chunks.clear()  # whoever has a receipt keeps the group
-                group.durable = True
-                group.settled.set()
+                self._write(group)
         except BaseException as error:  # noqa: BLE001  whatever it is, nobody may wait for ever
             with self._lock:
                 self._fail(error)
-            if group is not None:
-                group.settled.set()
 
     def _next(self) -> Group | None:
+        """What the flusher is to write, when there is something; None at the end."""
+        quiet = False
         with self._lock:
-            while not (self._groups and (self._due or self._closed)):
-                if self._closed or self._poison is not None:
+            while self._writing is not None or not (self._groups and (self._due or self._closed)):
+                if self._writing is None and (self._closed or self._poison is not None):
                     return None
-                if not self._changed.wait(_MOMENT_S if self._groups else None):
-                    self._due = True
-            group = self._groups.popleft()
-            self._due = self._due and bool(self._groups)
-            return group
+                oldest, chain = self._groups[0] if self._groups else None, self._chain
+                self._asleep = quiet
+                woken = self._changed.wait(None if quiet else _MOMENT_S)
+                self._asleep = False
+                quiet = not woken and oldest is None and chain is self._chain  # a moment without a record
+                self._due = self._due or (not woken and oldest in self._groups)
+            return self._begin_writing()
+
+    def _turn(self, group: Group, *, able: bool) -> Group | None:
+        """What somebody who waits for this group is to write himself, if he is able to; None if it is for others."""
+        with self._lock:
+            if group.settled.is_set():
+                return None
+            if able and self._writing is None:
+                return self._begin_writing()
+            self._due = self._due or bool(self._groups)
+            if self._writing is None:
+                self._changed.notify()
+            return None
+
+    def _begin_writing(self) -> Group:
+        """The oldest group, for the caller to write; there is one. Under the lock."""
+        self._writing = threading.current_thread()
+        group = self._groups.popleft()
+        self._due = self._due and bool(self._groups)
+        return group
+
+    def _write(self, group: Group) -> None:
+        failure: BaseException | None = None
+        try:
+            for name in group.creates:
+                self._store.create(name)
+            self._store.append(group.segment, group.offset, b"".join(group.chunks))
+        except BaseException as error:  # noqa: BLE001  told to all who wait
+            failure = error
+        with self._lock:
+            self._writing = None
+            if failure is None:
+                group.chunks.clear()  # whoever has a receipt keeps the group
+                group.durable = True
+            else:
+                self._fail(failure)
+            group.settled.set()
+            if self._due or self._closed:
+                self._changed.notify()
 
     # Failure.
 
@@ -313,12 +349,13 @@ class SegmentWriter:
 
     def _wait(self, group: Group, timeout: float | None) -> None:
         self._check_process()
-        if threading.current_thread() is self._thread:
+        caller = threading.current_thread()
+        if caller is self._writing:
             raise AuditUnavailable("the audit store waits for a record that only it can write")
-        with self._lock:
-            if not group.settled.is_set() and not self._due:
-                self._due = bool(self._groups)
-                self._changed.notify()
+        # An interrupt reaches the main thread alone, and might leave what that writes half done.
+        able = timeout is None and caller is not threading.main_thread()
+        while (mine := self._turn(group, able=able)) is not None:
+            self._write(mine)
         if not group.settled.wait(timeout):
             raise AuditUnavailable(
                 f"an audit record was not durable after {timeout} s",
@@ -330,7 +367,7 @@ class SegmentWriter:
 
     def _check_usable(self) -> None:
         self._check_poison()
-        if self._closed and threading.current_thread() is not self._thread:  # the store may need a new SAS to end with
+        if self._closed and threading.current_thread() is not self._writing:  # the store may need a new SAS to end with
             raise AuditUnavailable("the audit segment is closed; no access can be recorded any more")
 
     def _check_poison(self) -> None:

@@ -47,6 +47,7 @@ _LEAD_UP = (BundleOpened, SasIssued, BundleClosed)  # recorded before or after a
 _BRIEF_S = 1.0  # a pause that an interrupted job makes still
 _KEPT_BYTES = 48 << 20  # of one reader: 32 MiB under way, 8 in hand, and the shorter ones that it begins with
 _MINUTE = timedelta(minutes=1)
+_AT_ONCE = timedelta(seconds=1)  # what is decided so long ago still holds: SAS end on whole seconds
 _RENEWED_AT = 0.75  # of a SAS's life
 _NEXT_RETIREMENT = timedelta(minutes=1)  # of a delegation key
 _RETIRED_KEPT = timedelta(hours=1)  # no SAS lives longer, so then none is left that such a key has signed
@@ -310,14 +311,18 @@ class Session:
         """Mint a SAS and record it.
 
         Args:
-            spec_for: Downscopes, given the end of the key that will sign: called without one first, so that a denial
-                comes before any request.
+            spec_for: Downscopes, given the end of the key that will sign, if there is one. Called before any request,
+                so that a denial comes first; and again where a key or a token had to be waited for.
         """
-        spec_for(None)
+        began, at_hand = self.clock(), self._keys.get(path.account)
+        if at_hand is not None and at_hand.expires <= began:
+            at_hand = None
+        spec = spec_for(None if at_hand is None else at_hand.expires)
         self.broker.get(STORAGE_AUDIENCE)  # no SAS without a live token, though the key may live longer
         key = self.key(path.account)
         now = self.clock()
-        spec = spec_for(key.expires)
+        if key is not at_hand or now - began > _AT_ONCE:
+            spec = spec_for(key.expires)
         signed = not self.scope.manifest.accounts[path.account].emulator
         correlation = bundle or self.process
         sas = Sas(

@@ -92,7 +92,7 @@ def mint(spec: SasSpec, key: DelegationKey, *, correlation: str, sign_correlatio
     """
     if key.account != spec.account:
         raise ValueError("a delegation key signs for its own account only")
-    expiry = spec.expires.strftime("%Y-%m-%dT%H:%M:%SZ")
+    expiry = spec.expires.isoformat()[:19] + "Z"
     resource = _RESOURCES[spec.resource]
     signed = (
         spec.permissions,
@@ -119,9 +119,10 @@ def mint(spec: SasSpec, key: DelegationKey, *, correlation: str, sign_correlatio
         *(_NONE,) * 5,  # what the answer's headers are to say
     )
     signature = hmac.digest(base64.b64decode(key.value.reveal()), "\n".join(signed).encode(), "sha256")
+    escaped = base64.b64encode(signature).decode().replace("+", "%2B").replace("/", "%2F").replace("=", "%3D")
     depth = f"&sdd={spec.name.count('/') + 1}" if resource == "d" else ""
     query = (
         f"sv={_VERSION}&spr={_PROTOCOL}&se={expiry}&sp={spec.permissions}&sr={resource}{depth}"
-        f"&{key.signed_query}&scid={quote(correlation)}&sig={quote(base64.b64encode(signature), safe='')}"
+        f"&{key.signed_query}&scid={correlation}&sig={escaped}"
     )
     return Secret(query, what="SAS")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import uuid
 from collections.abc import Callable
 from contextlib import suppress
@@ -40,6 +41,7 @@ class AppendBlobSegments:
         self._folder = folder
         self._authorise = authorise
         self._read = read
+        self._name, self._numbers = str(uuid.uuid4()), itertools.count()  # of requests
         self._paths: dict[str, BlobPath] = {}  # of the segment at hand
 
     def create(self, name: str) -> None:
@@ -52,7 +54,7 @@ class AppendBlobSegments:
         """
         path = self._folder.child(name)
         try:
-            self._service.create_append_blob(path, lambda: self._authorise(path), str(uuid.uuid4()))
+            self._service.create_append_blob(path, lambda: self._authorise(path), self._next_request_id())
         except (BlobExists, BlobChanged):
             return
         except BeamEntraError as error:
@@ -71,7 +73,7 @@ class AppendBlobSegments:
             path = self._folder.child(name)
             self._paths = {name: path}
         try:
-            self._service.append_block(path, offset, data, lambda: self._authorise(path), str(uuid.uuid4()))
+            self._service.append_block(path, offset, data, lambda: self._authorise(path), self._next_request_id())
         except BeamEntraError as error:
             known = error.diagnosis
             taken = known.code == _POSITION_TAKEN and known.attempts > 1
@@ -79,10 +81,13 @@ class AppendBlobSegments:
                 return
             raise _unavailable(error) from None
 
+    def _next_request_id(self) -> str:
+        return f"{self._name}-{next(self._numbers)}"
+
     def _is_there(self, path: BlobPath) -> bool:
         """Asked by an append that no blob is long enough for."""
         try:
-            self._service.append_block(path, _NEVER, b"\n", lambda: self._authorise(path), str(uuid.uuid4()))
+            self._service.append_block(path, _NEVER, b"\n", lambda: self._authorise(path), self._next_request_id())
         except BeamEntraError as error:
             return error.diagnosis.status in _OF_WHAT_IS_THERE
         return False

@@ -345,6 +345,8 @@ class Response:
         Raises:
             HTTPError: The body breaks off, or all of it is more than an answer is that has to be read whole.
         """
+        if self._connection is None:
+            return b""
         content = bytearray()
         most = _WHOLE_BYTES if amount is None else amount
         while len(content) < most:

@@ -216,6 +216,14 @@ def test_says_which_field_holds_what(trails: ModuleType) -> None:
         Denied(**LINK, **facts)
 
 
+def test_half_a_surrogate_pair_in_a_reason_can_be_read_back(trails: ModuleType) -> None:
+    """A file's name that is no text may stand in an error: the refusal is recorded, and its line verifies."""
+    path = "\udcff\ud83d"
+    record = Denied(**LINK, **(trails.valid_facts()[Denied] | {"reason": f"no {path} \U0001f600"}))
+    assert record.reason == "no ?? \U0001f600"
+    assert parse_line(record.line()) == record
+
+
 def test_cuts_a_long_reason(trails: ModuleType) -> None:
     """A long error must not keep a denial from being audited."""
     facts = trails.valid_facts()[Denied] | {"reason": "no " * 10_000}

@@ -10,7 +10,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
-from dataclasses import replace
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
 from types import FrameType, ModuleType
 from typing import Any
@@ -22,6 +22,15 @@ from beam_entra.audit.record import BundleOpened, Denied, Read, Sealed, SegmentO
 from beam_entra.audit.store import APPEND_BYTES
 from beam_entra.audit.trail import Receipt, SegmentWriter
 from beam_entra.errors import AuditError, AuditUnavailable, Diagnosis
+
+
+def _until(holds: Callable[[], object]) -> None:
+    """Return when it does; what it looks at tells nobody."""
+    for _ in range(3000):
+        if holds():
+            return
+        threading.Event().wait(0.01)
+    raise AssertionError("it never did")
 
 
 @pytest.fixture
@@ -116,6 +125,94 @@ def test_what_nobody_waits_for_ever_is_written_too(
     writer.close()
 
 
+def test_what_comes_after_a_pause_is_written_too(
+    writer: SegmentWriter, store: Any, deny: Callable[..., Receipt]
+) -> None:
+    """A flusher that has had nothing to do for a while sleeps until there is a record, and writes it after a moment."""
+    deny(writer, prompt=False)
+    _until(lambda: writer._asleep)
+    receipt = deny(writer, prompt=False)
+    assert receipt._group.settled.wait(10)
+    assert receipt.durable
+    writer.close()
+
+
+def test_who_waits_writes_unless_he_can_be_interrupted(
+    writer: SegmentWriter, store: Any, deny: Callable[..., Receipt]
+) -> None:
+    """A thread that waits as long as it takes is with the store itself; the main one is not, nor who has a timeout."""
+
+    def work(timeout: float | None) -> threading.Thread:
+        deny(writer, prompt=False).wait(timeout)
+        return threading.current_thread()
+
+    with ThreadPoolExecutor(1) as threads:
+        patient, hurried = threads.submit(work, None).result(30), threads.submit(work, 30).result(30)
+    work(None)
+    flusher = writer._thread
+    writer.close()
+    assert patient is hurried
+    assert store.threads == [patient, flusher, flusher]
+
+
+def test_who_waits_while_another_writes_is_served(
+    writer: SegmentWriter, store: Any, deny: Callable[..., Receipt]
+) -> None:
+    """What came while somebody was with the store is written when he is back, whoever waits for it or nobody."""
+    store.open.clear()
+
+    def work() -> Receipt:
+        receipt = deny(writer, prompt=False)
+        receipt.wait()
+        return receipt
+
+    with ThreadPoolExecutor(3) as threads:
+        first = threads.submit(work)
+        assert store.entered.wait(10)
+        others = [threads.submit(work) for _ in range(2)]
+        _until(lambda: writer._due)
+        prompt = deny(writer)
+        store.open.set()
+        assert all(waiting.result(30).durable for waiting in (first, *others))
+    prompt.wait(30)
+    writer.close()
+    assert check_segments(store).counts["denied"] == 4
+
+
+def test_close_waits_for_who_is_with_the_store(
+    writer: SegmentWriter, store: Any, deny: Callable[..., Receipt]
+) -> None:
+    """It ends when he is back, and what he began is durable."""
+    store.open.clear()
+    with ThreadPoolExecutor(2) as threads:
+        waiting = threads.submit(lambda: deny(writer, prompt=False).wait())
+        assert store.entered.wait(10)
+        closing = threads.submit(writer.close)
+        _until(lambda: writer._closed)
+        with pytest.raises(TimeoutError):
+            closing.result(0.2)
+        store.open.set()
+        waiting.result(30)
+        closing.result(30)
+    assert check_segments(store).counts["denied"] == 1
+
+
+def test_a_failure_of_who_waits_stops_the_writer(
+    writer: SegmentWriter, store: Any, deny: Callable[..., Receipt]
+) -> None:
+    """That he was with the store himself changes nothing: he is told, and so is everybody after him."""
+    store.failure = ZeroDivisionError("sig=hidden")
+    with ThreadPoolExecutor(1) as threads:
+        waiting = threads.submit(lambda: deny(writer, prompt=False).wait())
+        with pytest.raises(AuditUnavailable, match="ended with ZeroDivisionError") as caught:
+            waiting.result(30)
+    assert "hidden" not in str(caught.value)
+    for attempt in (lambda: deny(writer), writer.close):
+        with pytest.raises(AuditUnavailable, match="ended with ZeroDivisionError"):
+            attempt()
+    assert not any(thread.is_alive() for thread in _flushers())
+
+
 def test_close_writes_what_nobody_waits_for(writer: SegmentWriter, store: Any, deny: Callable[..., Receipt]) -> None:
     """An end is no reason to lose it."""
     receipt = deny(writer, prompt=False)
@@ -193,7 +290,7 @@ def test_a_segment_that_cannot_be_continued_stops_the_writer(
     writer = SegmentWriter(store, trails.facts(), trails.Clock(), max_records=3)
     deny(writer).wait(10)
     assert writer._chain is not None
-    writer._chain = replace(writer._chain, number=99_999)
+    writer._chain = writer._chain._replace(number=99_999)
     with pytest.raises(AuditUnavailable, match="it is the last"):
         deny(writer)
     assert writer.broken
@@ -442,6 +539,38 @@ def test_store_may_append_while_it_writes(store: Any, deny: Callable[..., Receip
     closer.join(10)
     assert not closer.is_alive()
     assert check_segments(store).counts["token_acquired"] == 2
+
+
+def test_store_may_append_while_a_waiter_writes(
+    store: Any, deny: Callable[..., Receipt], trails: ModuleType
+) -> None:
+    """As in the flusher: what it needed to write the last group is written as well."""
+    recording = _RecordingStore(store, trails.valid_facts()[TokenAcquired], wait=False)
+    writer = recording.writer = SegmentWriter(recording, trails.facts(), trails.Clock())
+    store.open.clear()
+    with ThreadPoolExecutor(1) as threads:
+        waiting = threads.submit(lambda: deny(writer, prompt=False).wait())
+        assert store.entered.wait(10)
+        recording.left = 1  # for the next
+        closer = threading.Thread(target=writer.close)
+        closer.start()
+        store.open.set()
+        waiting.result(30)
+    closer.join(10)
+    assert not closer.is_alive()
+    assert check_segments(store).counts["token_acquired"] == 2
+
+
+def test_store_that_waits_for_itself_fails_a_waiter(
+    store: Any, deny: Callable[..., Receipt], trails: ModuleType
+) -> None:
+    """Who is with the store cannot wait for what only he can write."""
+    recording = _RecordingStore(store, trails.valid_facts()[TokenAcquired], wait=True)
+    writer = recording.writer = SegmentWriter(recording, trails.facts(), trails.Clock())
+    with ThreadPoolExecutor(1) as threads:
+        waiting = threads.submit(lambda: deny(writer, prompt=False).wait())
+        with pytest.raises(AuditUnavailable, match="only it can write"):
+            waiting.result(30)
 
 
 def test_store_that_waits_for_itself_fails(store: Any, deny: Callable[..., Receipt], trails: ModuleType) -> None:

@@ -69,6 +69,7 @@ class MemoryTrail:
         self.open = threading.Event()  # cleared: appends wait
         self.open.set()
         self.entered = threading.Event()  # an append has begun
+        self.threads: list[threading.Thread] = []  # that appended
         self.failure: BaseException | None = None  # raised by the next append, again and again
 
     def names(self) -> list[str]:
@@ -88,6 +89,7 @@ class MemoryTrail:
         self.files.setdefault(name, b"")
 
     def append(self, name: str, offset_bytes: int, data: bytes) -> None:
+        self.threads.append(threading.current_thread())
         self.entered.set()
         assert self.open.wait(30)
         self.calls.append(("append", name, data))
