@@ -62,8 +62,8 @@ def _cut_label(text: object) -> object:
 
 
 def _legible(text: str) -> str:
-    """With "?" for half a surrogate pair, which nobody could read back from a line."""
-    return text if text.isascii() else text.encode(errors="replace").decode()
+    """With U+FFFD for half a surrogate pair, which nobody could read back from a line."""
+    return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 _NO_TEXT = (int, bool, datetime, type(None))

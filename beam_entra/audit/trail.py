@@ -2,10 +2,11 @@
 
 Like a database's log. `append` chains a record and returns a receipt; the caller waits on it before it lets anything
 out. All that is pending goes to the store in one request, and there is one at a time. It is made by the flusher, a
-thread of the process, while the access that the record is about is still under way; or by who waits, if the flusher has
-not begun: that spares two changes of threads. A record that nobody waits for yet, such as that of a SAS whose access
-comes next, does not start a request: it goes with the next one that does, or alone after a moment. When the store gives
-up, the writer is poisoned: whoever waits, and whoever appends later, gets `AuditUnavailable`.
+thread of the process, while the access that the record is about is still under way; or by a thread that waits as long
+as it takes, if nobody has begun: that spares it two changes of threads. A record that nobody waits for yet, such as
+that of a SAS whose access comes next, does not start a request: it goes with the next one that does, or alone after a
+moment. When the store gives up, the writer is poisoned: whoever waits, and whoever appends later, gets
+`AuditUnavailable`.
 
 A segment that has become long or old is continued in another, with the next record. The last line of the one and the
 first of the other name each other, so that they are one chain.
@@ -40,7 +41,7 @@ __all__ = ["Receipt", "SegmentFacts", "SegmentWriter"]
 
 _OWN = (SegmentOpened, SegmentRolled, InterimSealed, Sealed)
 _LAST_NUMBER = 99_999  # a segment's name has five digits
-_MOMENT_S = 0.05  # for so long a record waits for company; where others came before it, twice as long at most
+_MOMENT_S = 0.05  # between two looks of the flusher: a record that it finds a second time has waited long enough
 _GROUP_BYTES = APPEND_BYTES - 3 * LINE_BYTES  # room for the record that fills it and the two that roll a segment
 
 
@@ -77,7 +78,7 @@ class Receipt:
         return self._group.durable
 
     def wait(self, timeout: float | None = None) -> None:
-        """Return when the record is durable.
+        """Return when the record is durable. The caller may find himself writing it, and what came before.
 
         Args:
             timeout: Seconds; None waits as long as the store tries.
@@ -135,7 +136,8 @@ class SegmentWriter:
         self._blocks = 0  # appends to the current segment, those under way included
         self._thread: threading.Thread | None = None
         self._asleep = False  # the flusher, until somebody wakes it; else it looks again in a moment
-        self._writing: threading.Thread | None = None  # who is with the store
+        self._writing: threading.Thread | None = None  # who is with the store,
+        self._in_hand: Group | None = None  # and with what
         self._closed = False
         self._poison: BaseException | None = None
 
@@ -194,6 +196,7 @@ class SegmentWriter:
         """
         if os.getpid() != self._pid:
             return  # the parent's records are the parent's to write
+        self._check_elsewhere()
         with self._lock:
             self._closed = True
             self._changed.notify()
@@ -240,7 +243,7 @@ class SegmentWriter:
         draft.add(SegmentOpened, now, None, facts)
 
     def _take(self, draft: Draft) -> Group:
-        """Hand the draft's lines to the flusher; returns the group of the last."""
+        """Have the draft's lines written; returns the group of the last."""
         group = self._growing()
         for at, line in draft.lines:
             if at.seq == 0:
@@ -280,9 +283,8 @@ class SegmentWriter:
         try:
             while (group := self._next()) is not None:
                 self._write(group)
-        except BaseException as error:  # noqa: BLE001  whatever it is, nobody may wait for ever
-            with self._lock:
-                self._fail(error)
+        except BaseException as error:  # noqa: BLE001  it ends here: nobody may wait for ever
+            self._give_up(error)
 
     def _next(self) -> Group | None:
         """What the flusher is to write, when there is something; None at the end."""
@@ -313,8 +315,8 @@ class SegmentWriter:
 
     def _begin_writing(self) -> Group:
         """The oldest group, for the caller to write; there is one. Under the lock."""
+        group = self._in_hand = self._groups.popleft()
         self._writing = threading.current_thread()
-        group = self._groups.popleft()
         self._due = self._due and bool(self._groups)
         return group
 
@@ -327,14 +329,14 @@ class SegmentWriter:
         except BaseException as error:  # noqa: BLE001  told to all who wait
             failure = error
         with self._lock:
-            self._writing = None
             if failure is None:
                 group.chunks.clear()  # whoever has a receipt keeps the group
                 group.durable = True
             else:
                 self._fail(failure)
             group.settled.set()
-            if self._due or self._closed:
+            self._writing = self._in_hand = None
+            if self._due or self._closed or self._poison is not None:
                 self._changed.notify()
 
     # Failure.
@@ -343,19 +345,36 @@ class SegmentWriter:
         """Poison the writer, under the lock. The first reason stays."""
         if self._poison is None:
             self._poison = error
+            if isinstance(error, AuditUnavailable):  # without a traceback, which would keep what its frames hold
+                self._poison = AuditUnavailable(error.message, error.diagnosis)
         while self._groups:
             self._groups.popleft().settled.set()
         self._changed.notify()
 
+    def _give_up(self, error: BaseException) -> None:
+        """Poison the writer if it is the caller who was with the store, or was to be."""
+        caller = threading.current_thread()
+        with self._lock:
+            if caller not in (self._writing, self._thread):
+                return
+            self._fail(error)
+            if caller is self._writing:
+                if self._in_hand is not None:
+                    self._in_hand.settled.set()
+                self._writing = self._in_hand = None
+                self._changed.notify()
+
     def _wait(self, group: Group, timeout: float | None) -> None:
         self._check_process()
-        caller = threading.current_thread()
-        if caller is self._writing:
-            raise AuditUnavailable("the audit store waits for a record that only it can write")
+        self._check_elsewhere()
         # An interrupt reaches the main thread alone, and might leave what that writes half done.
-        able = timeout is None and caller is not threading.main_thread()
-        while (mine := self._turn(group, able=able)) is not None:
-            self._write(mine)
+        able = timeout is None and threading.current_thread() is not threading.main_thread()
+        try:
+            while (mine := self._turn(group, able=able)) is not None:
+                self._write(mine)
+        except BaseException as error:
+            self._give_up(error)
+            raise
         if not group.settled.wait(timeout):
             raise AuditUnavailable(
                 f"an audit record was not durable after {timeout} s",
@@ -364,6 +383,10 @@ class SegmentWriter:
         if not group.durable:
             self._check_poison()
             raise AuditUnavailable("an audit record was not written")
+
+    def _check_elsewhere(self) -> None:
+        if threading.current_thread() is self._writing:
+            raise AuditUnavailable("the audit store waits for a record that only it can write")
 
     def _check_usable(self) -> None:
         self._check_poison()
@@ -375,7 +398,7 @@ class SegmentWriter:
         if isinstance(poison, AuditUnavailable):
             raise AuditUnavailable(poison.message, poison.diagnosis) from poison
         if poison is not None:
-            raise AuditUnavailable(f"the audit flusher ended with {type(poison).__name__}") from poison
+            raise AuditUnavailable(f"the writing of the audit ended with {type(poison).__name__}") from poison
 
     def _check_process(self) -> None:
         if os.getpid() != self._pid:

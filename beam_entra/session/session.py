@@ -253,9 +253,8 @@ class Session:
         """
         with self._key_locks[account]:
             now = self.check_deadline(f"get a user delegation key of account {account}")
-            key = self._keys.get(account)
-            life = self.scope.manifest.lifetime.token
-            if key is not None and (now + life < key.expires or self.deadline <= key.expires):
+            key = self._key_at_hand(account, now)
+            if key is not None:
                 return key
             key, answer = self.service.delegation_key(
                 account,
@@ -275,6 +274,13 @@ class Session:
             self.count("delegation_keys")
             self._keys[account] = key
             return key
+
+    def _key_at_hand(self, account: str, now: datetime) -> DelegationKey | None:
+        """The key of an account, if it lives as long as a SAS, or the job."""
+        key = self._keys.get(account)
+        if key is None or (key.expires <= now + self.scope.manifest.lifetime.token and key.expires < self.deadline):
+            return None
+        return key
 
     def retire_key(self, sas: Sas) -> bool:
         """Sign with a new key from now on, since Storage takes this SAS for none.
@@ -314,14 +320,13 @@ class Session:
             spec_for: Downscopes, given the end of the key that will sign, if there is one. Called before any request,
                 so that a denial comes first; and again where a key or a token had to be waited for.
         """
-        began, at_hand = self.clock(), self._keys.get(path.account)
-        if at_hand is not None and at_hand.expires <= began:
-            at_hand = None
+        began = self.clock()
+        at_hand = self._key_at_hand(path.account, began)
         spec = spec_for(None if at_hand is None else at_hand.expires)
         self.broker.get(STORAGE_AUDIENCE)  # no SAS without a live token, though the key may live longer
         key = self.key(path.account)
         now = self.clock()
-        if key is not at_hand or now - began > _AT_ONCE:
+        if key is not at_hand or abs(now - began) > _AT_ONCE:  # the clock may have been put right meanwhile
             spec = spec_for(key.expires)
         signed = not self.scope.manifest.accounts[path.account].emulator
         correlation = bundle or self.process
@@ -425,7 +430,7 @@ class Session:
 
     def end_trail(self) -> None:
         """Make the trail durable and end it: nothing can be accessed any more, since nothing can be recorded."""
-        self.settle()  # the flusher may have to record a SAS of its own before it can write what is left
+        self.settle()  # whoever writes may have to record a SAS for that before he can write what is left
         self._trail.close()
 
     @property

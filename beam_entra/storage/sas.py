@@ -123,6 +123,6 @@ def mint(spec: SasSpec, key: DelegationKey, *, correlation: str, sign_correlatio
     depth = f"&sdd={spec.name.count('/') + 1}" if resource == "d" else ""
     query = (
         f"sv={_VERSION}&spr={_PROTOCOL}&se={expiry}&sp={spec.permissions}&sr={resource}{depth}"
-        f"&{key.signed_query}&scid={correlation}&sig={escaped}"
+        f"&{key.signed_query}&scid={quote(correlation)}&sig={escaped}"
     )
     return Secret(query, what="SAS")

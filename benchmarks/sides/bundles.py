@@ -30,8 +30,7 @@ _WARM = 20
 def our_bundles(task: Task) -> Callable[[], Done]:
     """Bundle after bundle, each timed; each waits until its records are durable.
 
-    In a thread that is not the main one, as Beam's workers run them. (In the process of DirectRunner's launcher they
-    run in the main one, and their records become durable after them.)
+    In a thread that is not the main one, as Beam's workers run them; within DirectRunner's launcher they run in that.
     """
     session = Session(scope_of(task))
     path = BlobPath.parse(ours_in("nothing.jsonl"))

@@ -218,9 +218,9 @@ def test_says_which_field_holds_what(trails: ModuleType) -> None:
 
 def test_half_a_surrogate_pair_in_a_reason_can_be_read_back(trails: ModuleType) -> None:
     """A file's name that is no text may stand in an error: the refusal is recorded, and its line verifies."""
-    path = "\udcff\ud83d"
-    record = Denied(**LINK, **(trails.valid_facts()[Denied] | {"reason": f"no {path} \U0001f600"}))
-    assert record.reason == "no ?? \U0001f600"
+    reason = "no \udcff\ud83d \ud83d\ude00 \U0001f600\ud83d"
+    record = Denied(**LINK, **(trails.valid_facts()[Denied] | {"reason": reason}))
+    assert record.reason == "no \ufffd\ufffd \U0001f600 \U0001f600\ufffd"
     assert parse_line(record.line()) == record
 
 

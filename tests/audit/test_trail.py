@@ -46,6 +46,12 @@ def writer(trails: ModuleType, store: Any) -> Any:
 
 
 @pytest.fixture
+def undisturbed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The flusher does nothing that it is not woken for."""
+    monkeypatch.setattr("beam_entra.audit.trail._MOMENT_S", 600)
+
+
+@pytest.fixture
 def deny(trails: ModuleType) -> Callable[..., Receipt]:
     """Appends a denial."""
     return lambda writer, **changed: writer.append(Denied, **(trails.valid_facts()[Denied] | changed))
@@ -137,6 +143,7 @@ def test_what_comes_after_a_pause_is_written_too(
     writer.close()
 
 
+@pytest.mark.usefixtures("undisturbed")
 def test_who_waits_writes_unless_he_can_be_interrupted(
     writer: SegmentWriter, store: Any, deny: Callable[..., Receipt]
 ) -> None:
@@ -155,6 +162,7 @@ def test_who_waits_writes_unless_he_can_be_interrupted(
     assert store.threads == [patient, flusher, flusher]
 
 
+@pytest.mark.usefixtures("undisturbed")
 def test_who_waits_while_another_writes_is_served(
     writer: SegmentWriter, store: Any, deny: Callable[..., Receipt]
 ) -> None:
@@ -175,10 +183,13 @@ def test_who_waits_while_another_writes_is_served(
         store.open.set()
         assert all(waiting.result(30).durable for waiting in (first, *others))
     prompt.wait(30)
+    flusher = writer._thread
     writer.close()
     assert check_segments(store).counts["denied"] == 4
+    assert flusher not in store.threads[:1]
 
 
+@pytest.mark.usefixtures("undisturbed")
 def test_close_waits_for_who_is_with_the_store(
     writer: SegmentWriter, store: Any, deny: Callable[..., Receipt]
 ) -> None:
@@ -195,8 +206,10 @@ def test_close_waits_for_who_is_with_the_store(
         waiting.result(30)
         closing.result(30)
     assert check_segments(store).counts["denied"] == 1
+    assert writer._thread not in store.threads
 
 
+@pytest.mark.usefixtures("undisturbed")
 def test_a_failure_of_who_waits_stops_the_writer(
     writer: SegmentWriter, store: Any, deny: Callable[..., Receipt]
 ) -> None:
@@ -207,10 +220,55 @@ def test_a_failure_of_who_waits_stops_the_writer(
         with pytest.raises(AuditUnavailable, match="ended with ZeroDivisionError") as caught:
             waiting.result(30)
     assert "hidden" not in str(caught.value)
+    assert writer._thread not in store.threads
     for attempt in (lambda: deny(writer), writer.close):
         with pytest.raises(AuditUnavailable, match="ended with ZeroDivisionError"):
             attempt()
     assert not any(thread.is_alive() for thread in _flushers())
+
+
+@pytest.mark.usefixtures("undisturbed")
+def test_nobody_waits_for_a_thread_that_was_ended(
+    writer: SegmentWriter, store: Any, deny: Callable[..., Receipt], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A framework may raise an exception in any thread at any time. What that thread had in hand is not durable."""
+    begin_writing = writer._begin_writing
+
+    def begin_and_end() -> None:
+        begin_writing()
+        raise SystemExit(3)
+
+    monkeypatch.setattr(writer, "_begin_writing", begin_and_end)
+    early = deny(writer, prompt=False)
+    with ThreadPoolExecutor(1) as threads, pytest.raises(SystemExit):
+        threads.submit(lambda: deny(writer, prompt=False).wait()).result(30)
+    for attempt in (early.wait, lambda: deny(writer), writer.close):
+        with pytest.raises(AuditUnavailable, match="ended with SystemExit"):
+            attempt()
+    assert not any(thread.is_alive() for thread in _flushers())
+
+
+@pytest.mark.usefixtures("undisturbed")
+def test_a_writer_that_is_poisoned_while_somebody_writes_ends(
+    store: Any, deny: Callable[..., Receipt], trails: ModuleType
+) -> None:
+    """What he has in hand becomes durable, and the flusher does not wait for what can not come."""
+    writer = SegmentWriter(store, trails.facts(), trails.Clock(), max_records=3)
+    store.open.clear()
+    with ThreadPoolExecutor(1) as threads:
+        waiting = threads.submit(lambda: deny(writer, prompt=False).wait())
+        assert store.entered.wait(10)
+        assert writer._chain is not None
+        writer._chain = writer._chain._replace(number=99_999)
+        with pytest.raises(AuditUnavailable, match="it is the last"):
+            deny(writer)
+        store.open.set()
+        waiting.result(30)
+    assert writer._thread is not None
+    writer._thread.join(30)
+    assert not writer._thread.is_alive()
+    assert writer._thread not in store.threads
+    assert check_segments(store).counts["denied"] == 1
 
 
 def test_close_writes_what_nobody_waits_for(writer: SegmentWriter, store: Any, deny: Callable[..., Receipt]) -> None:
@@ -335,14 +393,19 @@ def test_rolls_while_the_store_is_slow(store: Any, deny: Callable[..., Receipt],
             assert {name, json.loads(line).get("next", name)} <= made
 
 
-def test_many_threads_one_chain(writer: SegmentWriter, store: Any, deny: Callable[..., Receipt]) -> None:
+@pytest.mark.parametrize("limit", [{}, {"max_blocks": 3}, {"max_bytes": 5000}], ids=str)
+@pytest.mark.parametrize("timeout", [30, None], ids=["the flusher writes", "who waits writes"])
+def test_many_threads_one_chain(
+    store: Any, deny: Callable[..., Receipt], trails: ModuleType, timeout: float | None, limit: dict[str, int]
+) -> None:
     """Records of concurrent threads are chained one after another, none lost."""
+    writer = SegmentWriter(store, trails.facts(), trails.Clock(), **limit)
     start = threading.Barrier(8)
 
     def work() -> None:
         start.wait()
-        for _ in range(200):
-            deny(writer).wait(30)
+        for number in range(200):
+            deny(writer, prompt=bool(number % 2)).wait(timeout)
 
     threads = [threading.Thread(target=work) for _ in range(8)]
     for thread in threads:
@@ -352,7 +415,8 @@ def test_many_threads_one_chain(writer: SegmentWriter, store: Any, deny: Callabl
     writer.close()
     assert check_segments(store).counts["denied"] == 1600
     appends = [call for call in store.calls if call[0] == "append"]
-    assert len(appends) <= 1600
+    assert len(appends) <= 1600 + len(store.files)
+    assert bool(set(store.threads) - {writer._thread}) is (timeout is None)
 
 
 INVALID: dict[str, dict[str, Any]] = {
@@ -541,6 +605,7 @@ def test_store_may_append_while_it_writes(store: Any, deny: Callable[..., Receip
     assert check_segments(store).counts["token_acquired"] == 2
 
 
+@pytest.mark.usefixtures("undisturbed")
 def test_store_may_append_while_a_waiter_writes(
     store: Any, deny: Callable[..., Receipt], trails: ModuleType
 ) -> None:
@@ -551,7 +616,6 @@ def test_store_may_append_while_a_waiter_writes(
     with ThreadPoolExecutor(1) as threads:
         waiting = threads.submit(lambda: deny(writer, prompt=False).wait())
         assert store.entered.wait(10)
-        recording.left = 1  # for the next
         closer = threading.Thread(target=writer.close)
         closer.start()
         store.open.set()
@@ -561,12 +625,26 @@ def test_store_may_append_while_a_waiter_writes(
     assert check_segments(store).counts["token_acquired"] == 2
 
 
+@pytest.mark.usefixtures("undisturbed")
 def test_store_that_waits_for_itself_fails_a_waiter(
     store: Any, deny: Callable[..., Receipt], trails: ModuleType
 ) -> None:
     """Who is with the store cannot wait for what only he can write."""
     recording = _RecordingStore(store, trails.valid_facts()[TokenAcquired], wait=True)
     writer = recording.writer = SegmentWriter(recording, trails.facts(), trails.Clock())
+    with ThreadPoolExecutor(1) as threads:
+        waiting = threads.submit(lambda: deny(writer, prompt=False).wait())
+        with pytest.raises(AuditUnavailable, match="only it can write"):
+            waiting.result(30)
+    assert recording.left == 1, "nobody else has tried"
+
+
+def test_store_that_closes_its_own_writer_fails(
+    store: Any, deny: Callable[..., Receipt], trails: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The end would wait for who has come to it."""
+    writer = SegmentWriter(store, trails.facts(), trails.Clock())
+    monkeypatch.setattr(store, "append", lambda *_: writer.close())
     with ThreadPoolExecutor(1) as threads:
         waiting = threads.submit(lambda: deny(writer, prompt=False).wait())
         with pytest.raises(AuditUnavailable, match="only it can write"):

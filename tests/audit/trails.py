@@ -70,6 +70,7 @@ class MemoryTrail:
         self.open.set()
         self.entered = threading.Event()  # an append has begun
         self.threads: list[threading.Thread] = []  # that appended
+        self._one = threading.Lock()
         self.failure: BaseException | None = None  # raised by the next append, again and again
 
     def names(self) -> list[str]:
@@ -89,9 +90,16 @@ class MemoryTrail:
         self.files.setdefault(name, b"")
 
     def append(self, name: str, offset_bytes: int, data: bytes) -> None:
-        self.threads.append(threading.current_thread())
-        self.entered.set()
-        assert self.open.wait(30)
+        assert self._one.acquire(blocking=False), "one append at a time"
+        try:
+            self.threads.append(threading.current_thread())
+            self.entered.set()
+            assert self.open.wait(30)
+            self._take(name, offset_bytes, data)
+        finally:
+            self._one.release()
+
+    def _take(self, name: str, offset_bytes: int, data: bytes) -> None:
         self.calls.append(("append", name, data))
         if self.failure is not None:
             raise self.failure

@@ -17,10 +17,11 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime, timedelta
+from email.utils import format_datetime
 
 import pytest
 
-from beam_entra.access import AccessManifest, Endpoints
+from beam_entra.access import AccessManifest, Endpoints, Permission, SasSpec, downscope
 from beam_entra.clock import utc_now
 from beam_entra.errors import (
     AccessDenied,
@@ -34,7 +35,7 @@ from beam_entra.errors import (
     IdentityUnavailable,
     NotGranted,
 )
-from beam_entra.identity import AccessToken
+from beam_entra.identity import STORAGE_AUDIENCE, AccessToken
 from beam_entra.paths import BlobPath
 from beam_entra.session import adopt_session, close_session, open_session
 from beam_entra.storage import DelegationKey, Sas, new_block_id
@@ -863,6 +864,48 @@ def test_a_resource_is_made_once(job):
     made: list[int] = []
     shared = in_threads(16, lambda number: session.resource("pool", lambda: made.append(number) or object()))
     assert (len(made), len({id(each) for each in shared})) == (1, 1)
+
+
+def test_a_sas_is_decided_on_again_where_something_was_waited_for(job: Job, monkeypatch: pytest.MonkeyPatch):
+    """Once while key and token are at hand; again for a new key, and when the time has changed."""
+    worker = FakeClock()
+    session = job.session(clock=worker)
+    path, life = job.source(), job.manifest.lifetime.token
+    decided: list[datetime | None] = []
+
+    def spec_for(key_expires: datetime | None) -> SasSpec:
+        decided.append(key_expires)
+        now, deadline = session.clock(), session.deadline
+        return downscope(job.manifest, path, Permission.READ, now=now, deadline=deadline, key_expires=key_expires)
+
+    def issued() -> list[datetime | None]:
+        decided.clear()
+        sas = session.issue(spec_for, path=path, permission=Permission.READ, bundle=None)
+        assert timedelta(0) <= life - (sas.expires - session.clock()) < timedelta(seconds=1)
+        return list(decided)
+
+    def waits(passing: timedelta, told: timedelta = timedelta(0)) -> None:
+        """The token takes so long, and the clock turns out to have been wrong by what it is told."""
+
+        def get(audience: str) -> AccessToken:
+            sent = worker.advance(passing)
+            if told:
+                session.clock.hear(format_datetime(sent + told), sent)
+            return token
+
+        monkeypatch.setattr(session.broker, "get", get)
+
+    token = session.broker.get(STORAGE_AUDIENCE)
+    assert issued() == [None, session.key(LAKE).expires]
+    expires = session.key(LAKE).expires
+    assert issued() == [expires]
+    waits(timedelta(seconds=30))
+    assert issued() == [expires, expires]
+    waits(timedelta(seconds=30), told=timedelta(minutes=-9))
+    assert issued() == [expires, expires]
+    session._keys[LAKE] = replace(session.key(LAKE), expires=session.clock() + timedelta(seconds=1))
+    waits(timedelta(seconds=2))
+    assert issued() == [None, session.key(LAKE).expires]
 
 
 def test_counts_are_taken_once(job: Job):
