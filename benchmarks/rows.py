@@ -469,11 +469,12 @@ _BUNDLE = Group(
             name="bundle",
             shown="per bundle: open, issue a SAS, audit, close",
             reading="What every bundle pays before it has touched any data; the median of 500 bundles, one after the"
-            " other. Each waits for one append to the trail. The floor is such an append of as many bytes with such a"
-            " SAS, over a connection of the standard library, with nothing else of ours: Azurite's own time, nearly. A"
-            " time in seconds is that of the machine, too: in 14 runs within five minutes of November 2026 ours took"
-            " 1.95 to 3.89 ms on a machine where the floor took 1.45 to 2.50; a faster one had 1.29, 1.32 and 1.53, and"
-            " 2.89 while it was slower.",
+            " other, in a thread such as Beam's workers run them in. Each waits for one append to the trail. The floor"
+            " is such an append of as many bytes with such a SAS, over a connection of the standard library, with"
+            " nothing else of ours: Azurite's own time, nearly. A time in seconds is that of the machine, too: in 20"
+            " runs within eight minutes of November 2026, on a machine whose host was busy, ours took 1.84 to 3.04 ms"
+            " and the floor 1.37 to 2.25, ours 1.2 to 1.5 times as long in the same run. A faster machine had 1.29,"
+            " 1.32 and 1.53 before the last changes, and 2.89 while it was slower.",
             ours="ours",
             floor="appends",
             measure="sample",
