@@ -471,10 +471,10 @@ _BUNDLE = Group(
             reading="What every bundle pays before it has touched any data; the median of 500 bundles, one after the"
             " other, in a thread such as Beam's workers run them in. Each waits for one append to the trail. The floor"
             " is such an append of as many bytes with such a SAS, over a connection of the standard library, with"
-            " nothing else of ours: Azurite's own time, nearly. A time in seconds is that of the machine, too: in 20"
-            " runs within eight minutes of November 2026, on a machine whose host was busy, ours took 1.84 to 3.04 ms"
-            " and the floor 1.37 to 2.25, ours 1.2 to 1.5 times as long in the same run. A faster machine had 1.29,"
-            " 1.32 and 1.53 before the last changes, and 2.89 while it was slower.",
+            " nothing else of ours: Azurite's own time, nearly. A time in seconds is that of the machine, too: in 48"
+            " runs within an hour of 22 November 2026, on a machine whose host was busy, ours took 1.54 to 3.44 ms, the"
+            " median 2.29, and the floor 1.01 to 2.74, the median 1.76; ours 1.1 to 1.5 times as long as the floor of"
+            " the same run. The last 13 were to go on until the floor took less than 1.3 ms; one did, the last.",
             ours="ours",
             floor="appends",
             measure="sample",
