@@ -14,9 +14,9 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from apache_beam.io.filesystem import BeamIOError
-from apache_beam.options.pipeline_options import PipelineOptions, PortableOptions
 
 from beam_entra.errors import BeamEntraError, find_rendered_error, printable
+from beam_entra.launch.job_server import quiet_reader
 from beam_entra.session.registry import end_pauses
 
 __all__ = [
@@ -25,9 +25,7 @@ __all__ = [
     "command_line",
     "find_interrupt",
     "find_ours",
-    "leaves_job",
     "print_error",
-    "stop_job",
 ]
 
 TRACEBACK_VARIABLE = "BEAM_ENTRA_TRACEBACK"
@@ -62,7 +60,7 @@ def command_line() -> Iterator[None]:
     for handler in logging.getLogger().handlers:
         handler.addFilter(held_back)
     try:
-        with _signals_interrupt():
+        with quiet_reader(), _signals_interrupt():
             yield
     except BeamEntraError as error:
         print_error(error)
@@ -129,41 +127,6 @@ def find_ours(error: BaseException | None) -> BeamEntraError | None:
     while error is not None and not isinstance(error, BeamEntraError):
         error = error.__cause__ or (error.__context__ if isinstance(error, BeamIOError) else None)
     return error
-
-
-def leaves_job(failure: BaseException) -> bool:
-    """Whether this ends a launcher and not its job: it was interrupted, or the job server has fallen silent."""
-    if isinstance(failure, (KeyboardInterrupt, SystemExit)):
-        return True
-    import grpc  # noqa: PLC0415  # Beam's runners import it when they are used
-
-    return isinstance(failure, grpc.RpcError)
-
-
-def stop_job(result: Any, options: PipelineOptions) -> str:
-    """Tell the runner to cancel a job whose launcher ends before it.
-
-    Args:
-        result: What the runner gave for it; None where it runs in the launcher itself.
-        options: The pipeline's.
-
-    Returns:
-        Where workers of the job may still be at work, what the runner says of it; else empty.
-    """
-    if result is None:
-        return ""
-    import grpc  # noqa: PLC0415  # whoever has a result has imported it
-
-    try:
-        result.cancel()
-        said = f"the runner was told to cancel the job, and reports it as {result.state}"
-    except (NotImplementedError, ValueError):  # ValueError is a closed channel: Beam has ended a job server of its own
-        return ""
-    except grpc.RpcError as unknown:
-        said = f"the job was not cancelled: its job server does not answer ({unknown.code().name})"
-    except Exception as refused:  # noqa: BLE001 - Dataflow's and others' own; why the launcher stops is the error to raise
-        said = f"the runner could not cancel the job ({type(refused).__name__})"
-    return "" if options.view_as(PortableOptions).environment_type == "LOOPBACK" else said
 
 
 def _print_notes(error: BaseException) -> None:

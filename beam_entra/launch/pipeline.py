@@ -37,7 +37,8 @@ from beam_entra.errors import (
 from beam_entra.io.dofn import METRICS_NAMESPACE
 from beam_entra.io.filesystem import BEAM_PLUGIN
 from beam_entra.io.options import EntraOptions
-from beam_entra.launch.command_line import find_interrupt, find_ours, leaves_job, stop_job
+from beam_entra.launch.command_line import find_interrupt, find_ours
+from beam_entra.launch.job_server import leaves_job, stop_job, stop_servers_later
 from beam_entra.launch.preflight import check_before_launch
 from beam_entra.launch.progress import shown_progress
 from beam_entra.launch.sampling import sample_often
@@ -216,6 +217,7 @@ class ScopedPipeline(beam.Pipeline):  # type: ignore[misc]  # Beam's Pipeline is
         finally:
             self._give_up_launch(launch)  # if this thread was interrupted
         self._interim_seals = PeriodicSeals(lambda: self.session, every=self.scope.manifest.trail.seal_every)
+        stop_servers_later()
         sample_often()  # if the job's worker is in this process
         if not self._own_workers:
             return super().run(test_runner_api)

@@ -32,6 +32,7 @@ from google.protobuf import json_format, text_format
 
 from beam_entra.errors import ConfigError, Diagnosis
 from beam_entra.launch.sampling import sample_often
+from beam_entra.session.registry import end_pauses
 
 __all__ = ["WorkerPool", "print_to_stderr", "run_worker"]
 
@@ -105,7 +106,11 @@ def run_worker(
         except Exception as error:
             _refuse(worker_id, control, error)
             raise
-        harness.run()
+        try:
+            harness.run()
+        except BaseException:  # the runner is lost, or a signal has come: what is under way is for nobody
+            end_pauses()
+            raise
 
 
 def _make_harness(environment: dict[str, str], stack: ExitStack) -> Any:

@@ -9,11 +9,13 @@ from __future__ import annotations
 import base64
 import bz2
 import json
+import os
 import re
 import signal
 import socket
 import subprocess
 from collections import Counter
+from pathlib import Path
 
 import pytest
 from apache_beam.portability.api import beam_job_api_pb2
@@ -41,6 +43,14 @@ def outcome(shop: Shop) -> Outcome:
     prefix = "orders/run/"
     names = [name.removeprefix(prefix) for name in shop.curated.list(prefix)]
     return read_outputs(names, lambda name: shop.curated.download(prefix + name))
+
+
+def is_at_work(pid: int) -> bool:
+    """Whether there is such a process that has not ended."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text("utf-8").rpartition(")")[2].split()[0] not in "ZX"
+    except FileNotFoundError:
+        return False
 
 
 def segments(shop: Shop) -> list[Counter[str]]:
@@ -174,6 +184,35 @@ def test_ctrl_c_while_prism_waits_for_a_worker(shop: Shop, prism: JobServer) -> 
     assert done.status == 130, done.said
     assert "sealed, digest" in done.err
     assert "could not be sealed" not in done.err
+    assert shop.report()["outcome"] == "interrupted"
+    assert verify(shop.trail()).seal.outcome == "interrupted"
+
+
+@pytest.mark.parametrize(
+    ("sent", "to_all", "status"),
+    [(signal.SIGINT, False, 130), (signal.SIGINT, True, 130), (signal.SIGTERM, False, 143)],
+    ids=["SIGINT", "Ctrl-C", "SIGTERM"],
+)
+def test_ctrl_c_while_prism_works(
+    shop: Shop, prism: JobServer, boot: Boot, sent: signal.Signals, to_all: bool, status: int
+) -> None:
+    """Beam has started it, and Storage has its worker wait: none is left behind the seal, whoever gets the signal."""
+    shop.upload_sample(10)
+    busy = shop.cloud.proxy.respond(
+        503, "ServerBusy", headers={"Retry-After": "90"}, where=matching("GetBlob", container=shop.raw.name)
+    )
+    flags = {"environment_type": "PROCESS", "environment_config": boot.config}
+    launched = shop.launch(runner="PrismRunner", prism_location=str(PRISM), own_session=True, **flags)
+    try:
+        busy.wait_for_hits(timeout_s=TIME_S)
+    finally:
+        (os.killpg if to_all else os.kill)(launched.pid, sent)  # a terminal sends it to all that it has started
+        done = ended(launched)
+    assert done.status == status, done.said
+    assert "sealed, digest" in done.err
+    assert "Traceback" not in done.err.replace("INFO:PrismJobServer:Traceback", "")  # that of a worker's thread
+    assert boot.pids()
+    assert not [pid for pid in boot.pids() if is_at_work(pid)]
     assert shop.report()["outcome"] == "interrupted"
     assert verify(shop.trail()).seal.outcome == "interrupted"
 

@@ -38,7 +38,8 @@ from beam_entra.errors import (
     NotGranted,
     TrailBroken,
 )
-from beam_entra.launch.command_line import TRACEBACK_VARIABLE, stop_job
+from beam_entra.launch.command_line import TRACEBACK_VARIABLE
+from beam_entra.launch.job_server import stop_job
 from beam_entra.session import JobScope, Session, adopt_session
 from beam_entra.testing.storage_requests import matching
 

@@ -7,6 +7,7 @@ import logging
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -33,6 +34,7 @@ from beam_entra.cli.worker import worker
 from beam_entra.errors import ConfigError, find_rendered_error
 from beam_entra.launch.sampling import LONGEST_MS
 from beam_entra.launch.worker import WorkerPool, run_worker
+from beam_entra.session import close_session
 
 MARK = "what-nobody-may-log"
 ROOT = Path(__file__).parents[2]
@@ -231,6 +233,24 @@ def test_its_bundles_do_not_wait_long_for_beams_sampling_thread(
     with pytest.raises(ConfigError, match="several workers"):
         run_worker("1", provision_endpoint=made.endpoint, control_endpoint=made.endpoint)
     assert StateSampler.__init__.__defaults__ == (LONGEST_MS,)
+
+
+def test_a_runner_that_is_lost_has_no_bundle_wait_for_storage(runner: Callable[..., Runner], lake: Any) -> None:
+    """What it does is for nobody any more: it ends instead of pausing, so that the trail can be sealed soon."""
+
+    def hang_up() -> None:
+        raise ConnectionAbortedError
+
+    made = runner(pipeline_options=options(), look=hang_up)
+    session = lake.pipeline().session
+    try:
+        with pytest.raises(grpc.RpcError):
+            run_worker("worker-1", provision_endpoint=made.endpoint, control_endpoint=made.endpoint)
+        started = time.monotonic()
+        assert session._rest(60)
+        assert time.monotonic() - started < 30
+    finally:
+        close_session(session.scope.job)
 
 
 def test_a_worker_needs_an_id() -> None:

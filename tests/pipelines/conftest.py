@@ -99,9 +99,13 @@ class Shop:
         module: str = "pipelines.orders",
         manifest: Path | None = None,
         stderr: int = subprocess.PIPE,
+        own_session: bool = False,
         **changed: str | None,
     ) -> subprocess.Popen[str]:
-        """Start `python -m` this module with its usual flags; those in `changed` are others, or left out."""
+        """Start `python -m` this module with its usual flags; those in `changed` are others, or left out.
+
+        With a session of its own it has a process group, whose signals reach what it starts, and nobody else.
+        """
         usual = {
             "access_manifest": str(manifest or self.manifest()),
             "access_endpoints": str(self.cloud.endpoints_file),
@@ -122,6 +126,7 @@ class Shop:
             stdout=subprocess.PIPE,
             stderr=stderr,
             text=True,
+            start_new_session=own_session,
         )
 
     def run(
