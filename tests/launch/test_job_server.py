@@ -76,8 +76,8 @@ class Served(JobServer):  # type: ignore[misc]  # Beam's is untyped
 
 
 @pytest.fixture(autouse=True)
-def beams_own(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The handler as Beam has it, at first, and none of a server's afterwards."""
+def no_trace(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Leave Beam's class and the handler of Ctrl-C as they were."""
     monkeypatch.setattr(StopOnExitJobServer, "_sigint_handler", StopOnExitJobServer._sigint_handler)
     before = signal.getsignal(signal.SIGINT)
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -255,12 +255,12 @@ def test_a_beam_that_is_made_otherwise_is_left_as_it_is(monkeypatch: pytest.Monk
     assert not hasattr(Other, "_sigint_handler")
 
 
-def test_a_scoped_pipeline_stops_servers_later(lake: Any) -> None:
+def test_a_scoped_pipeline_stops_servers_later(lake: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whichever its runner is: DirectRunner may find Prism."""
-    as_beam_has_it = StopOnExitJobServer._sigint_handler
+    monkeypatch.setattr(StopOnExitJobServer, "_sigint_handler", None)
     with lake.pipeline():
         pass
-    assert StopOnExitJobServer._sigint_handler is not as_beam_has_it
+    assert StopOnExitJobServer._sigint_handler is job_server._interrupt
 
 
 @pytest.mark.parametrize(
