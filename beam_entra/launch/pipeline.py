@@ -38,7 +38,7 @@ from beam_entra.io.dofn import METRICS_NAMESPACE
 from beam_entra.io.filesystem import BEAM_PLUGIN
 from beam_entra.io.options import EntraOptions
 from beam_entra.launch.command_line import find_interrupt, find_ours
-from beam_entra.launch.job_server import leaves_job, stop_job, stop_servers_later
+from beam_entra.launch.job_server import LaunchedJob, leaves_job
 from beam_entra.launch.preflight import check_before_launch
 from beam_entra.launch.progress import shown_progress
 from beam_entra.launch.sampling import sample_often
@@ -176,6 +176,7 @@ class ScopedPipeline(beam.Pipeline):  # type: ignore[misc]  # Beam's Pipeline is
         self._launch: Future[None] | None = None
         self._refused_launch: BeamEntraError | None = None
         self._interim_seals: PeriodicSeals | None = None
+        self._job: LaunchedJob | None = None  # once the runner may have it
         super().__init__(runner=runner, options=chosen)
         own = self.options  # a copy: the caller's may serve another job
         own.view_as(EntraOptions).entra_job_scope = self.scope.to_json()
@@ -217,8 +218,12 @@ class ScopedPipeline(beam.Pipeline):  # type: ignore[misc]  # Beam's Pipeline is
         finally:
             self._give_up_launch(launch)  # if this thread was interrupted
         self._interim_seals = PeriodicSeals(lambda: self.session, every=self.scope.manifest.trail.seal_every)
-        stop_servers_later()
         sample_often()  # if the job's worker is in this process
+        self._job = LaunchedJob(self.runner, self._options)
+        with self._job.handing_over():
+            return self._hand_over(test_runner_api)
+
+    def _hand_over(self, test_runner_api: Any) -> PipelineResult:
         if not self._own_workers:
             return super().run(test_runner_api)
         from beam_entra.launch.direct import lost_worker  # noqa: PLC0415  # other runners need nothing of it
@@ -329,9 +334,7 @@ class ScopedPipeline(beam.Pipeline):  # type: ignore[misc]  # Beam's Pipeline is
         return None if self._interim_seals is None else self._interim_seals.stop()
 
     def _end(self, failure: BaseException | None) -> None:
-        left = ""
-        if failure is not None and leaves_job(failure):  # first of all: an interim seal may take its time
-            left = stop_job(self.result, self._options)
+        left = self._stop_job(failure)  # first of all: an interim seal may take its time
         self._end_interim_seals()
         if failure is None:
             self.seal()
@@ -357,6 +360,17 @@ class ScopedPipeline(beam.Pipeline):  # type: ignore[misc]  # Beam's Pipeline is
         except Exception as unsealed:  # noqa: BLE001 - the job's own error is the one to raise
             why = unsealed.message if isinstance(unsealed, BeamEntraError) else type(unsealed).__name__
             failure.add_note(f"and the audit trail {self.scope.folder} could not be sealed: {why}")
+
+    def _stop_job(self, failure: BaseException | None) -> str:
+        """Where workers may still be at work though the launcher ends, what is known of it; else empty."""
+        if self._job is None or failure is None or not leaves_job(failure):
+            return ""
+        try:
+            return self._job.stop(self.result, failure)
+        except KeyboardInterrupt:
+            return "it was not waited for the job's end: there was another interrupt"
+        except Exception as unstopped:  # noqa: BLE001 - why the launcher ends is the error to raise
+            return f"the job could not be stopped ({type(unstopped).__name__})"
 
     @property
     def _any_record(self) -> bool:

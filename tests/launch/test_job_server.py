@@ -6,25 +6,34 @@
 from __future__ import annotations
 
 import atexit
+import os
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import grpc
 import pytest
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.portability.api import beam_job_api_pb2, beam_job_api_pb2_grpc
-from apache_beam.runners.portability.job_server import JobServer, StopOnExitJobServer
+from apache_beam.runners.direct.direct_runner import BundleBasedDirectRunner, DirectRunner
+from apache_beam.runners.portability.flink_runner import FlinkJarJobServer, FlinkRunner
+from apache_beam.runners.portability.job_server import StopOnExitJobServer
 from apache_beam.runners.portability.portable_runner import PipelineResult
+from apache_beam.runners.portability.prism_runner import PrismJobServer, PrismRunner
+from apache_beam.utils import subprocess_server
 
 from beam_entra.launch import job_server
-from beam_entra.launch.job_server import leaves_job, quiet_reader, stop_job, stop_servers_later
+from beam_entra.launch.job_server import LaunchedJob, leaves_job, quiet_reader
 
-LOOPBACK = PipelineOptions(environment_type="LOOPBACK")
-PROCESS = PipelineOptions(environment_type="PROCESS")
 TOLD = "the runner was told to cancel the job, and reports it as CANCELLED"
+ON_ITS_WAY = "the job was on its way to its runner"
+CTRL_C = KeyboardInterrupt()
 
 
 class Jobs(beam_job_api_pb2_grpc.JobServiceServicer):  # type: ignore[misc]  # generated, untyped
@@ -32,6 +41,8 @@ class Jobs(beam_job_api_pb2_grpc.JobServiceServicer):  # type: ignore[misc]  # g
 
     def __init__(self) -> None:
         self.cancelled = threading.Event()
+        self.answers = threading.Event()
+        self.answers.set()
 
     def GetStateStream(self, request: Any, context: Any) -> Iterator[Any]:  # noqa: N802  # Beam's name
         yield beam_job_api_pb2.JobStateEvent(state=beam_job_api_pb2.JobState.RUNNING)
@@ -44,41 +55,54 @@ class Jobs(beam_job_api_pb2_grpc.JobServiceServicer):  # type: ignore[misc]  # g
         return beam_job_api_pb2.JobStateEvent(state=state)
 
     def Cancel(self, request: Any, context: Any) -> Any:  # noqa: N802  # likewise
+        self.answers.wait()
         self.cancelled.set()
         return beam_job_api_pb2.CancelJobResponse(state=beam_job_api_pb2.JobState.CANCELLED)
 
+    def GetJobMetrics(self, request: Any, context: Any) -> Any:  # noqa: N802  # likewise
+        return beam_job_api_pb2.GetJobMetricsResponse()
 
-class Served(JobServer):  # type: ignore[misc]  # Beam's is untyped
-    """A job server that is stopped as Beam stops its own: it ends, and the connection to it is closed."""
+
+class Served:
+    """A job server in this process that is stopped as Beam stops its own: it ends, and the connection is closed."""
 
     def __init__(self) -> None:
         self.jobs = Jobs()
         self.stops = 0
         self.may_end = threading.Event()
         self.may_end.set()
-        self.ends: Callable[[], None] = lambda: None  # called when it does
+        self.has_ended = threading.Event()
 
     def start(self) -> Any:
-        """The way to it."""
-        self._server = grpc.server(ThreadPoolExecutor())
-        beam_job_api_pb2_grpc.add_JobServiceServicer_to_server(self.jobs, self._server)
-        self._channel = grpc.insecure_channel(f"127.0.0.1:{self._server.add_insecure_port('127.0.0.1:0')}")
-        self._server.start()
+        """The way to it; like Beam's it has a thread that reads what is printed, until nobody can print any more."""
+        threading.Thread(target=self.has_ended.wait, name="Thread-1 (log_stdout)").start()
+        self._grpc = grpc.server(ThreadPoolExecutor())
+        beam_job_api_pb2_grpc.add_JobServiceServicer_to_server(self.jobs, self._grpc)
+        self._channel = grpc.insecure_channel(f"127.0.0.1:{self._grpc.add_insecure_port('127.0.0.1:0')}")
+        self._grpc.start()
         return beam_job_api_pb2_grpc.JobServiceStub(self._channel)
 
     def stop(self) -> None:
         """End it."""
         self.stops += 1
-        self.ends()
         self.may_end.wait()
-        self._server.stop(None).wait()
+        self._grpc.stop(None).wait()
+        self.has_ended.set()
         self._channel.close()
+
+
+class Prism(Served, PrismJobServer):  # type: ignore[misc]  # Beam's is untyped
+    """What it has started holds its pipe."""
+
+
+class Flink(Served, FlinkJarJobServer):  # type: ignore[misc]  # likewise
+    """Java's job servers throw away what a worker process prints."""
 
 
 @pytest.fixture(autouse=True)
 def no_trace(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Leave Beam's class and the handler of Ctrl-C as they were."""
-    monkeypatch.setattr(StopOnExitJobServer, "_sigint_handler", StopOnExitJobServer._sigint_handler)
+    monkeypatch.setattr(StopOnExitJobServer, "start", StopOnExitJobServer.start)
     before = signal.getsignal(signal.SIGINT)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
@@ -86,181 +110,263 @@ def no_trace(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.fixture
-def served() -> Served:
-    """A job server that is not started yet."""
-    return Served()
+def made() -> Iterator[list[Served]]:
+    """The job servers of a test, which end with it."""
+    made: list[Served] = []
+    yield made
+    for each in made:
+        each.may_end.set()
+        if hasattr(each, "_grpc"):
+            Served.stop(each)
 
 
 @pytest.fixture
-def server(served: Served) -> Iterator[StopOnExitJobServer]:
-    """The same, started by Beam in a process that stops it later."""
-    stop_servers_later()
-    owner = StopOnExitJobServer(served)
-    owner.start()
-    yield owner
-    served.may_end.set()
-    owner.stop()
+def launch(made: list[Served]) -> Callable[..., tuple[LaunchedJob, PipelineResult, Any]]:
+    """Hands a job to a job server that Beam starts for it: gives the job, the runner's result and the server."""
+
+    def launch(served: Served | None = None, runner: Any = None, **options: str) -> Any:
+        made.append(served or Prism())
+        job = LaunchedJob(runner or PrismRunner(), PipelineOptions(**options))
+        with job.handing_over():
+            stub = StopOnExitJobServer(made[-1]).start()
+        states = stub.GetStateStream(beam_job_api_pb2.GetJobStateRequest(job_id="job"))
+        next(states)
+        return job, PipelineResult(stub, "job", iter(()), states), made[-1]
+
+    return launch
 
 
-def result_of(server: StopOnExitJobServer) -> PipelineResult:
-    """What a runner gives for a job there."""
-    stub = server.start()
-    states = stub.GetStateStream(beam_job_api_pb2.GetJobStateRequest(job_id="job"))
-    next(states)
-    return PipelineResult(stub, "job", iter(()), states)
+@pytest.fixture
+def briefly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wait a moment only for what does not end."""
+    monkeypatch.setattr(job_server, "_LONGEST_S", 0.3)
+    monkeypatch.setattr(job_server, "_LONGEST_CANCEL_S", 0.2)
 
 
 @pytest.mark.timeout(60)
-def test_an_interrupt_within_a_lock_of_grpc_ends_the_launch(served: Served, server: StopOnExitJobServer) -> None:
+def test_an_interrupt_within_a_lock_of_grpc_ends_the_launch(launch: Callable[..., Any]) -> None:
     """As Beam has it, the handler waits for a thread of gRPC, which waits for this lock."""
-    result = result_of(server)
+    job, result, served = launch()
     with pytest.raises(KeyboardInterrupt), result._state_stream._state.condition:
         signal.raise_signal(signal.SIGINT)
     assert served.stops == 0
     assert not served.jobs.cancelled.is_set()
-    assert stop_job(result, LOOPBACK) == ""
+    assert job.stop(result, CTRL_C) == ""
     assert served.jobs.cancelled.is_set()
     assert served.stops == 1
 
 
 @pytest.mark.timeout(60)
+@pytest.mark.usefixtures("briefly")
 def test_a_lock_of_grpc_that_nobody_opens_keeps_no_launch_from_its_end(
-    served: Served, server: StopOnExitJobServer, monkeypatch: pytest.MonkeyPatch
+    launch: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An interrupt may hit between the taking of a lock and the step that would open it: the stop does not end then."""
-    monkeypatch.setattr(job_server, "_LONGEST_STOP_S", 0.1)
+    at_exit: list[Any] = []
+    monkeypatch.setattr(atexit, "register", at_exit.append)
+    monkeypatch.setattr(atexit, "unregister", lambda deed: at_exit.remove(deed) if deed in at_exit else None)
+    job, result, served = launch(environment_type="PROCESS")
     served.may_end.clear()
-    left_out: list[Any] = []
-    monkeypatch.setattr(atexit, "unregister", left_out.append)
-    assert stop_job(result_of(server), PROCESS) == TOLD
+    assert len(at_exit) == 1
+    assert job.stop(result, CTRL_C) == TOLD
     assert served.stops == 1
-    assert left_out == [server.stop], "at exit it would be waited for"
+    assert at_exit == [], "at exit it would be waited for"
+    served.has_ended.set()
+    assert job.stop(result, CTRL_C) == "", "nobody can write to its pipe any more"
 
 
-def test_a_pipe_that_nobody_can_write_to_shows_that_all_have_ended(
-    served: Served, server: StopOnExitJobServer, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.timeout(60)
+def test_another_interrupt_does_not_leave_the_stop_to_the_exit(
+    launch: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also where the stop does not end, as above: Beam kills the server first."""
-    monkeypatch.setattr(job_server, "_LONGEST_STOP_S", 0.1)
+    """Whoever presses Ctrl-C twice wants it to end."""
+    at_exit: list[Any] = []
+    monkeypatch.setattr(atexit, "register", at_exit.append)
+    monkeypatch.setattr(atexit, "unregister", lambda deed: at_exit.remove(deed) if deed in at_exit else None)
+    job, result, served = launch()
     served.may_end.clear()
-    closed = threading.Event()
-    reader = threading.Thread(target=closed.wait, name="Thread-1 (log_stdout)")
-    reader.start()
-    served.ends = closed.set
-    assert stop_job(result_of(server), PROCESS) == ""
-    reader.join()
+    stop = served.stop
+
+    def press() -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        stop()
+
+    monkeypatch.setattr(served, "stop", press)
+    with pytest.raises(KeyboardInterrupt):
+        job.stop(result, CTRL_C)
+    assert at_exit == []
 
 
-def test_workers_that_the_job_server_has_started_end_before_the_seal(
-    served: Served, server: StopOnExitJobServer, monkeypatch: pytest.MonkeyPatch
+PRINTS_AND_STARTS_A_WORKER = """
+import subprocess, sys
+from concurrent.futures import ThreadPoolExecutor
+import grpc
+server = grpc.server(ThreadPoolExecutor())
+server.add_insecure_port(f"127.0.0.1:{sys.argv[1]}")
+subprocess.Popen(["sh", "-c", "cat $0", sys.argv[2]])
+server.start()
+server.wait_for_termination()
+"""
+
+
+class Started(PrismJobServer):  # type: ignore[misc]  # Beam's is untyped
+    """A process in the place of Prism; its worker, which a shell has started, works until the FIFO is written to."""
+
+    def __init__(self, fifo: Path) -> None:
+        super().__init__(PipelineOptions())
+        self._fifo = fifo
+
+    def subprocess_cmd_and_endpoint(self) -> tuple[list[str], str]:
+        """The command, and where it listens."""
+        (port,) = subprocess_server.pick_port(None)
+        return [sys.executable, "-c", PRINTS_AND_STARTS_A_WORKER, str(port), str(self._fifo)], f"localhost:{port}"
+
+
+@pytest.fixture
+def spawned(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[subprocess.Popen[bytes]]]:
+    """The processes that Beam starts, whose pipes it leaves open."""
+    spawned: list[subprocess.Popen[bytes]] = []
+
+    def spawn(*args: Any, **named: Any) -> subprocess.Popen[bytes]:
+        spawned.append(subprocess.Popen(*args, **named))
+        return spawned[-1]
+
+    monkeypatch.setattr(subprocess_server, "subprocess", SimpleNamespace(**vars(subprocess) | {"Popen": spawn}))
+    yield spawned
+    for each in spawned:
+        each.wait()
+        assert each.stdout is not None
+        each.stdout.close()
+
+
+@pytest.mark.parametrize("ends", [True, False], ids=["a worker ends", "a worker goes on"])
+def test_the_worker_processes_of_prism_end_before_the_seal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spawned: list[subprocess.Popen[bytes]], ends: bool
 ) -> None:
-    """They hold the pipe that a thread of Beam's reads; while one does, it may still record."""
-    monkeypatch.setattr(job_server, "_LONGEST_END_S", 0.1)
-    open_pipe = threading.Event()
-    reader = threading.Thread(target=open_pipe.wait, name="Thread-1 (log_stdout)")
-    reader.start()
-    try:
-        assert stop_job(result_of(server), PROCESS) == TOLD
-    finally:
-        open_pipe.set()
-        reader.join()
-    assert stop_job(result_of(server), PROCESS) == ""
-    assert served.stops == 2
+    """They have the other end of the pipe that Beam reads: while one goes on, it may still record."""
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    job = LaunchedJob(PrismRunner(), PipelineOptions(environment_type="PROCESS"))
+    before = threading.enumerate()
+    with job.handing_over():
+        StopOnExitJobServer(Started(fifo)).start()
+    with fifo.open("w", encoding="utf-8") as work:
+        if ends:
+            threading.Timer(3, work.close).start()
+            assert job.stop(None, CTRL_C) == ""
+            assert work.closed
+        else:
+            monkeypatch.setattr(job_server, "_LONGEST_S", 4.0)
+            assert job.stop(None, CTRL_C) == ON_ITS_WAY
+    assert spawned[0].poll() is not None
+    for each in threading.enumerate():
+        if each not in before and each.name.endswith("(log_stdout)"):
+            each.join()
 
 
 @pytest.mark.parametrize(
-    "options",
+    ("options", "kind", "runner", "left"),
     [
-        {"environment_type": "EXTERNAL"},
-        {"environment_type": "DOCKER"},
-        {},
-        {"environment_type": "PROCESS", "flink_master": "cluster:8081"},
-        {"environment_type": "PROCESS", "spark_master_url": "spark://cluster:7077"},
+        ({}, Prism, PrismRunner, ""),
+        ({}, Prism, DirectRunner, ""),
+        ({"environment_type": "LOOPBACK"}, Prism, PrismRunner, ""),
+        ({"environment_type": "LOOPBACK"}, Flink, FlinkRunner, ""),
+        ({"environment_type": "PROCESS"}, Prism, PrismRunner, ""),
+        ({"environment_type": "PROCESS"}, Flink, FlinkRunner, TOLD),
+        ({"environment_type": "EXTERNAL"}, Prism, PrismRunner, TOLD),
+        ({"environment_type": "DOCKER"}, Prism, PrismRunner, TOLD),
+        ({}, Flink, FlinkRunner, TOLD),
+        (
+            {"environment_type": "LOOPBACK", "experiments": ["use_loopback_process_worker"]},
+            Prism,
+            PrismRunner,
+            TOLD,
+        ),
     ],
     ids=str,
 )
-def test_workers_that_others_have_started_may_go_on(server: StopOnExitJobServer, options: dict[str, str]) -> None:
-    """A pool, Docker or a cluster has them, which nobody here can look into."""
-    assert stop_job(result_of(server), PipelineOptions(**options)) == TOLD
-
-
-def test_a_job_server_of_another_job_is_left_alone(served: Served, server: StopOnExitJobServer) -> None:
-    """That it has ended would say nothing of this job, which is elsewhere."""
-    stop_servers_later()
-    elsewhere = Served()
-    stub = elsewhere.start()
-    try:
-        assert stop_job(PipelineResult(stub, "job", iter(()), iter(())), PROCESS) == TOLD
-        assert served.stops == 0
-    finally:
-        elsewhere.stop()
-
-
-def test_a_job_server_is_stopped_before_it_has_got_its_job(served: Served, server: StopOnExitJobServer) -> None:
-    """It may have: whoever was interrupted while it was handed over does not know."""
-    assert stop_job(None, PROCESS) == ""
-    assert served.stops == 1
-    assert stop_job(None, PROCESS) == ""
-    assert served.stops == 1
-
-
-def test_what_a_job_server_leaves_behind_is_said(
-    served: Served, server: StopOnExitJobServer, monkeypatch: pytest.MonkeyPatch
+def test_where_workers_may_go_on(
+    launch: Callable[..., Any], options: dict[str, Any], kind: type[Served], runner: type[Any], left: str
 ) -> None:
-    """Also where there is no job to cancel yet."""
-    monkeypatch.setattr(job_server, "_LONGEST_STOP_S", 0.1)
-    served.may_end.clear()
-    assert "something that it has started goes on" in stop_job(None, PROCESS)
+    """In this process none does, nor behind a pipe that has ended; what others have started cannot be looked into."""
+    job, result, served = launch(kind(), runner(), **options)
+    assert job.stop(result, CTRL_C) == left
+    job, _, _ = launch(kind(), runner(), **options)
+    assert job.stop(None, CTRL_C) == (left and ON_ITS_WAY)
+    assert served.stops == 1
 
 
-def test_ctrl_c_does_what_it_did_before_the_server(served: Served) -> None:
-    """Each server has kept the handler that it found."""
+def test_a_job_server_of_another_job_is_left_alone(launch: Callable[..., Any]) -> None:
+    """That it has ended would say nothing of this job, which is elsewhere, or in this process."""
+    _, result, served = launch()
+    job = LaunchedJob(PrismRunner(), PipelineOptions(environment_type="PROCESS"))
+    with job.handing_over():
+        pass
+    assert job.stop(None, CTRL_C) == ON_ITS_WAY
+    assert job.stop(result, CTRL_C) == TOLD
+    assert served.stops == 0
+
+
+def test_a_job_server_that_serves_a_second_job_is_stopped_for_that(made: list[Served]) -> None:
+    """Beam has one Prism for all pipelines of a process."""
+    made.append(Prism())
+    shared = StopOnExitJobServer(made[0])
+    with LaunchedJob(PrismRunner(), PipelineOptions()).handing_over():
+        shared.start()
+    job = LaunchedJob(PrismRunner(), PipelineOptions(environment_type="PROCESS"))
+    with job.handing_over():
+        shared.start()
+        shared.start()
+    assert job.stop(None, CTRL_C) == ""
+    assert made[0].stops == 1
+
+
+@pytest.mark.parametrize("runner", [DirectRunner, BundleBasedDirectRunner])
+def test_a_job_in_this_process_is_not_waited_for(runner: type[Any]) -> None:
+    """Its threads can record nothing behind the seal."""
+    assert LaunchedJob(runner(), PipelineOptions()).stop(None, CTRL_C) == ""
+
+
+def test_a_runner_that_would_not_take_the_job_has_none() -> None:
+    """What it raised is no interrupt."""
+    assert LaunchedJob(PrismRunner(), PipelineOptions()).stop(None, grpc.RpcError()) == ""
+
+
+@pytest.mark.usefixtures("briefly")
+def test_a_job_server_that_does_not_answer_is_stopped(launch: Callable[..., Any]) -> None:
+    """Nobody waits for it without an end."""
+    job, result, served = launch(environment_type="EXTERNAL")
+    served.jobs.answers.clear()
+    try:
+        assert "its runner does not answer" in job.stop(result, CTRL_C)
+    finally:
+        served.jobs.answers.set()
+    assert served.stops == 1
+
+
+def test_what_a_job_has_counted_is_asked_before_its_server_is_stopped(launch: Callable[..., Any]) -> None:
+    """The report has it."""
+    job, result, _ = launch()
+    job.stop(result, CTRL_C)
+    assert result.metrics().query()["counters"] == []
+
+
+def test_a_server_that_a_plain_pipeline_has_started_stops_no_more_in_the_handler(made: list[Served]) -> None:
+    """It has Beam's handler, which is taken away with the first job of ours on it."""
     heard: list[int] = []
-    stop_servers_later()
     signal.signal(signal.SIGINT, lambda number, frame: heard.append(number))
-    owners = [StopOnExitJobServer(served)]
-    owners[0].start()
-    owners.append(StopOnExitJobServer(Served()))
-    owners[1].start()
+    made.append(Prism())
+    shared = StopOnExitJobServer(made[0])
+    shared._endpoint, shared._started = made[0].start(), True
+    signal.signal(signal.SIGINT, shared._sigint_handler)
+    job = LaunchedJob(PrismRunner(), PipelineOptions(environment_type="PROCESS"))
+    with job.handing_over():
+        shared.start()
     signal.raise_signal(signal.SIGINT)
     assert heard == [signal.SIGINT]
-    assert served.stops == 0
-    assert stop_job(None, LOOPBACK) == ""
-    assert (served.stops, owners[1]._job_server.stops) == (1, 1)
-
-
-@pytest.mark.parametrize(("before", "raises"), [(signal.SIG_IGN, False), (signal.SIG_DFL, True)], ids=str)
-def test_ctrl_c_where_no_function_hears_it(served: Served, before: signal.Handlers, raises: bool) -> None:
-    """Ignored it stays ignored, as for a job in a shell's background; it is never lost."""
-    stop_servers_later()
-    signal.signal(signal.SIGINT, before)
-    owner = StopOnExitJobServer(served)
-    owner.start()
-    try:
-        signal.raise_signal(signal.SIGINT)
-        assert not raises
-    except KeyboardInterrupt:
-        assert raises
-    finally:
-        owner.stop()
-
-
-def test_a_beam_that_is_made_otherwise_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What such a server does with signals is not known."""
-
-    class Other: ...
-
-    monkeypatch.setattr(job_server, "StopOnExitJobServer", Other)
-    stop_servers_later()
-    assert not hasattr(Other, "_sigint_handler")
-
-
-def test_a_scoped_pipeline_stops_servers_later(lake: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whichever its runner is: DirectRunner may find Prism."""
-    monkeypatch.setattr(StopOnExitJobServer, "_sigint_handler", None)
-    with lake.pipeline():
-        pass
-    assert StopOnExitJobServer._sigint_handler is job_server._interrupt
+    assert made[0].stops == 0
+    assert job.stop(None, CTRL_C) == ON_ITS_WAY, "nobody knows who reads its output"
+    assert made[0].stops == 1
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any
 
@@ -39,7 +39,7 @@ from beam_entra.errors import (
     TrailBroken,
 )
 from beam_entra.launch.command_line import TRACEBACK_VARIABLE
-from beam_entra.launch.job_server import stop_job
+from beam_entra.launch.job_server import LaunchedJob
 from beam_entra.session import JobScope, Session, adopt_session
 from beam_entra.testing.storage_requests import matching
 
@@ -92,72 +92,127 @@ def test_a_job_that_has_ended_does_not_run_again(lake: Any) -> None:
     lake.only_trail().verify()
 
 
-def result_of(channel: grpc.Channel) -> PipelineResult:
-    """What a portable runner gives for a job, with nothing heard of it yet."""
-    return PipelineResult(beam_job_api_pb2_grpc.JobServiceStub(channel), "job", iter(()), iter(()))
+class Elsewhere(PipelineRunner):  # type: ignore[misc]  # Beam's is untyped
+    """Has given a job to a job server that answers no more; or Ctrl-C comes while its state is waited for."""
+
+    def __init__(self, channel: grpc.Channel, *, interrupted: bool = True) -> None:
+        self._stub = beam_job_api_pb2_grpc.JobServiceStub(channel)
+        self._interrupted = interrupted
+
+    def run_pipeline(self, pipeline: beam.Pipeline, options: PipelineOptions) -> PipelineResult:
+        """The job's, whose states are asked for."""
+        return PipelineResult(self._stub, "job", iter(()), self._states())
+
+    def _states(self) -> Iterator[Any]:
+        if self._interrupted:
+            raise KeyboardInterrupt
+        yield from self._stub.GetStateStream(beam_job_api_pb2.GetJobStateRequest(job_id="job"))
 
 
-def test_an_interrupted_job_whose_job_server_has_ended_with_it_is_sealed(lake: Any) -> None:
-    """Beam ends a job server that it has started, as Prism, at Ctrl-C: there are no metrics then, and a seal."""
+def interrupt(lake: Any, runner: Elsewhere, *flags: str) -> tuple[ScopedPipeline, str]:
+    """A job of the runner's that Ctrl-C ends: the pipeline, and what was noted last."""
+    pipeline = ScopedPipeline(runner, EntraOptions([*flags]), access_manifest=lake.manifest())
+    with pytest.raises(KeyboardInterrupt) as caught, pipeline as p:
+        p | beam.Create([1])
+    return pipeline, caught.value.__notes__[-1]
+
+
+def test_an_interrupted_job_whose_workers_end_with_its_launcher_is_sealed(lake: Any) -> None:
+    """Also where the job server is gone already: there are no metrics then, and a seal."""
     channel = grpc.insecure_channel("127.0.0.1:1")
     channel.close()
-    pipeline = lake.pipeline()
-    pipeline.result = result_of(channel)
-    with pytest.raises(KeyboardInterrupt) as caught, pipeline:
-        raise KeyboardInterrupt
-    assert "sealed, digest" in caught.value.__notes__[-1]
+    pipeline, noted = interrupt(lake, Elsewhere(channel), "--environment_type=LOOPBACK")
+    assert "sealed, digest" in noted
     assert (pipeline.report.outcome, dict(pipeline.report.metrics)) == ("interrupted", {})
     assert lake.only_trail().verify().seal.outcome == "interrupted"
 
 
-def test_an_interrupted_job_that_may_run_on_is_not_sealed(lake: Any) -> None:
+@pytest.mark.parametrize("closed", [True, False], ids=["closed", "lost"])
+def test_an_interrupted_job_that_may_run_on_is_not_sealed(lake: Any, closed: bool) -> None:
     """Its job server is elsewhere and does not answer: a worker's record behind a seal would break the trail."""
-    pipeline = lake.pipeline()
     with grpc.insecure_channel("127.0.0.1:1") as channel:
-        pipeline.result = result_of(channel)
-        with pytest.raises(KeyboardInterrupt) as caught, pipeline:
-            raise KeyboardInterrupt
-        local = PipelineOptions(environment_type="LOOPBACK")
-        assert stop_job(result_of(channel), local) == "", "its workers end with this process"
-    assert "UNAVAILABLE" in caught.value.__notes__[-1]
-    assert "`beam-entra audit seal`" in caught.value.__notes__[-1]
+        if closed:
+            channel.close()
+        _, noted = interrupt(lake, Elsewhere(channel))
+    assert ("could not cancel the job (ValueError)" if closed else "UNAVAILABLE") in noted
+    assert "`beam-entra audit seal`" in noted
     with pytest.raises(TrailBroken, match="not sealed"):
         lake.only_trail().verify()
 
 
-def test_a_runner_that_cannot_cancel_does_not_hide_the_interrupt(lake: Any) -> None:
-    """Each has errors of its own for it, as Beam for what it could not put away; the trail is left open."""
+@pytest.mark.parametrize(
+    "refused", [NotImplementedError(), OSError("no such thing")], ids=lambda error: type(error).__name__
+)
+def test_a_runner_that_cannot_cancel_does_not_hide_the_interrupt(
+    lake: Any, monkeypatch: pytest.MonkeyPatch, refused: Exception
+) -> None:
+    """Each has errors of its own for it; the trail is left open."""
 
-    def put_away() -> None:
-        raise OSError("no such thing")
+    def refuse(_: object) -> None:
+        raise refused
 
-    pipeline = lake.pipeline()
+    monkeypatch.setattr(PipelineResult, "cancel", refuse)
     with grpc.insecure_channel("127.0.0.1:1") as channel:
-        stub = beam_job_api_pb2_grpc.JobServiceStub(channel)
-        pipeline.result = PipelineResult(stub, "job", iter(()), iter(()), [put_away])
-        with pytest.raises(KeyboardInterrupt) as caught, pipeline:
-            raise KeyboardInterrupt
-    assert "could not cancel the job (RuntimeError)" in caught.value.__notes__[-1]
+        _, noted = interrupt(lake, Elsewhere(channel))
+    assert f"could not cancel the job ({type(refused).__name__})" in noted
     with pytest.raises(TrailBroken, match="not sealed"):
         lake.only_trail().verify()
 
 
-class Elsewhere(PipelineRunner):  # type: ignore[misc]  # Beam's is untyped
-    """Has given a job to a job server that answers no more."""
+def test_an_interrupt_before_the_runner_may_have_the_job_is_sealed(lake: Any) -> None:
+    """There is nothing to cancel, whatever its workers would have been."""
+    pipeline = ScopedPipeline(
+        "PrismRunner", EntraOptions(["--environment_type=DOCKER"]), access_manifest=lake.manifest()
+    )
+    with pytest.raises(KeyboardInterrupt) as caught, pipeline:
+        raise KeyboardInterrupt
+    assert "sealed, digest" in caught.value.__notes__[-1]
+    lake.only_trail().verify()
 
-    def __init__(self, channel: grpc.Channel) -> None:
-        self._stub = beam_job_api_pb2_grpc.JobServiceStub(channel)
+
+class OnItsWay(PipelineRunner):  # type: ignore[misc]  # likewise
+    """Is interrupted while it hands the job over."""
 
     def run_pipeline(self, pipeline: beam.Pipeline, options: PipelineOptions) -> PipelineResult:
-        """The job's, whose states are asked for."""
-        states = self._stub.GetStateStream(beam_job_api_pb2.GetJobStateRequest(job_id="job"))
-        return PipelineResult(self._stub, "job", iter(()), states)
+        """It has been sent, perhaps."""
+        raise KeyboardInterrupt
+
+
+def test_an_interrupt_while_the_job_is_handed_over_leaves_its_trail_open(lake: Any) -> None:
+    """Whether it runs is not known."""
+    pipeline = ScopedPipeline(OnItsWay(), EntraOptions([]), access_manifest=lake.manifest())
+    with pytest.raises(KeyboardInterrupt) as caught, pipeline as p:
+        p | beam.Create([1])
+    assert "the job was on its way to its runner; the audit trail" in caught.value.__notes__[-1]
+    with pytest.raises(TrailBroken, match="not sealed"):
+        lake.only_trail().verify()
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [(KeyboardInterrupt(), "there was another interrupt"), (MemoryError(), "could not be stopped (MemoryError)")],
+    ids=["Ctrl-C", "error"],
+)
+def test_whatever_happens_while_a_job_is_stopped_its_trail_is_left_open_and_said_to_be(
+    lake: Any, monkeypatch: pytest.MonkeyPatch, error: BaseException, says: str
+) -> None:
+    """Why the launcher ends is the error to raise."""
+
+    def stop(*_: Any) -> str:
+        raise error
+
+    monkeypatch.setattr(LaunchedJob, "stop", stop)
+    with grpc.insecure_channel("127.0.0.1:1") as channel:
+        _, noted = interrupt(lake, Elsewhere(channel))
+    assert says in noted
+    assert "is not sealed" in noted
 
 
 def test_a_job_whose_job_server_is_lost_is_not_sealed(lake: Any) -> None:
     """The workers may go on without it, as Flink's do; the error is that of the connection."""
     with grpc.insecure_channel("127.0.0.1:1") as channel:
-        pipeline = ScopedPipeline(Elsewhere(channel), EntraOptions([]), access_manifest=lake.manifest())
+        runner = Elsewhere(channel, interrupted=False)
+        pipeline = ScopedPipeline(runner, EntraOptions([]), access_manifest=lake.manifest())
         with pytest.raises(grpc.RpcError) as caught, pipeline as p:
             p | beam.Create([1])
     assert "`beam-entra audit seal`" in caught.value.__notes__[-1]
