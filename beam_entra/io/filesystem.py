@@ -16,7 +16,6 @@ Errors are Beam's `BeamIOError`, with ours as the cause, and by path in `excepti
 
 from __future__ import annotations
 
-import io
 import itertools
 import logging
 import threading
@@ -42,7 +41,7 @@ from beam_entra.access import Permission
 from beam_entra.errors import AuditError, BeamEntraError, BlobNotFound, ConfigError, Diagnosis
 from beam_entra.io.match import match
 from beam_entra.io.options import EntraOptions
-from beam_entra.io.streams import BlobReader, BlobWriter
+from beam_entra.io.streams import BlobReader, BlobWriter, BufferedBlob
 from beam_entra.io.threads import fetch_threads, stage_threads
 from beam_entra.paths import BlobPath, BlobPattern
 from beam_entra.session import BundleSession, JobScope, copy_blob, has_ended, live_scopes, open_session
@@ -220,7 +219,7 @@ class BlobFileSystem(FileSystem):  # type: ignore[misc]  # Beam's FileSystem is 
             wanted = _one_blob(path)
             with self._bundle("read", keep_open=True) as bundle:
                 raw = BlobReader(bundle, wanted, fetch_threads(bundle.session), _translated)
-                file = io.BufferedReader(raw, _READ_BUFFER_BYTES)
+                file = BufferedBlob(raw, _READ_BUFFER_BYTES)
         return file if compression == CompressionTypes.UNCOMPRESSED else CompressedFile(file, compression)
 
     def create(

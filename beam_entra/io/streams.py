@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Executor, Future, wait
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from beam_entra.errors import AuditError, BeamEntraError
@@ -18,7 +19,7 @@ from beam_entra.storage import new_block_id
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer, WriteableBuffer
 
-__all__ = ["BlobReader", "BlobWriter", "Translate"]
+__all__ = ["BlobReader", "BlobWriter", "BufferedBlob", "Translate"]
 
 Translate = Callable[[str, str, BeamEntraError], Exception]
 """Makes what a file operation raises of our error: what was tried, the path, the error."""
@@ -34,7 +35,7 @@ _IN_FLIGHT = 4
 
 
 class BlobReader(io.RawIOBase):
-    """A blob as a raw, seekable file. Wrap it in `io.BufferedReader`; one thread at a time, as with any file.
+    """A blob as a raw, seekable file. Wrap it in `BufferedBlob`; one thread at a time, as with any file.
 
     Every request insists on the version that was there when the file was opened. At most three chunks of 4 MiB are
     held. Who reads on and on is fetched ahead for; who jumps about gets what was asked for and little more.
@@ -97,7 +98,8 @@ class BlobReader(io.RawIOBase):
 
     def __del__(self) -> None:
         if not getattr(self, "closed", True) and hasattr(self, "_step"):
-            self._leave("abandoned")
+            self._chunk = bytearray()
+            self._bundle.session.put_off(partial(self._leave, "abandoned"))
             super().close()
 
     def _fetch(self, wanted: int) -> None:
@@ -149,6 +151,13 @@ class BlobReader(io.RawIOBase):
     def _check_open(self) -> None:
         if self.closed:
             raise ValueError(f"{self.name} is closed")
+
+
+class BufferedBlob(io.BufferedReader):
+    """A buffer before a `BlobReader`. One that nobody closed does not close it, which has a finalizer of its own."""
+
+    def __del__(self) -> None:
+        """Not `io.BufferedReader`'s, which would close the file in the middle of anything."""
 
 
 class BlobWriter(io.BufferedIOBase):
@@ -224,8 +233,9 @@ class BlobWriter(io.BufferedIOBase):
             self.abandon()
 
     def __del__(self) -> None:
-        if hasattr(self, "_size"):
-            self.abandon()
+        if hasattr(self, "_size") and not self.closed:
+            self._buffer = bytearray()
+            self._bundle.session.put_off(partial(self._leave, "abandoned"))
 
     def _stage(self) -> None:
         block, data = new_block_id(), bytes(self._buffer[: self._block_bytes])

@@ -8,7 +8,7 @@ import os
 import platform
 import threading
 import uuid
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable
 from concurrent.futures import Executor
 from datetime import datetime, timedelta
@@ -125,6 +125,7 @@ class Session:
         self.buffers = Buffers(_KEPT_BYTES)
         self._resources: dict[str, Any] = {}
         self._resources_lock = threading.Lock()
+        self._put_off: deque[Callable[[], object]] = deque()
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("a session is never pickled; pickle its JobScope")
@@ -140,6 +141,7 @@ class Session:
             IdentityError: No token.
             AuditUnavailable: The trail cannot be written.
         """
+        self._catch_up()
         return BundleSession(self, step, audience=audience)
 
     def record(
@@ -444,8 +446,24 @@ class Session:
         Raises:
             AuditUnavailable: Some record is not.
         """
+        self._catch_up()
         if self._last_receipt is not None:
             self._last_receipt.wait()
+
+    def put_off(self, deed: Callable[[], object]) -> None:
+        """Have it done when a bundle is opened next, or the session settles or ends. Takes no lock.
+
+        For finalizers: the garbage collector runs them in the middle of anything, also of a record's making.
+        """
+        self._put_off.append(deed)
+
+    def _catch_up(self) -> None:
+        while self._put_off:
+            try:
+                deed = self._put_off.popleft()
+            except IndexError:  # another thread was quicker
+                return
+            deed()
 
     def _token_acquired(self, token: AccessToken, attempts: int = 1) -> None:
         if not self.clock.told:  # the source has told no time, and each record has one

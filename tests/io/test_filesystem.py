@@ -222,6 +222,28 @@ def test_the_account_in_the_path_is_the_one_that_is_used(
 # Audit
 
 
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("kind", ["read", "write"])
+def test_a_file_that_nobody_closed_may_be_collected_in_the_middle_of_a_record(files: Files, kind: str) -> None:
+    """Its bundle's end is a record as well, and is made when the next bundle is opened."""
+    files.lake.curated.upload("files/a.txt", b"hello")
+    session = open_session(files.scope)
+    if kind == "read":
+        file = files.system.open(files.path("a.txt"))
+        assert file.read(2) == b"he"
+    else:
+        file = files.system.create(files.path("b.txt"))
+        file.write(b"hello")
+    circle: list[Any] = [file]
+    circle.append(circle)
+    del file, circle
+    with session._record_lock, session._trail._lock, session._counts_lock:
+        gc.collect()
+    assert files.system.exists(files.path("b.txt")) is False
+    ends = [record.get("outcome") for record in files.records("bundle_opened", "bundle_closed")]
+    assert ends == [None, "abandoned", None, "ok"]
+
+
 def test_each_access_is_in_the_trail(files: Files) -> None:
     """Written, read, copied, deleted: with path, version and request ids, in bundles that are closed."""
     with files.system.create(files.path("a.txt")) as file:
