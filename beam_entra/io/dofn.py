@@ -13,7 +13,7 @@ from apache_beam.metrics import Metrics
 from beam_entra.errors import AuditError, ConfigError, Diagnosis
 from beam_entra.identity import STORAGE_AUDIENCE, AccessToken
 from beam_entra.io.options import EntraOptions
-from beam_entra.session import BundleSession, JobScope, Session, open_session, tally
+from beam_entra.session import BundleSession, JobScope, Session, has_ended, open_session, tally
 
 __all__ = ["METRICS_NAMESPACE", "Scoped", "ScopedDoFn", "count", "scope_of"]
 
@@ -89,6 +89,11 @@ class ScopedDoFn(beam.DoFn):  # type: ignore[misc]  # Beam's DoFn is untyped
                 raise ConfigError(
                     f"{type(self).__name__} has no job scope",
                     Diagnosis(hint=f"apply it as beam_entra.Scoped({type(self).__name__}(...)) in place of beam.ParDo"),
+                )
+            if has_ended(self.scope.job):
+                raise ConfigError(
+                    f"job {self.scope.job} has ended in this process, and its audit with it",
+                    Diagnosis(hint="its runner goes on with it: see that it ends the job"),
                 )
             self._session = open_session(self.scope)
         return self._session

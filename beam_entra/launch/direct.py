@@ -23,16 +23,22 @@ from apache_beam.runners.portability.local_job_service import SubprocessSdkWorke
 from beam_entra.errors import Diagnosis, WorkerLost
 from beam_entra.session import JobScope
 
-__all__ = ["lost_worker"]
+__all__ = ["lost_worker", "workers_at_work"]
 
 _SCOPE = "beam:option:entra_job_scope:v1"
 _AGAIN_S = 0.2
 _LOST: dict[str, WorkerLost] = {}
+_AT_WORK: dict[object, str | None] = {}  # to the job of each
 
 
 def lost_worker(job: str) -> WorkerLost | None:
     """What became of the job's workers, if one of them died while it ran here; told once."""
     return _LOST.pop(job, None)
+
+
+def workers_at_work(job: str) -> int:
+    """How many worker processes of the job have not ended. None has, once its launcher has left it without a hurry."""
+    return list(_AT_WORK.values()).count(job)
 
 
 @WorkerHandler.register_environment(python_urns.SUBPROCESS_SDK, bytes)
@@ -53,10 +59,13 @@ class _WatchedWorkerHandler(SubprocessSdkWorkerHandler):  # type: ignore[misc]  
 
     def _watch(self) -> None:
         ended = "Worker subprocess exited with return code 0"
+        _AT_WORK[self] = self._job()
         try:
             self.worker.run()
         except Exception as failure:  # noqa: BLE001 - Beam's, with the exit code; or no process could be started
             ended = str(failure)
+        finally:
+            del _AT_WORK[self]
         if not self._closing.is_set():  # what it does when the job is over anyway is no cause of anything
             self._end_job(ended)
 
@@ -70,9 +79,9 @@ class _WatchedWorkerHandler(SubprocessSdkWorkerHandler):  # type: ignore[misc]  
                 " again: DirectRunner does not start a worker twice, and bundles that ended well are not kept"
             ),
         )
-        scope = dict(self.provision_info.provision_info.pipeline_options).get(_SCOPE)
-        if scope:
-            _LOST.setdefault(JobScope.from_json(scope).job, lost)
+        job = self._job()
+        if job:
+            _LOST.setdefault(job, lost)
         self.data_conn._exception = lost
         while True:
             for answer in list(self.control_conn._futures_by_id.values()):
@@ -82,6 +91,10 @@ class _WatchedWorkerHandler(SubprocessSdkWorkerHandler):  # type: ignore[misc]  
                     self.data_conn._to_send.get_nowait()
             if self._closing.wait(_AGAIN_S):
                 return
+
+    def _job(self) -> str | None:
+        scope = dict(self.provision_info.provision_info.pipeline_options).get(_SCOPE)
+        return JobScope.from_json(scope).job if scope else None
 
     def close(self) -> None:
         self._closing.set()

@@ -26,6 +26,8 @@ from apache_beam.runners.direct.direct_runner import BundleBasedDirectRunner, Di
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 from apache_beam.runners.portability.job_server import StopOnExitJobServer
 from apache_beam.runners.portability.prism_runner import PrismJobServer
+from apache_beam.runners.runner import PipelineState
+from apache_beam.utils.subprocess_server import SubprocessServer
 
 __all__ = ["LaunchedJob", "leaves_job", "quiet_reader"]
 
@@ -33,11 +35,18 @@ _T = TypeVar("_T")
 _LOGGER = logging.getLogger(__name__)
 _READS_MESSAGES = "wait_until_finish_read"  # the name of Beam's thread for what a job server says of a job
 _READS_OUTPUT = "(log_stdout)"  # what the name of its thread for a job server's output ends with
-_LONGEST_CANCEL_S = 8.0
-_LONGEST_S = 25.0  # for all; who sends SIGTERM may kill after half a minute
+_LONGEST_CANCEL_S = 5.0
+_LONGEST_ANSWER_S = 2.0
+_AGAIN_S = 0.1
+_LONGEST_S = 20.0  # for all; who sends SIGTERM may kill after half a minute, and the seal is still to be made
+_REFUSALS = {
+    *("INVALID_ARGUMENT", "NOT_FOUND", "ALREADY_EXISTS", "PERMISSION_DENIED", "UNAUTHENTICATED"),
+    *("RESOURCE_EXHAUSTED", "FAILED_PRECONDITION", "OUT_OF_RANGE", "UNIMPLEMENTED"),
+}
+_BEAMS_START = StopOnExitJobServer.start
 
 _here = threading.local()  # `servers`: those of the job that is being handed over in this thread
-_readers: WeakKeyDictionary[Any, list[threading.Thread]] = WeakKeyDictionary()  # of each server's output
+_readers: WeakKeyDictionary[Any, threading.Thread | None] = WeakKeyDictionary()  # of each server's output
 
 
 def leaves_job(failure: BaseException) -> bool:
@@ -61,7 +70,7 @@ class LaunchedJob:
     def handing_over(self) -> Iterator[None]:
         """Have a job server that Beam starts in this thread be this job's, and Ctrl-C not stop it.
 
-        Beam has no option for the latter; this changes one method of it, for all pipelines of the process.
+        Beam has no option for the latter: one method of it is changed, for jobs that are handed over like this.
         """
         StopOnExitJobServer.start = _start
         outer = getattr(_here, "servers", None)
@@ -72,7 +81,7 @@ class LaunchedJob:
             _here.servers = outer
 
     def stop(self, result: Any, failure: BaseException) -> str:
-        """Cancel the job, and stop the job server if Beam has started it. Takes half a minute at most.
+        """Cancel the job; and after an interrupt stop the job server if Beam has started it. Takes 20 s at most.
 
         Args:
             result: What the runner gave for the job; None if it has not done so yet.
@@ -82,18 +91,22 @@ class LaunchedJob:
             Where workers of the job may still be at work, what is known of it; else empty.
         """
         until = time.monotonic() + _LONGEST_S
-        if self._servers:
-            _LOGGER.warning("stopping the job, and the job server that Beam has started for it: up to %d s", _LONGEST_S)
-        left = "the job was on its way to its runner" if _is_interrupt(failure) else ""
+        stops = bool(self._servers) and _is_interrupt(failure)  # others may use it, if only this job has lost it
+        if stops:
+            what = "the job, and the job server that Beam has started for it"
+            _LOGGER.warning("stopping %s: %d s at most", what, _LONGEST_S)
+        left = "" if _was_refused(failure) else "the job was on its way to its runner"
         if result is not None:
-            cancelling = _begin(lambda: _cancel(result))
-            left = "the job was not cancelled: its runner does not answer"
-            with suppress(TimeoutError):
-                left = cancelling.result(_LONGEST_CANCEL_S)
-        for server in self._servers:
-            _stop(server, until)
-        workers_have_ended = self._are_here() or (self._are_of_prism() and self._all_ended(until))
-        return "" if workers_have_ended else left
+            left = _cancel(result)
+        outputs = [_Output(server) for server in self._servers]
+        if stops:
+            for server in self._servers:
+                _stop(server, until)
+        if self._are_here():
+            return ""
+        if stops and self._are_of_prism() and all(output.has_ended(until) for output in outputs):
+            return ""
+        return left
 
     def _are_here(self) -> bool:
         """Whether the workers are threads of this process."""
@@ -114,12 +127,36 @@ class LaunchedJob:
     def _is_prism(self) -> bool:
         return bool(self._servers) and all(isinstance(each._job_server, PrismJobServer) for each in self._servers)
 
-    def _all_ended(self, until: float) -> bool:
-        """Whether nobody can write to the servers' output any more, as their readers find."""
-        readers = [_readers.get(server) for server in self._servers]
-        for reader in (reader for each in readers for reader in each or ()):
-            reader.join(max(until - time.monotonic(), 0))
-        return all(each and not any(reader.is_alive() for reader in each) for each in readers)
+
+class _Output:
+    """What a job server and the processes that it has started print: one pipe, which ends when the last of them does.
+
+    A thread of Beam's logs it. That the thread has ended is no proof, since it dies of a line that it cannot log.
+    """
+
+    def __init__(self, server: Any) -> None:
+        self._pipe: Any = None
+        self._reader = _readers.get(server)
+        own = getattr(server._job_server, "_server", None)
+        if isinstance(own, SubprocessServer):
+            entry = own._cache._cache.get((tuple(own._cmd), own._port, own._logger))
+            process = entry.obj[0] if entry is not None else None
+            self._pipe = None if process is None else process.stdout
+
+    def has_ended(self, until: float) -> bool:
+        """Whether nobody can write to it any more; waits for that."""
+        if self._pipe is None:
+            return False
+        if self._reader is not None:  # who logs what there is
+            self._reader.join(max(until - time.monotonic(), 0))
+        with suppress(Exception):  # closed by somebody, or time is up
+            return _begin(self._read_on).result(max(until - time.monotonic(), 0))
+        return False
+
+    def _read_on(self) -> bool:
+        while self._pipe.read1(1 << 16):
+            pass
+        return True
 
 
 @contextmanager
@@ -143,20 +180,26 @@ def quiet_reader() -> Iterator[None]:
 
 
 def _start(server: Any) -> Any:
-    """`StopOnExitJobServer.start`, but for the handler of Ctrl-C; and it notes whose the server is."""
-    with server._lock:
+    """As Beam's; for a job of ours without the handler of Ctrl-C, and it notes that the server is the job's."""
+    servers: list[Any] | None = getattr(_here, "servers", None)
+    if servers is None:
+        return _BEAMS_START(server)
+    if not server._lock.acquire(timeout=_LONGEST_S):
+        raise RuntimeError("the job server that Beam has started for an earlier job is still being stopped")
+    try:
         if not server._started:
             others = threading.enumerate()
             server._endpoint = server._job_server.start()
             server._started = True
             atexit.register(server.stop)
-            found = [each for each in threading.enumerate() if each not in others]
-            _readers[server] = [each for each in found if each.name.endswith(_READS_OUTPUT)]
+            found = (each for each in threading.enumerate() if each not in others)
+            _readers[server] = next((each for each in found if each.name.endswith(_READS_OUTPUT)), None)
         elif signal.getsignal(signal.SIGINT) == server._sigint_handler:  # a plain pipeline has started it
-            with suppress(ValueError):  # not in the main thread
+            with suppress(ValueError, TypeError):  # not in the main thread, or what was before is not Python's
                 signal.signal(signal.SIGINT, server._original_sigint_handler)
-    servers = getattr(_here, "servers", None)
-    if servers is not None and server not in servers:
+    finally:
+        server._lock.release()
+    if server not in servers:
         servers.append(server)
     return server._endpoint
 
@@ -173,16 +216,28 @@ def _stop(server: Any, until: float) -> None:
 
 
 def _cancel(result: Any) -> str:
+    """Have the runner cancel the job; what is known of it then."""
     try:
-        result.cancel()
-        said = f"the runner was told to cancel the job, and reports it as {result.state}"
+        _begin(result.cancel).result(_LONGEST_CANCEL_S)
+    except TimeoutError:
+        return "whether the job is cancelled is not known: its runner does not answer"
     except grpc.RpcError as unknown:
-        return f"the job was not cancelled: its job server does not answer ({unknown.code().name})"
+        return f"whether the job is cancelled is not known: its job server does not answer ({_code(unknown)})"
     except Exception as refused:  # noqa: BLE001 - Dataflow's and others' own; why the launcher stops is the error to raise
         return f"the runner could not cancel the job ({type(refused).__name__})"
-    with suppress(Exception):  # Beam keeps what it is told, for when the server is gone
-        result.metrics()
+    said = "the runner was told to cancel the job"
+    with suppress(Exception):
+        said += f", and reports it as {_begin(lambda: _last_state(result)).result(2 * _LONGEST_ANSWER_S)}"
+        _begin(result.metrics).result(_LONGEST_ANSWER_S)  # Beam keeps what it is told, for when the server is gone
     return said
+
+
+def _last_state(result: Any) -> str:
+    """What becomes of a job that was cancelled, which may take its runner a moment."""
+    until = time.monotonic() + _LONGEST_ANSWER_S
+    while not PipelineState.is_terminal(state := str(result.state)) and time.monotonic() < until:
+        time.sleep(_AGAIN_S)
+    return state
 
 
 def _begin(deed: Callable[[], _T]) -> Future[_T]:
@@ -197,6 +252,16 @@ def _begin(deed: Callable[[], _T]) -> Future[_T]:
 
     threading.Thread(target=work, name="beam-entra-job-server", daemon=True).start()
     return done
+
+
+def _was_refused(failure: BaseException) -> bool:
+    """Whether this is a job server's refusal to take a job, rather than silence or an interrupt."""
+    return isinstance(failure, grpc.RpcError) and _code(failure) in _REFUSALS
+
+
+def _code(error: grpc.RpcError) -> str:
+    code = getattr(error, "code", None)
+    return str(code().name) if callable(code) and code() is not None else "UNKNOWN"
 
 
 def _is_interrupt(failure: BaseException) -> bool:

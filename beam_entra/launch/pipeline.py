@@ -366,11 +366,16 @@ class ScopedPipeline(beam.Pipeline):  # type: ignore[misc]  # Beam's Pipeline is
         if self._job is None or failure is None or not leaves_job(failure):
             return ""
         try:
-            return self._job.stop(self.result, failure)
-        except KeyboardInterrupt:
+            left = self._job.stop(self.result, failure)
+        except (KeyboardInterrupt, SystemExit):
             return "it was not waited for the job's end: there was another interrupt"
         except Exception as unstopped:  # noqa: BLE001 - why the launcher ends is the error to raise
             return f"the job could not be stopped ({type(unstopped).__name__})"
+        if self._own_workers and not left:
+            from beam_entra.launch.direct import workers_at_work  # noqa: PLC0415  # as above
+
+            left = f"{workers} worker processes have not ended" if (workers := workers_at_work(self.scope.job)) else ""
+        return left
 
     @property
     def _any_record(self) -> bool:

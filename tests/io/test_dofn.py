@@ -171,6 +171,22 @@ def test_a_bundle_that_the_runner_gave_up_is_recorded_as_abandoned(lake: Any, sc
     assert outcomes(lake, scope) == ["abandoned", "ok", "abandoned"]
 
 
+def test_a_bundle_that_comes_after_the_jobs_end_is_refused(lake: Any, scope: JobScope) -> None:
+    """A runner may go on with a job that was cancelled and sealed: what it read then would come behind the seal."""
+    fn = Read().scoped(scope, "Read")
+    fn.setup()
+    fn.start_bundle()
+    fn.bundle()
+    fn.finish_bundle()
+    close_session(scope.job)
+    before = lake.audit.list()
+    for late in (fn, Read().scoped(scope, "Read")):
+        late.start_bundle()
+        with pytest.raises(BeamEntraError, match=r"has ended|is closed"):
+            late.bundle()
+    assert lake.audit.list() == before
+
+
 def test_a_bundle_that_needs_no_access_leaves_no_record(lake: Any, scope: JobScope) -> None:
     """No token is asked for, and no segment made, for work that touches nothing."""
     fn = Read().scoped(scope, "Read")

@@ -16,6 +16,7 @@ from apache_beam.runners.portability.fn_api_runner.worker_handlers import Worker
 
 import beam_entra.launch.direct
 from beam_entra.errors import WorkerLost
+from beam_entra.launch.direct import workers_at_work
 from tests.launch.test_runners import RUNNERS
 
 TIME_S = 90
@@ -61,3 +62,19 @@ def test_a_job_that_ends_while_a_worker_starts_has_an_end() -> None:
     ending.join(TIME_S)
     assert not ending.is_alive()
     assert not worker.worker_thread.is_alive(), "the process has ended"
+
+
+def test_worker_processes_are_known_until_they_have_ended(lake: Any) -> None:
+    """Each to its job: what one still records would come behind the seal."""
+    scope = lake.pipeline().scope
+    info = beam_provision_api_pb2.ProvisionInfo()
+    info.pipeline_options.update({"beam:option:entra_job_scope:v1": scope.to_json()})
+    environment = beam_runner_api_pb2.Environment(urn=python_urns.SUBPROCESS_SDK, payload=HARNESS.encode())
+    workers = WorkerHandlerManager({"here": environment}, job_provision_info=ExtendedProvisionInfo(info))
+    workers.get_worker_handlers("here", 1)
+    try:
+        assert workers_at_work(scope.job) == 1
+        assert workers_at_work("another") == 0
+    finally:
+        workers.close_all()
+    assert workers_at_work(scope.job) == 0

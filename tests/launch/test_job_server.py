@@ -13,6 +13,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -27,6 +28,7 @@ from apache_beam.runners.portability.job_server import StopOnExitJobServer
 from apache_beam.runners.portability.portable_runner import PipelineResult
 from apache_beam.runners.portability.prism_runner import PrismJobServer, PrismRunner
 from apache_beam.utils import subprocess_server
+from apache_beam.utils.subprocess_server import SubprocessServer
 
 from beam_entra.launch import job_server
 from beam_entra.launch.job_server import LaunchedJob, leaves_job, quiet_reader
@@ -41,6 +43,8 @@ class Jobs(beam_job_api_pb2_grpc.JobServiceServicer):  # type: ignore[misc]  # g
 
     def __init__(self) -> None:
         self.cancelled = threading.Event()
+        self.takes_effect = threading.Event()
+        self.takes_effect.set()
         self.answers = threading.Event()
         self.answers.set()
 
@@ -50,7 +54,8 @@ class Jobs(beam_job_api_pb2_grpc.JobServiceServicer):  # type: ignore[misc]  # g
         self.cancelled.wait()
 
     def GetState(self, request: Any, context: Any) -> Any:  # noqa: N802  # likewise
-        cancelled = self.cancelled.is_set()
+        cancelled = self.cancelled.is_set() and self.takes_effect.wait(0.3)
+        self.takes_effect.set()
         state = beam_job_api_pb2.JobState.CANCELLED if cancelled else beam_job_api_pb2.JobState.RUNNING
         return beam_job_api_pb2.JobStateEvent(state=state)
 
@@ -71,11 +76,15 @@ class Served:
         self.stops = 0
         self.may_end = threading.Event()
         self.may_end.set()
-        self.has_ended = threading.Event()
 
     def start(self) -> Any:
-        """The way to it; like Beam's it has a thread that reads what is printed, until nobody can print any more."""
-        threading.Thread(target=self.has_ended.wait, name="Thread-1 (log_stdout)").start()
+        """The way to it; like Beam's it has a pipe, which ends when nobody can print any more."""
+        self._server = SubprocessServer(None, [str(id(self))])
+        self._printed, self._prints = os.pipe()
+        process = SimpleNamespace(stdout=os.fdopen(self._printed, "rb"))
+        self._entry = (tuple(self._server._cmd), None, self._server._logger)
+        SubprocessServer._cache._cache[self._entry] = SimpleNamespace(obj=(process, ""), owners=set())
+        self._process = process
         self._grpc = grpc.server(ThreadPoolExecutor())
         beam_job_api_pb2_grpc.add_JobServiceServicer_to_server(self.jobs, self._grpc)
         self._channel = grpc.insecure_channel(f"127.0.0.1:{self._grpc.add_insecure_port('127.0.0.1:0')}")
@@ -86,9 +95,14 @@ class Served:
         """End it."""
         self.stops += 1
         self.may_end.wait()
-        self._grpc.stop(None).wait()
-        self.has_ended.set()
-        self._channel.close()
+        self.end()
+
+    def end(self) -> None:
+        """Once."""
+        if SubprocessServer._cache._cache.pop(self._entry, None) is not None:
+            self._grpc.stop(None).wait()
+            self._channel.close()
+            os.close(self._prints)
 
 
 class Prism(Served, PrismJobServer):  # type: ignore[misc]  # Beam's is untyped
@@ -102,7 +116,7 @@ class Flink(Served, FlinkJarJobServer):  # type: ignore[misc]  # likewise
 @pytest.fixture(autouse=True)
 def no_trace(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Leave Beam's class and the handler of Ctrl-C as they were."""
-    monkeypatch.setattr(StopOnExitJobServer, "start", StopOnExitJobServer.start)
+    monkeypatch.setattr(StopOnExitJobServer, "start", job_server._BEAMS_START)
     before = signal.getsignal(signal.SIGINT)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
@@ -116,8 +130,8 @@ def made() -> Iterator[list[Served]]:
     yield made
     for each in made:
         each.may_end.set()
-        if hasattr(each, "_grpc"):
-            Served.stop(each)
+        each.end()
+        each._process.stdout.close()
 
 
 @pytest.fixture
@@ -140,7 +154,6 @@ def launch(made: list[Served]) -> Callable[..., tuple[LaunchedJob, PipelineResul
 def briefly(monkeypatch: pytest.MonkeyPatch) -> None:
     """Wait a moment only for what does not end."""
     monkeypatch.setattr(job_server, "_LONGEST_S", 0.3)
-    monkeypatch.setattr(job_server, "_LONGEST_CANCEL_S", 0.2)
 
 
 @pytest.mark.timeout(60)
@@ -171,8 +184,8 @@ def test_a_lock_of_grpc_that_nobody_opens_keeps_no_launch_from_its_end(
     assert job.stop(result, CTRL_C) == TOLD
     assert served.stops == 1
     assert at_exit == [], "at exit it would be waited for"
-    served.has_ended.set()
-    assert job.stop(result, CTRL_C) == "", "nobody can write to its pipe any more"
+    with pytest.raises(RuntimeError, match="still being stopped"), job.handing_over():
+        job._servers[0].start()
 
 
 @pytest.mark.timeout(60)
@@ -197,13 +210,14 @@ def test_another_interrupt_does_not_leave_the_stop_to_the_exit(
     assert at_exit == []
 
 
-PRINTS_AND_STARTS_A_WORKER = """
+STARTS_A_WORKER = """
 import subprocess, sys
 from concurrent.futures import ThreadPoolExecutor
 import grpc
 server = grpc.server(ThreadPoolExecutor())
 server.add_insecure_port(f"127.0.0.1:{sys.argv[1]}")
 subprocess.Popen(["sh", "-c", "cat $0", sys.argv[2]])
+print(sys.argv[3], flush=True)
 server.start()
 server.wait_for_termination()
 """
@@ -212,14 +226,14 @@ server.wait_for_termination()
 class Started(PrismJobServer):  # type: ignore[misc]  # Beam's is untyped
     """A process in the place of Prism; its worker, which a shell has started, works until the FIFO is written to."""
 
-    def __init__(self, fifo: Path) -> None:
+    def __init__(self, fifo: Path, prints: str) -> None:
         super().__init__(PipelineOptions())
-        self._fifo = fifo
+        self._arguments = [str(fifo), prints]
 
     def subprocess_cmd_and_endpoint(self) -> tuple[list[str], str]:
         """The command, and where it listens."""
         (port,) = subprocess_server.pick_port(None)
-        return [sys.executable, "-c", PRINTS_AND_STARTS_A_WORKER, str(port), str(self._fifo)], f"localhost:{port}"
+        return [sys.executable, "-c", STARTS_A_WORKER, str(port), *self._arguments], f"localhost:{port}"
 
 
 @pytest.fixture
@@ -228,28 +242,42 @@ def spawned(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[subprocess.Popen[b
     spawned: list[subprocess.Popen[bytes]] = []
 
     def spawn(*args: Any, **named: Any) -> subprocess.Popen[bytes]:
-        spawned.append(subprocess.Popen(*args, **named))
+        spawned.append(subprocess.Popen(*args, **named, start_new_session=True))
         return spawned[-1]
 
     monkeypatch.setattr(subprocess_server, "subprocess", SimpleNamespace(**vars(subprocess) | {"Popen": spawn}))
     yield spawned
     for each in spawned:
+        with suppress(ProcessLookupError):
+            os.killpg(each.pid, signal.SIGKILL)
         each.wait()
         assert each.stdout is not None
         each.stdout.close()
 
 
-@pytest.mark.parametrize("ends", [True, False], ids=["a worker ends", "a worker goes on"])
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.parametrize(
+    ("ends", "prints"),
+    [(True, "hello"), (False, "hello"), (False, '{"level": "info", "msg": "", "time": "2026-01-01"}')],
+    ids=["a worker ends", "a worker goes on", "Beam cannot log what is printed"],
+)
 def test_the_worker_processes_of_prism_end_before_the_seal(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spawned: list[subprocess.Popen[bytes]], ends: bool
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    spawned: list[subprocess.Popen[bytes]],
+    ends: bool,
+    prints: str,
 ) -> None:
     """They have the other end of the pipe that Beam reads: while one goes on, it may still record."""
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
     job = LaunchedJob(PrismRunner(), PipelineOptions(environment_type="PROCESS"))
-    before = threading.enumerate()
     with job.handing_over():
-        StopOnExitJobServer(Started(fifo)).start()
+        StopOnExitJobServer(Started(fifo, prints)).start()
+    (reader,) = (job_server._readers[server] for server in job._servers)
+    if prints != "hello" and reader is not None:
+        reader.join(20)
+    assert (reader is not None and reader.is_alive()) is (prints == "hello")
     with fifo.open("w", encoding="utf-8") as work:
         if ends:
             threading.Timer(3, work.close).start()
@@ -258,10 +286,9 @@ def test_the_worker_processes_of_prism_end_before_the_seal(
         else:
             monkeypatch.setattr(job_server, "_LONGEST_S", 4.0)
             assert job.stop(None, CTRL_C) == ON_ITS_WAY
-    assert spawned[0].poll() is not None
-    for each in threading.enumerate():
-        if each not in before and each.name.endswith("(log_stdout)"):
-            each.join()
+    assert spawned[0].wait(60) is not None
+    if reader is not None:
+        reader.join(60)
 
 
 @pytest.mark.parametrize(
@@ -327,14 +354,42 @@ def test_a_job_in_this_process_is_not_waited_for(runner: type[Any]) -> None:
     assert LaunchedJob(runner(), PipelineOptions()).stop(None, CTRL_C) == ""
 
 
-def test_a_runner_that_would_not_take_the_job_has_none() -> None:
-    """What it raised is no interrupt."""
-    assert LaunchedJob(PrismRunner(), PipelineOptions()).stop(None, grpc.RpcError()) == ""
+class Failed(grpc.RpcError):  # type: ignore[misc]  # grpc is untyped
+    """What a call ended with."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def code(self) -> grpc.StatusCode:
+        """As of the answer, or for want of one."""
+        return grpc.StatusCode[self._name]
 
 
-@pytest.mark.usefixtures("briefly")
-def test_a_job_server_that_does_not_answer_is_stopped(launch: Callable[..., Any]) -> None:
+@pytest.mark.parametrize(
+    ("failure", "left"),
+    [
+        (Failed("INVALID_ARGUMENT"), ""),
+        (Failed("UNIMPLEMENTED"), ""),
+        (Failed("UNAVAILABLE"), ON_ITS_WAY),
+        (Failed("UNKNOWN"), ON_ITS_WAY),
+        (grpc.RpcError(), ON_ITS_WAY),
+        (SystemExit(), ON_ITS_WAY),
+    ],
+    ids=lambda value: getattr(value, "_name", None),
+)
+def test_a_job_that_was_refused_runs_nowhere(launch: Callable[..., Any], failure: BaseException, left: str) -> None:
+    """Where the connection is lost instead, the request may have arrived. The server may have other jobs."""
+    job, _, served = launch(environment_type="PROCESS")
+    assert job.stop(None, failure) == (left if not isinstance(failure, SystemExit) else "")
+    assert served.stops == isinstance(failure, SystemExit)
+    assert LaunchedJob(PrismRunner(), PipelineOptions()).stop(None, failure) == left
+
+
+def test_a_job_server_that_does_not_answer_is_stopped(
+    launch: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Nobody waits for it without an end."""
+    monkeypatch.setattr(job_server, "_LONGEST_CANCEL_S", 0.2)
     job, result, served = launch(environment_type="EXTERNAL")
     served.jobs.answers.clear()
     try:
@@ -342,6 +397,13 @@ def test_a_job_server_that_does_not_answer_is_stopped(launch: Callable[..., Any]
     finally:
         served.jobs.answers.set()
     assert served.stops == 1
+
+
+def test_a_job_that_is_not_cancelled_at_once_is_asked_again(launch: Callable[..., Any]) -> None:
+    """Flink's job server says RUNNING for a moment."""
+    job, result, served = launch(environment_type="EXTERNAL")
+    served.jobs.takes_effect.clear()
+    assert job.stop(result, CTRL_C) == TOLD
 
 
 def test_what_a_job_has_counted_is_asked_before_its_server_is_stopped(launch: Callable[..., Any]) -> None:
@@ -357,15 +419,17 @@ def test_a_server_that_a_plain_pipeline_has_started_stops_no_more_in_the_handler
     signal.signal(signal.SIGINT, lambda number, frame: heard.append(number))
     made.append(Prism())
     shared = StopOnExitJobServer(made[0])
-    shared._endpoint, shared._started = made[0].start(), True
-    signal.signal(signal.SIGINT, shared._sigint_handler)
+    with LaunchedJob(PrismRunner(), PipelineOptions()).handing_over():
+        pass
+    shared.start()
+    assert signal.getsignal(signal.SIGINT) == shared._sigint_handler, "for plain pipelines all is as Beam has it"
     job = LaunchedJob(PrismRunner(), PipelineOptions(environment_type="PROCESS"))
     with job.handing_over():
         shared.start()
     signal.raise_signal(signal.SIGINT)
     assert heard == [signal.SIGINT]
     assert made[0].stops == 0
-    assert job.stop(None, CTRL_C) == ON_ITS_WAY, "nobody knows who reads its output"
+    assert job.stop(None, CTRL_C) == ""
     assert made[0].stops == 1
 
 

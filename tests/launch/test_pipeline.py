@@ -190,8 +190,12 @@ def test_an_interrupt_while_the_job_is_handed_over_leaves_its_trail_open(lake: A
 
 @pytest.mark.parametrize(
     ("error", "says"),
-    [(KeyboardInterrupt(), "there was another interrupt"), (MemoryError(), "could not be stopped (MemoryError)")],
-    ids=["Ctrl-C", "error"],
+    [
+        (KeyboardInterrupt(), "there was another interrupt"),
+        (SystemExit(), "there was another interrupt"),
+        (MemoryError(), "could not be stopped (MemoryError)"),
+    ],
+    ids=lambda value: type(value).__name__,
 )
 def test_whatever_happens_while_a_job_is_stopped_its_trail_is_left_open_and_said_to_be(
     lake: Any, monkeypatch: pytest.MonkeyPatch, error: BaseException, says: str
@@ -206,6 +210,21 @@ def test_whatever_happens_while_a_job_is_stopped_its_trail_is_left_open_and_said
         _, noted = interrupt(lake, Elsewhere(channel))
     assert says in noted
     assert "is not sealed" in noted
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_interrupt_that_leaves_worker_processes_of_its_own_leaves_the_trail_open(
+    lake: Any, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    """The first interrupt waits for them, another does not."""
+    monkeypatch.setattr(LaunchedJob, "stop", lambda *_: "")
+    monkeypatch.setattr("beam_entra.launch.direct.workers_at_work", lambda job: workers)
+    options = EntraOptions(["--direct_running_mode=multi_processing"])
+    pipeline = ScopedPipeline(OnItsWay(), options, access_manifest=lake.manifest())
+    with pytest.raises(KeyboardInterrupt) as caught, pipeline as p:
+        p | beam.Create([1])
+    assert ("2 worker processes have not ended" in caught.value.__notes__[-1]) is bool(workers)
+    assert ("is not sealed" in caught.value.__notes__[-1]) is bool(workers)
 
 
 def test_a_job_whose_job_server_is_lost_is_not_sealed(lake: Any) -> None:
