@@ -215,7 +215,7 @@ def test_ctrl_c_while_prism_works(
         done = ended(launched)
     assert done.status == status, done.said
     assert "sealed, digest" in done.err
-    assert not processes or "\nTraceback" not in done.err
+    assert "wait_until_finish_read" not in done.err, "a thread of Beam's that has lost its job server"
     assert bool(boot.pids()) is processes
     assert not [pid for pid in boot.pids() if is_at_work(pid)]
     assert shop.report()["outcome"] == "interrupted"
