@@ -2,8 +2,8 @@
 
 Beam stops a job server of its own, such as Prism, in the handler of Ctrl-C, hence between any two steps of the main
 thread. That closes the connection to it, which waits for a thread of gRPC; and where the main thread was interrupted
-with a lock of gRPC's in hand, that thread waits for the lock, and nothing ends: of a hundred launchers that waited for
-Prism, two hung. So Beam gets no such handler here. The job is cancelled, and the server stopped, when the main thread
+with a lock of gRPC's in hand, that thread waits for the lock, and nothing ends: of forty launchers that waited for
+Prism, one hung. So Beam gets no such handler here. The job is cancelled, and the server stopped, when the main thread
 has left what it was at.
 """
 
