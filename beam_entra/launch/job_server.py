@@ -35,8 +35,8 @@ _T = TypeVar("_T")
 _LOGGER = logging.getLogger(__name__)
 _READS_MESSAGES = "wait_until_finish_read"  # the name of Beam's thread for what a job server says of a job
 _READS_OUTPUT = "(log_stdout)"  # what the name of its thread for a job server's output ends with
-_LONGEST_CANCEL_S = 5.0
-_LONGEST_ANSWER_S = 2.0
+_LONGEST_CANCEL_S = 5.0  # until it is taken, and again until it is done
+_LONGEST_ANSWER_S = 1.0
 _AGAIN_S = 0.1
 _LONGEST_S = 20.0  # for all; who sends SIGTERM may kill after half a minute, and the seal is still to be made
 _REFUSALS = {
@@ -227,14 +227,15 @@ def _cancel(result: Any) -> str:
         return f"the runner could not cancel the job ({type(refused).__name__})"
     said = "the runner was told to cancel the job"
     with suppress(Exception):
-        said += f", and reports it as {_begin(lambda: _last_state(result)).result(2 * _LONGEST_ANSWER_S)}"
+        state = _begin(lambda: _last_state(result)).result(_LONGEST_CANCEL_S + _LONGEST_ANSWER_S)
+        said += f", and reports it as {state}"
         _begin(result.metrics).result(_LONGEST_ANSWER_S)  # Beam keeps what it is told, for when the server is gone
     return said
 
 
 def _last_state(result: Any) -> str:
     """What becomes of a job that was cancelled, which may take its runner a moment."""
-    until = time.monotonic() + _LONGEST_ANSWER_S
+    until = time.monotonic() + _LONGEST_CANCEL_S
     while not PipelineState.is_terminal(state := str(result.state)) and time.monotonic() < until:
         time.sleep(_AGAIN_S)
     return state
