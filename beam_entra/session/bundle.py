@@ -18,7 +18,6 @@ import threading
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -603,14 +602,8 @@ class BundleSession:
             )
         return self.session.broker.get(audience)
 
-    @contextmanager
-    def _noting_refusals(self, path: str, permission: str) -> Iterator[None]:
-        try:
-            yield
-        except (NotGranted, IdentityExpired, AccessDenied, IdentityRejected) as error:
-            told = error.explained(identity=self.session.scope.identity)
-            self.deny(told, path, permission, _REFUSED_BY[type(error)])
-            raise told from None
+    def _noting_refusals(self, path: str, permission: str) -> _NotingRefusals:
+        return _NotingRefusals(self, path, permission)
 
     def _record_read(
         self, access: _Access, blob: BlobProperties, answer: Answer, start: int, end: int, *, prompt: bool = True
@@ -638,6 +631,24 @@ class BundleSession:
 def _ids(missing: BlobNotFound | None) -> dict[str, str]:
     known = missing.diagnosis if missing is not None else Diagnosis()
     return {"request_id": known.request_id or "absent", "client_request_id": known.client_request_id}
+
+
+class _NotingRefusals:
+    """Records a refusal within it, and raises it with the identity that was refused. A class, which is quickly made."""
+
+    __slots__ = ("_bundle", "_path", "_permission")
+
+    def __init__(self, bundle: BundleSession, path: str, permission: str) -> None:
+        self._bundle, self._path, self._permission = bundle, path, permission
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, (NotGranted, IdentityExpired, AccessDenied, IdentityRejected)):
+            told = error.explained(identity=self._bundle.session.scope.identity)
+            self._bundle.deny(told, self._path, self._permission, _REFUSED_BY[type(error)])
+            raise told from None
 
 
 class _Access:

@@ -446,7 +446,8 @@ class Session:
         Raises:
             AuditUnavailable: Some record is not.
         """
-        self._catch_up()
+        if self._put_off:
+            self._catch_up()
         if self._last_receipt is not None:
             self._last_receipt.wait()
 
