@@ -446,7 +446,7 @@ class Session:
         Raises:
             AuditUnavailable: Some record is not.
         """
-        if self._put_off:
+        if self._put_off:  # asked here: `token()` settles at each call
             self._catch_up()
         if self._last_receipt is not None:
             self._last_receipt.wait()
